@@ -1,0 +1,241 @@
+"""What the commands share: flags from a config dataclass, ``--config FILE``, logging, and errors as one line.
+
+A verb is ``run_verb(Config, function, argv, …)``: the dataclass says which flags there are, the function does the work.
+"""
+
+import argparse
+import dataclasses
+import logging
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from ptycho_torch.core.config import Verbosity
+from ptycho_torch.core.errors import ConfigError, PtychoError
+
+Config = TypeVar("Config", bound=Verbosity)
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+ALIASES = {"--accelerator": "--device", "--disable_mlflow": "--logger=csv"}
+"""Older spellings that users already type."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are :class:`ConfigError`, for :func:`run_verb` to print as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def run_verb(
+    config_type: type[Config], function: Callable[[Config], int | None], argv: Sequence[str] | None, prog: str
+) -> int:
+    """Parse ``argv`` into a ``config_type``, call ``function`` with it, and return the exit code.
+
+    The exit code is what ``function`` returns (None is 0), 2 for bad input with one line on stderr, 130 after ctrl-C.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    debug = "--debug" in argv
+    try:
+        config = parse(config_type, argv, prog)
+        debug = config.debug
+        set_up_logging(config)
+        return function(config) or 0
+    except PtychoError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"{prog.split()[-1]}: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"{prog.split()[-1]}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
+    """Build a ``config_type`` from flags and an optional YAML file; what is typed wins over the file.
+
+    Raises:
+        ConfigError: an unknown or missing flag, a bad value, or a ``--config`` file that cannot be used.
+    """
+    fields = {field.name: field for field in dataclasses.fields(config_type)}
+    namespace = vars(build_parser(config_type, prog).parse_args([_spelling(word) for word in argv]))
+    typed = {name: value for name, value in namespace.items() if value is not None}
+    config_file = typed.pop("config", None)
+    values = (_from_yaml(Path(config_file), config_type) if config_file else {}) | typed
+    missing = [_flag(field) for field in fields.values() if field.default is MISSING and field.name not in values]
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} missing; see {prog} --help")
+    return config_type(**values)
+
+
+def build_parser(config_type: type[Config], prog: str) -> argparse.ArgumentParser:
+    """The parser for ``config_type``. Flags that are not typed stay out of the namespace, so the file can fill them."""
+    description = (sys.modules[config_type.__module__].__doc__ and config_type.__doc__) or ""
+    parser = _Parser(prog=prog, description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    hints = typing.get_type_hints(config_type)
+    for field in dataclasses.fields(config_type):
+        help_text = field.metadata["help"]
+        if field.default not in (MISSING, None, False, True) and "default" not in help_text:
+            help_text += f" (default: {field.default})"
+        kind, choices = _kind(hints[field.name])
+        keywords: dict[str, Any] = {"help": help_text.replace("%", "%%")}
+        if kind is bool:
+            parser.add_argument(f"--{field.name}", action=_Switch, nargs=0, **keywords)
+        elif field.metadata["positional"]:
+            parser.add_argument(field.name, type=kind, nargs="?", default=None, metavar=field.name.upper(), **keywords)
+        else:
+            keywords["metavar"] = None if choices else kind.__name__.upper()
+            parser.add_argument(f"--{field.name}", type=kind, choices=choices, **keywords)
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings by name; what is typed wins over it")
+    return parser
+
+
+class _Switch(argparse.Action):
+    """``--name`` sets True, ``--no_name`` sets False."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **keywords: Any) -> None:
+        super().__init__([*option_strings, f"--no_{dest}"], dest, **keywords)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        del parser, values
+        setattr(namespace, self.dest, not str(option_string).startswith("--no_"))
+
+
+def _spelling(word: str) -> str:
+    """Bring a flag to the spelling of the dataclass: ``--batch-size=4`` becomes ``--batch_size=4``."""
+    if not word.startswith("--") or word == "--":
+        return word
+    name, equals, value = word.partition("=")
+    name = name.replace("-", "_").replace("__", "--", 1)
+    return ALIASES.get(name, name) + equals + value
+
+
+def _flag(field: "dataclasses.Field[Any]") -> str:
+    return field.name.upper() if field.metadata["positional"] else f"--{field.name}"
+
+
+def _kind(hint: Any) -> tuple[type, list[Any] | None]:
+    """The type that reads a flag's text, and the choices where the annotation is a Literal."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    if typing.get_origin(hint) is typing.Literal:
+        choices = list(typing.get_args(hint))
+        return type(choices[0]), choices
+    return hint, None
+
+
+def _from_yaml(path: Path, config_type: type[Verbosity]) -> dict[str, Any]:
+    """Settings from a YAML file, of the types that the flags would have given."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: the --config file cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the --config file is not YAML ({error})") from error
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: the --config file holds a {type(content).__name__}, expected settings by name")
+    hints = typing.get_type_hints(config_type)
+    values = {}
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        if name not in hints:
+            raise ConfigError(f"{path}: unknown setting {key}; known are {', '.join(sorted(hints))}")
+        kind, choices = _kind(hints[name])
+        if value is not None:
+            if kind is bool and not isinstance(value, bool):
+                raise ConfigError(f"{path}: {key} is {value!r}, expected true or false")
+            try:
+                value = kind(value)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"{path}: {key} is {value!r}, expected {kind.__name__}") from error
+            if choices and value not in choices:
+                raise ConfigError(f"{path}: {key} is {value!r}, expected one of {', '.join(map(str, choices))}")
+        values[name] = value
+    return values
+
+
+def resolved(config: Verbosity) -> dict[str, Any]:
+    """Every setting by name as JSON and YAML can hold it: what a run records about itself."""
+    return {
+        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()
+    }
+
+
+def write_config(path: Path, config: Verbosity) -> None:
+    """Write every setting as YAML, so that ``--config`` runs the same again."""
+    import yaml
+
+    from ptycho_torch.core.files import write_text
+
+    write_text(path, yaml.safe_dump(resolved(config), sort_keys=True))
+
+
+def set_up_logging(config: Verbosity) -> None:
+    """Send the package's log to stderr: warnings with ``--quiet``, everything with ``--debug``."""
+    level = logging.DEBUG if config.debug else logging.WARNING if config.quiet else logging.INFO
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s" if level == logging.INFO else "%(levelname)s %(message)s"))
+    logger = logging.getLogger("ptycho_torch")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(level)
+
+
+class ProgressObserver:
+    """A progress bar on a terminal; where stderr is not a terminal, a line of the log at each tenth of the way."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        self._bar = (
+            Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=console,
+            )
+            if console.is_terminal
+            else None
+        )
+        self._log = logging.getLogger("ptycho_torch")
+
+    def begin(self, task: str, total: int) -> None:
+        self._task, self._total, self._done, self._told = task, total, 0, 0
+        if self._bar:
+            self._bar.start()
+            self._bar_task = self._bar.add_task(task, total=total, figures="")
+
+    def advance(self, steps: int = 1, **figures: float) -> None:
+        text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self._done += steps
+        if self._bar:
+            self._bar.update(self._bar_task, advance=steps, **({"figures": text} if text else {}))
+        elif self._done == self._total or self._done * 10 // self._total > self._told:
+            self._told = self._done * 10 // self._total
+            self._log.info("%s: %d of %d  %s", self._task, self._done, self._total, text)
+
+    def end(self) -> None:
+        if self._bar:
+            self._bar.stop()
+
+
+def observer_for(config: Verbosity) -> Any:
+    """The observer that a command uses: silent with ``--quiet``."""
+    from ptycho_torch.core.observer import SilentObserver
+
+    return SilentObserver() if config.quiet else ProgressObserver()

@@ -1,0 +1,1 @@
+"""What every room may know: configuration, error types, progress, safe file writing. Imports no torch."""

@@ -1,0 +1,206 @@
+"""The settings of every command, as frozen dataclasses: each default stands here and nowhere else.
+
+A field made with :func:`option` carries its help text and choices; :mod:`ptycho_torch.cli` builds the flags from
+them. Fields without a default are required. Units are in the help texts.
+"""
+
+import dataclasses
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ptycho_torch.core.errors import ConfigError
+
+AxisOrder = Literal["nhw", "hwn"]
+Measurement = Literal["amplitude", "counts"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+def option(default: Any, help: str, *, positional: bool = False) -> Any:
+    """A dataclass field with its help text. ``default`` is ``MISSING`` for a required setting."""
+    return dataclasses.field(default=default, metadata={"help": help, "positional": positional})
+
+
+def require_positive(config: Any, *names: str) -> None:
+    """Raise :class:`ConfigError` unless each named setting is None or above zero."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"--{name} is {value}: it must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verbosity:
+    """What every command offers."""
+
+    quiet: bool = option(False, "no progress bar and no messages below a warning")
+    debug: bool = option(False, "show debug messages, and the traceback of an error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(Verbosity):
+    """How a scan file is to be read where the file itself leaves it open."""
+
+    axis_order: AxisOrder | None = option(
+        None, "axis order of the diffraction: nhw is (n, H, W), hwn is (H, W, n); default: found from the file"
+    )
+    measurement: Measurement | None = option(
+        None, "what the diffraction array holds; default: the file's metadata, else amplitude (integers are refused)"
+    )
+    photons_per_unit: float | None = option(
+        None,
+        "photons for one squared unit of stored amplitude; default: the file's metadata, else the integer lattice of "
+        "the data, else 1e6 photons a pattern with a warning",
+    )
+
+    def __post_init__(self) -> None:
+        require_positive(self, "photons_per_unit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Reading):
+    """Settings of ``python -m ptycho_torch.train``."""
+
+    train_data_file: Path = option(MISSING, "scan file (NPZ) to train on")
+    output_dir: Path = option(MISSING, "folder for the model bundle, history and checkpoints")
+    test_data_file: Path | None = option(
+        None, "scan file for the validation figure; default: a region of the training scan is held out"
+    )
+    max_epochs: int | None = option(None, "passes over the groups; default: the recipe's; 0 writes the untrained model")
+    n_images: int | None = option(None, "groups an epoch, drawn once by the seed; default: all")
+    gridsize: int = option(1, "g: a group is a position and its g*g-1 nearest neighbours")
+    batch_size: int | None = option(None, "groups a batch; default: the recipe's")
+    learning_rate: float = option(3e-3, "step of Adam for the network, after a short warm-up")
+    seed: int = option(0, "seed of every random choice")
+    network: str = option("lifted_unet", "name of the network: lifted_unet or unet")
+    head: str = option("residual", "how the network states the object: residual (1 + a + ib) or polar")
+    width: int = option(16, "channels of the network's finest scale")
+    loss: Literal["poisson", "amplitude"] = option("amplitude", "noise model whose negative log likelihood is minimised")
+    update_probe: bool = option(False, "learn the probe together with the network")
+    precision: Literal["fp32", "bf16"] = option("fp32", "arithmetic of the network; physics is always complex64")
+    num_workers: int = option(0, "processes that prepare batches; 0 prepares them in the main process")
+    device: Device = option("auto", "device to compute on (--accelerator is an alias); auto takes CUDA, then MPS, then CPU")
+    logger: Literal["mlflow", "tensorboard", "csv", "none"] = option(
+        "mlflow", "tracker beside history.csv, which is always written (--disable_mlflow is --logger csv)"
+    )
+    resume: bool = option(False, "go on from checkpoints/last of the output folder")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "n_images", "gridsize", "batch_size", "learning_rate", "width")
+        for name in ("max_epochs", "num_workers", "seed"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ConfigError(f"--{name} is {value}: it must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig(Reading):
+    """Settings of ``python -m ptycho_torch.inference``."""
+
+    model_path: Path = option(MISSING, "folder written by train")
+    test_data: Path = option(MISSING, "scan file (NPZ) to reconstruct")
+    output_dir: Path = option(MISSING, "folder for the reconstruction, pictures and report")
+    n_images: int | None = option(None, "groups to reconstruct, spread over the scan; default: all")
+    gridsize: int | None = option(None, "g: a group is a position and its g*g-1 nearest; default: as trained")
+    batch_size: int = option(64, "patterns computed together; the result does not depend on it")
+    precision: Literal["fp32", "bf16"] = option("fp32", "arithmetic of the network; physics is always complex64")
+    device: Device = option("auto", "device to compute on (--accelerator is an alias); auto takes CUDA, then MPS, then CPU")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "n_images", "gridsize", "batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulateConfig(Verbosity):
+    """Settings of ``python -m ptycho_torch.simulate``. None means: the preset's."""
+
+    output: Path = option(MISSING, "scan file (NPZ) to write", positional=True)
+    preset: Literal["run1084", "star", "tiny"] = option("run1084", "a set of defaults for all that follows")
+    photons: float | None = option(None, "mean photons a pattern; 0 writes the noiseless expectation")
+    seed: int = option(0, "seed of the object, the positions and the counts")
+    layout: Literal["canonical", "legacy"] = option("canonical", "key names, axis order and dtypes of the file")
+    object: str | None = option(None, "kind of object: see docs/workflows/pytorch.md")
+    probe: str | None = option(None, "kind of probe: see docs/workflows/pytorch.md")
+    trajectory: Literal["raster", "spiral", "grid"] | None = option(None, "order and pattern of the positions")
+    size: int | None = option(None, "N: side of a pattern in pixels")
+    positions: int | None = option(None, "number of scan positions")
+    overlap: float | None = option(None, "linear overlap of neighbouring probes, 0 to below 1")
+    jitter: float | None = option(None, "random displacement of each position, in steps")
+    modes: int | None = option(None, "incoherent probe modes")
+
+    def __post_init__(self) -> None:
+        require_positive(self, "size", "positions", "modes")
+        for name in ("photons", "jitter", "seed"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ConfigError(f"--{name} is {value}: it must not be negative")
+        if self.overlap is not None and not 0 <= self.overlap < 1:
+            raise ConfigError(f"--overlap is {self.overlap}: it must be at least 0 and below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribeConfig(Verbosity):
+    """Settings of ``python -m ptycho_torch.describe``."""
+
+    file: Path = option(MISSING, "scan file (NPZ) to describe", positional=True)
+    json: bool = option(False, "machine-readable output, the same bytes for the same file")
+    stats: bool = option(True, "read the arrays; --no_stats reads their headers only")
+    axis_order: AxisOrder | None = option(None, "axis order of the diffraction, where the file leaves it open")
+    measurement: Measurement | None = option(None, "what the diffraction array holds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig(Verbosity):
+    """Settings of ``python -m ptycho_torch.convert``."""
+
+    source: Path = option(MISSING, "foreign NPZ file, also compressed as .npz.bz2", positional=True)
+    destination: Path = option(MISSING, "canonical scan file to write", positional=True)
+    diffraction_key: str | None = option(None, "key of the patterns; default: diffraction, diff3d or data")
+    probe_key: str | None = option(None, "key of the probe; default: probeGuess or probe")
+    object_key: str | None = option(None, "key of the object; default: objectGuess or object, if there")
+    positions_key: str | None = option(None, "key of an (n, 2) array of (y, x); default: scan or positions, if there")
+    x_key: str | None = option(None, "key of the column coordinates; default: xcoords")
+    y_key: str | None = option(None, "key of the row coordinates; default: ycoords")
+    mask_key: str | None = option(None, "key of the mask, True where a pixel counts; default: mask, if there")
+    axis_order: AxisOrder | None = option(None, "axis order of the patterns; default: found from the file")
+    measurement: Measurement | None = option(None, "what the patterns hold; needed unless the file's metadata say it")
+    photons_per_unit: float | None = option(
+        None, "photons for one count, or for one squared unit of amplitude; default: 1 for counts, else left open"
+    )
+    origin: Literal["centred", "corner"] = option("centred", "where zero frequency lies in the patterns")
+    flip_y: bool = option(False, "turn the rows of each pattern round")
+    flip_x: bool = option(False, "turn the columns of each pattern round")
+    transpose: bool = option(False, "exchange rows and columns of each pattern (after the flips)")
+    swap_xy: bool = option(False, "exchange the two coordinates (before negation and scale)")
+    negate_y: bool = option(False, "turn the sign of the row coordinate")
+    negate_x: bool = option(False, "turn the sign of the column coordinate")
+    position_unit: Literal["pixel", "metre"] = option("pixel", "unit of the coordinates in the file")
+    pixel_size: float | None = option(None, "object pixel in metres; needed where positions are in metres")
+    position_scale: float = option(1.0, "factor on both coordinates, after the unit")
+
+    def __post_init__(self) -> None:
+        require_positive(self, "photons_per_unit", "pixel_size", "position_scale")
+        if self.position_unit == "metre" and self.pixel_size is None:
+            raise ConfigError("--position_unit metre needs the object's pixel in metres: set --pixel_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Reading):
+    """Settings of ``python -m ptycho_torch.evaluate``."""
+
+    reconstruction: Path = option(MISSING, "reconstruction.npz of inference", positional=True)
+    output_dir: Path = option(MISSING, "folder for metrics.json and report.html")
+    truth: Path | None = option(None, "scan file whose objectGuess is the true object, on the coordinate grid")
+    scan: Path | None = option(None, "scan file with the measured patterns, for R and its floor")
+    remove_ramp: bool = option(False, "also divide out a linear phase ramp before comparing with the truth")
+    remove_shift: bool = option(False, "also register the result to the truth by a sub-pixel shift")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(Verbosity):
+    """Settings of ``python -m ptycho_torch.demo``."""
+
+    output_dir: Path = option(Path("demo_output"), "folder for the scan, the model and the reconstruction")
+    seed: int = option(0, "seed of every random choice")

@@ -1,0 +1,1 @@
+"""Scan files and what is in them. Imports no torch."""

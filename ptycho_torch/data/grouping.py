@@ -1,0 +1,132 @@
+"""Which positions are computed together: groups of neighbours, compact batches of groups, a region held out."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_torch.core.errors import ConfigError
+
+Indices = NDArray[np.intp]
+
+
+def nearest_groups(positions: NDArray[np.float64], gridsize: int, centres: Indices) -> Indices:
+    """Groups of a position and its ``gridsize² − 1`` nearest neighbours.
+
+    Args:
+        positions: (n, 2) (y, x) in pixels.
+        gridsize: g.
+        centres: (m,) indices of the positions that each have a group.
+
+    Returns:
+        (m, g²) indices into ``positions``, each group's own position first, the others by distance.
+
+    Raises:
+        ConfigError: there are fewer than g² positions.
+    """
+    from scipy.spatial import cKDTree
+
+    members = gridsize**2
+    if members > len(positions):
+        raise ConfigError(
+            f"--gridsize {gridsize} needs groups of {members} positions, and there are {len(positions)}: "
+            "choose a smaller --gridsize"
+        )
+    if members == 1:
+        return centres[:, None]
+    # One more than needed, because a position that stands twice may come before the centre itself.
+    _, near = cKDTree(positions).query(positions[centres], k=min(members + 1, len(positions)))
+    groups = np.empty((len(centres), members), dtype=np.intp)
+    for row, (centre, candidates) in enumerate(zip(centres, near, strict=True)):
+        groups[row, 0] = centre
+        groups[row, 1:] = candidates[candidates != centre][: members - 1]
+    return groups
+
+
+def compact_batches(
+    positions: NDArray[np.float64], batch_size: int, spread: int, rng: np.random.Generator
+) -> list[Indices]:
+    """Deal all positions into batches of neighbours, each position once.
+
+    The field is cut into compact cells of ``spread`` × ``batch_size`` positions by repeated bisection along random
+    directions, and each cell is dealt at random into ``spread`` batches. ``spread`` 1 gives the most compact batches;
+    a larger one gives batches that reach further for the same cost.
+
+    Args:
+        positions: (n, 2) (y, x) in pixels.
+        batch_size: positions a batch; the last of a cell may be smaller.
+        spread: batches that share a cell.
+        rng: source of the directions, the dealing and the order of the batches.
+
+    Returns:
+        Index arrays into ``positions``, in random order.
+    """
+    batches: list[Indices] = []
+    for cell in _bisect(np.arange(len(positions)), positions, batch_size * spread, rng):
+        shuffled = rng.permutation(cell)
+        batches += [shuffled[start : start + batch_size] for start in range(0, len(cell), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def _bisect(
+    indices: Indices, positions: NDArray[np.float64], cell: int, rng: np.random.Generator
+) -> list[Indices]:
+    if len(indices) <= cell:
+        return [indices] if len(indices) else []
+    angle = rng.uniform(0, np.pi)
+    along = positions[indices] @ np.array([np.sin(angle), np.cos(angle)])
+    cells = -(-len(indices) // cell)
+    first = (cells // 2) * cell  # whole cells on one side, so that only one batch of the scan is smaller
+    ranked = indices[np.argsort(along, kind="stable")]
+    return _bisect(ranked[:first], positions, cell, rng) + _bisect(ranked[first:], positions, cell, rng)
+
+
+def draw_groups(
+    positions: NDArray[np.float64], gridsize: int, allowed: Indices, count: int | None, rng: np.random.Generator
+) -> Indices:
+    """Groups among the ``allowed`` positions: all of them, or ``count`` drawn without replacement.
+
+    Args:
+        positions: (n, 2) (y, x) in pixels.
+        gridsize: g.
+        allowed: (k,) indices of positions that centres and neighbours are taken from.
+        count: number of groups, or None for all.
+        rng: source of the draw.
+
+    Returns:
+        (m, g²) indices into ``positions``, by rising centre.
+
+    Raises:
+        ConfigError: more groups are asked for than there are, or a group is larger than the field.
+    """
+    centres = np.arange(len(allowed))
+    if count is not None:
+        if count > len(allowed):
+            raise ConfigError(
+                f"--n_images is {count}, and there are {len(allowed)} groups to choose from"
+                f"{' outside the held-out region' if len(allowed) < len(positions) else ''}; choose at most that many"
+            )
+        centres = np.sort(rng.choice(centres, count, replace=False))
+    return allowed[nearest_groups(positions[allowed], gridsize, centres)]
+
+
+class Split(NamedTuple):
+    """Positions to train on, positions held out, and the region that the latter lie in."""
+
+    training: Indices
+    validation: Indices
+    region: str
+
+
+def hold_out_region(positions: NDArray[np.float64], share: float = 0.05) -> Split:
+    """Hold out the positions of the lowest rows of the field: ``share`` of them, and at least one.
+
+    A region rather than a random choice, because neighbouring patterns see the same piece of the object: only
+    patterns at its far side say something about new ground.
+    """
+    bound = np.quantile(positions[:, 0], 1 - share, method="higher")
+    held = positions[:, 0] >= bound
+    if held.all():
+        raise ConfigError("all positions lie in one row, so no region can be held out: give --test_data_file")
+    region = f"y >= {bound:.2f} px ({held.sum()} of {len(positions)} positions)"
+    return Split(np.flatnonzero(~held), np.flatnonzero(held), region)

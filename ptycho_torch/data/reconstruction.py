@@ -1,0 +1,75 @@
+"""The result of an inference or an engine: a picture of the object with all that is needed to judge it."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_torch.core.errors import DataError
+from ptycho_torch.core.files import written_whole
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """A reconstructed object on its canvas. ``object[r, c]`` sits at ``origin_yx + (r, c)`` in object pixels."""
+
+    object: NDArray[np.complex64]
+    """Complex transmission, (rows, columns), in units such that ``probe`` × ``object`` gives photons."""
+
+    coverage: NDArray[np.float32]
+    """Illumination: the probe power summed over all positions at each object pixel, in photons, (rows, columns)."""
+
+    origin_yx: NDArray[np.int64]
+    """Object coordinates of ``object[0, 0]``, (2,)."""
+
+    probe: NDArray[np.complex64]
+    """Probe modes in units of √photons, (M, N, N)."""
+
+    positions: NDArray[np.float64]
+    """Scan positions (y, x) that the object was made from, in object pixels, (n, 2)."""
+
+    photons_per_unit: float = 1.0
+    """Photons for one squared unit of the scan file's amplitude: compares the model with the measurement."""
+
+    history: dict[str, list[float]] = field(default_factory=dict)
+    """Figures by name, one an epoch, where the maker kept them (``"epoch"``, ``"loss"``, ``"val_loss"``, …)."""
+
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """Where it came from: method, scan file, indices of the patterns used, command. JSON."""
+
+    def save(self, path: Path) -> None:
+        """Write to ``path`` (NPZ), whole or not at all; the same values give the same bytes."""
+        extra = {"photons_per_unit": self.photons_per_unit, "history": self.history, "metadata": self.metadata}
+        with written_whole(path) as aside:
+            np.savez(
+                aside,
+                object=self.object,
+                coverage=self.coverage,
+                origin_yx=self.origin_yx,
+                probe=self.probe,
+                positions=self.positions,
+                metadata=np.array(json.dumps(extra, sort_keys=True)),
+            )
+
+
+def load_reconstruction(path: Path) -> Reconstruction:
+    """Read what :meth:`Reconstruction.save` wrote.
+
+    Raises:
+        DataError: the file is missing, is no NPZ, or lacks a key.
+    """
+    from ptycho_torch.data.npz import read_arrays
+
+    arrays = read_arrays(path)
+    wanted = ("object", "coverage", "origin_yx", "probe", "positions", "metadata")
+    missing = [key for key in wanted if key not in arrays]
+    if missing:
+        raise DataError(
+            f"{path}: no reconstruction: {', '.join(missing)} missing (found {', '.join(sorted(arrays)) or 'nothing'}); "
+            "give the reconstruction.npz that inference wrote"
+        )
+    extra = json.loads(str(arrays.pop("metadata")))
+    return Reconstruction(**{key: arrays[key] for key in wanted[:-1]}, **extra)

@@ -1,0 +1,158 @@
+"""From the amplitudes of a file to photons: one positive factor on amplitude², and how it is known.
+
+Counts are whole numbers, so amplitude² of a counting detector lies on a lattice: whole multiples of 1 / factor. The
+lattice survives any scaling of the amplitudes and their rounding to float32, and gives the factor back exactly.
+"""
+
+import logging
+import math
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_torch.core.errors import DataError
+from ptycho_torch.data.scan import Scan
+
+ASSUMED_PHOTONS_PER_PATTERN = 1e6
+
+ROUNDING = 5e-7
+"""Relative error of amplitude² after a few float32 operations on the amplitude."""
+
+LARGEST_COUNT = 100_000
+"""Counts above this are rounded by up to a twentieth: too coarse to tell whole numbers."""
+
+SAMPLE = 500_000
+"""About as many pixels, spread over the scan, as the lattice is sought in and verified on."""
+
+SMALLEST_VALUES = 500
+LARGEST_DIVISOR = 12
+NEEDED_EVIDENCE = 5.0
+"""Decimal digits of improbability that values off any lattice would agree so well by chance."""
+
+logger = logging.getLogger(__name__)
+
+
+class PhotonScale(NamedTuple):
+    """Photons for one squared unit of amplitude, and where the figure comes from."""
+
+    photons_per_unit: float
+    origin: Literal["given", "metadata", "lattice", "assumed"]
+    photons_per_pattern: float
+    """Mean over the patterns of the total over the pixels that count."""
+
+
+def photon_scale(scan: Scan, photons_per_unit: float | None = None) -> PhotonScale:
+    """The factor from amplitude² to photons: given, else the file's, else the lattice's, else assumed with a warning.
+
+    Raises:
+        DataError: ``photons_per_unit`` is not positive, or no pixel that counts has a photon.
+    """
+    intensities = _unmasked_intensities(scan)
+    per_pattern = float(intensities.sum(dtype=np.float64)) / len(scan)
+    if not per_pattern > 0:
+        raise DataError(f"{scan.source or 'scan'}: every pixel that counts is zero, so there are no photons to scale")
+    if photons_per_unit is not None:
+        if not 0 < photons_per_unit < math.inf:
+            raise DataError(f"--photons_per_unit is {photons_per_unit}: it must be positive and finite")
+        return PhotonScale(photons_per_unit, "given", per_pattern * photons_per_unit)
+    if scan.photons_per_unit is not None:
+        return PhotonScale(scan.photons_per_unit, "metadata", per_pattern * scan.photons_per_unit)
+    factor = lattice_factor(intensities)
+    if factor is not None:
+        return PhotonScale(factor, "lattice", per_pattern * factor)
+    logger.warning(
+        "%s: nothing says how many photons one unit of amplitude is and the data lie on no lattice of whole counts; "
+        "assuming %.0e photons a pattern (set --photons_per_unit)",
+        scan.source or "scan",
+        ASSUMED_PHOTONS_PER_PATTERN,
+    )
+    return PhotonScale(ASSUMED_PHOTONS_PER_PATTERN / per_pattern, "assumed", ASSUMED_PHOTONS_PER_PATTERN)
+
+
+def _unmasked_intensities(scan: Scan) -> NDArray[np.float64]:
+    """Amplitude² of every pixel that counts, flat, in float64 so that squaring rounds nothing."""
+    amplitudes = scan.amplitudes
+    if scan.mask is not None:
+        amplitudes = amplitudes[np.broadcast_to(scan.mask, amplitudes.shape)]
+    intensities: NDArray[np.float64] = np.square(amplitudes, dtype=np.float64)
+    return intensities.reshape(-1)
+
+
+def lattice_factor(intensities: NDArray[np.float64]) -> float | None:
+    """The smallest factor that makes every intensity (flat, not negative) a whole number; None where there is none.
+
+    The spacing of the lattice divides the smallest gap between the values. Each small divisor of that gap is refined
+    by least squares over ever larger counts, and must then fit every value within what rounding explains. Values too
+    large for their rounding to be told from a fraction (above ``LARGEST_COUNT``) say nothing and are left out.
+    """
+    values = _distinct(intensities[:: max(1, len(intensities) // SAMPLE)])
+    smallest = values[:SMALLEST_VALUES]
+    for spacing in _candidates(smallest):
+        if _evidence(smallest, spacing) >= NEEDED_EVIDENCE and _evidence(values, spacing):
+            return None if _squares(values, spacing) else _plain(1 / spacing)
+    return None
+
+
+def _plain(factor: float) -> float:
+    """A whole factor (most often 1) is meant exactly."""
+    whole = round(factor)
+    return float(whole) if whole and abs(factor / whole - 1) < 1e-7 else factor
+
+
+def _distinct(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sorted positive values, those nearer than rounding can tell taken as one.
+
+    Subnormal amplitudes are left out: float32 itself puts those on a lattice.
+    """
+    values = np.unique(values[values > float(np.finfo(np.float32).tiny) ** 2])
+    apart: NDArray[np.bool_] = np.diff(values, prepend=-np.inf) > 2 * ROUNDING * values
+    distinct: NDArray[np.float64] = values[apart]
+    return distinct
+
+
+def _candidates(values: NDArray[np.float64]) -> Iterator[float]:
+    """Spacings to try, coarsest first: the smallest gap (or value) divided by 1, 2, 3, …, each refined."""
+    if len(values) < 2:
+        return
+    smallest = min(values[0], np.diff(values).min())
+    for divisor in range(1, LARGEST_DIVISOR + 1):
+        # Gaps first: they are small multiples of the spacing even where the values are large ones.
+        spacing = _refined(smallest / divisor, values - values[0])
+        yield _refined(spacing, values)
+
+
+def _refined(spacing: float, values: NDArray[np.float64]) -> float:
+    """Least-squares spacing of ``values``, counting first the small multiples, which are beyond doubt, then larger."""
+    limit = 4.0
+    while limit <= LARGEST_COUNT:
+        near = values[values <= limit * spacing]
+        multiples = np.rint(near / spacing)
+        if multiples.any():
+            spacing = float(near @ multiples / (multiples @ multiples))
+        limit *= 2
+    return spacing
+
+
+def _told(values: NDArray[np.float64], spacing: float) -> NDArray[np.float64]:
+    """The values small enough to be told from a fraction, in spacings."""
+    return values[: int(np.searchsorted(values, LARGEST_COUNT * spacing, "right"))] / spacing
+
+
+def _evidence(values: NDArray[np.float64], spacing: float) -> float:
+    """Decimal digits of improbability that unrelated (sorted) values fit as well; zero where one does not fit.
+
+    The smallest value is not evidence: the spacing may have been chosen by it.
+    """
+    multiples = _told(values, spacing)
+    tolerance = ROUNDING * (multiples + 1)
+    if len(multiples) < 2 or (np.abs(multiples - np.rint(multiples)) > tolerance).any():
+        return 0.0
+    return float(-np.log10(2 * tolerance[1:]).sum())
+
+
+def _squares(values: NDArray[np.float64], spacing: float) -> bool:
+    """Whether only perfect squares occur: then the amplitudes are whole numbers, and nothing is said about counts."""
+    roots = np.sqrt(np.rint(_told(values, spacing)))
+    return bool((roots == np.rint(roots)).all())

@@ -1,0 +1,1 @@
+"""Ways to a reconstruction: each is `run(scan, observer) -> Reconstruction`."""

@@ -1,0 +1,110 @@
+"""A trained network as an engine: one pass over the scan, stitched."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptycho_torch.core.observer import Observer, SilentObserver
+from ptycho_torch.data.grouping import Indices, nearest_groups
+from ptycho_torch.data.reconstruction import Reconstruction
+from ptycho_torch.data.scan import Scan
+from ptycho_torch.imaging.stitching import stitch
+from ptycho_torch.networks.batch import Batch, batch_of_scan
+from ptycho_torch.networks.model import PtychoModel, probe_power
+from ptycho_torch.physics.forward import merge_patches, probe_at
+from ptycho_torch.physics.patches import frame_of
+
+
+def reconstruct_by_network(
+    model: PtychoModel,
+    scan: Scan,
+    photons_per_unit: float,
+    *,
+    gridsize: int = 1,
+    centres: Indices | None = None,
+    batch_size: int = 64,
+    precision: str = "fp32",
+    observer: Observer | None = None,
+    history: dict[str, list[float]] | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> Reconstruction:
+    """Predict the patch of each group's centre and stitch them.
+
+    Each group is computed by itself: its patches depend on its own patterns, the model and ``photons_per_unit``, and
+    on nothing else in the scan or the batch.
+
+    Args:
+        model: network and probe, on the device to compute on.
+        scan: what to reconstruct.
+        photons_per_unit: photons for one squared unit of the scan's amplitude.
+        gridsize: g; a group is a position and its g² − 1 nearest.
+        centres: (m,) the positions that get a group; None: all.
+        batch_size: patterns computed together; for memory, the result does not depend on it.
+        precision: arithmetic of the network, fp32 or bf16.
+        observer: is told of every batch.
+        history: figures of the training, kept with the result.
+        metadata: where this comes from, kept with the result.
+
+    Raises:
+        ConfigError: fewer than g² positions.
+    """
+    observer = observer or SilentObserver()
+    centres = np.arange(len(scan)) if centres is None else centres
+    groups = torch.from_numpy(nearest_groups(scan.positions, gridsize, centres))
+    needed, places = groups.unique(return_inverse=True)
+    batch = batch_of_scan(scan, photons_per_unit).take(needed)
+    observer.begin("inference", len(needed))
+    try:
+        patches, weights = _predict(model, batch, batch_size, precision, observer)
+    finally:
+        observer.end()
+    if gridsize > 1:
+        patches = _merge_groups(patches, weights, batch.corners, places, batch_size)
+    own = places[:, 0]
+    corners = batch.corners[own]
+    frame = frame_of(corners, scan.size)
+    stitched = stitch(patches if gridsize > 1 else patches[own], weights[own], corners, frame)
+    return Reconstruction(
+        object=stitched.object.numpy(),
+        coverage=stitched.coverage.numpy(),
+        origin_yx=np.array(frame.origin, dtype=np.int64),
+        probe=model.probe.detach().cpu().numpy(),
+        positions=scan.positions[centres],
+        photons_per_unit=photons_per_unit,
+        history=history or {},
+        metadata=metadata or {},
+    )
+
+
+@torch.no_grad()
+def _predict(
+    model: PtychoModel, batch: Batch, batch_size: int, precision: str, observer: Observer
+) -> tuple[Tensor, Tensor]:
+    """Patches (n, N, N) and their illumination (n, N, N), on the CPU, of each pattern by itself."""
+    model.eval()
+    device = model.probe_parts.device
+    n, size = batch.amplitudes.shape[:2]
+    patches = torch.empty((n, size, size), dtype=torch.complex64)
+    weights = torch.empty((n, size, size))
+    for indices in torch.arange(n).split(batch_size):
+        part = batch.take(indices).to(device)
+        probe = probe_at(model.probe, part.fractions)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            patches[indices] = model.predict(part, probe).cpu()
+        weights[indices] = probe_power(probe).cpu()
+        observer.advance(len(indices))
+    return patches, weights
+
+
+def _merge_groups(patches: Tensor, weights: Tensor, corners: Tensor, places: Tensor, batch_size: int) -> Tensor:
+    """The centre's patch of each group (m, N, N), after the overlap constraint within the group.
+
+    ``places`` (m, g²) indexes the first axis of the others.
+    """
+    merged = [
+        merge_patches(patches[some], weights[some], corners[some])[:, 0]
+        for some in places.split(max(1, batch_size // places.shape[1]))
+    ]
+    return torch.cat(merged)

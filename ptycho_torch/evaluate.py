@@ -1,0 +1,96 @@
+"""Judge a reconstruction by the true object, by the measured patterns, or by both.
+
+::
+
+    python -m ptycho_torch.evaluate reconstruction.npz --truth scan.npz --scan scan.npz --output_dir evaluation
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptycho_torch.cli import run_verb
+from ptycho_torch.core.config import EvaluateConfig
+from ptycho_torch.core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from ptycho_torch.data.scan import Scan
+
+
+def evaluate(config: EvaluateConfig, command: str = "") -> dict[str, Any]:
+    """Write ``metrics.json``, ``report.html`` and two pictures into the output folder; return the metrics.
+
+    The photons for one squared unit of amplitude are the reconstruction's, unless the configuration gives them.
+    ``command`` is what the report says it was made by.
+
+    Raises:
+        ConfigError: neither a truth nor a scan is given.
+        DataError: a file cannot be used, or the files do not belong together.
+    """
+    if config.truth is None and config.scan is None:
+        raise ConfigError("nothing to judge by: give --truth SCAN.npz (its objectGuess), --scan SCAN.npz, or both")
+    from ptycho_torch.core.files import make_output_dir
+    from ptycho_torch.data.reconstruction import load_reconstruction
+
+    reconstruction = load_reconstruction(config.reconstruction)
+    scan = None if config.scan is None else _read(config.scan, config)
+    truth_scan = scan if config.truth == config.scan else None if config.truth is None else _read(config.truth, config)
+    if truth_scan is not None and config.truth is not None and truth_scan.truth is None:
+        raise DataError(f"{config.truth}: no objectGuess in it, expected the true object; leave --truth out to judge by R")
+    from ptycho_torch.imaging.results import judge, write_judgement
+
+    judgement = judge(
+        reconstruction,
+        scan,
+        photons_per_unit=config.photons_per_unit or reconstruction.photons_per_unit,
+        truth=truth_scan.truth if truth_scan is not None and config.truth is not None else None,
+        remove_ramp=config.remove_ramp,
+        remove_shift=config.remove_shift,
+    )
+    return write_judgement(make_output_dir(config.output_dir), reconstruction, judgement, command=command)
+
+
+def _read(path: Path, config: EvaluateConfig) -> "Scan":
+    from ptycho_torch.data.npz import load_scan
+
+    return load_scan(
+        path,
+        axis_order=config.axis_order,
+        measurement=config.measurement,
+        photons_per_unit=config.photons_per_unit,
+    )
+
+
+def _print_table(metrics: dict[str, Any], config: EvaluateConfig) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ptycho_torch.imaging.report import FIGURES, shown
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("metric", "value", "unit"):
+        table.add_column(heading, justify="right" if heading == "value" else "left", no_wrap=True)
+    for name, figure in FIGURES.items():
+        if name in metrics:
+            table.add_row(figure.label, shown(metrics[name]), figure.unit)
+    console = Console()
+    console.print(table)
+    console.print(f"report: {config.output_dir / 'report.html'}", soft_wrap=True, highlight=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command: returns the exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+
+    def command(config: EvaluateConfig) -> None:
+        metrics = evaluate(config, shlex.join(["python", "-m", "ptycho_torch.evaluate", *words]))
+        if not config.quiet:
+            _print_table(metrics, config)
+
+    return run_verb(EvaluateConfig, command, words, "ptycho-torch evaluate")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

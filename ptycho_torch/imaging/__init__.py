@@ -1,0 +1,1 @@
+"""Judging and showing results: stitching, alignment, metrics, ring correlation, pictures and the report."""

@@ -1,0 +1,198 @@
+"""Bringing a reconstruction to the truth by the freedoms that ptychography leaves: scale, phase ramp, shift.
+
+What is removed, and in this order: a linear phase ramp (if asked), a sub-pixel shift (if asked), both repeated until
+they settle, and last, always, one complex factor. Everything is estimated over a boolean region and nothing else is
+touched: no blur, no unwrapping, no brightness per pixel.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_torch.core.errors import DataError
+from ptycho_torch.data.reconstruction import Reconstruction
+
+COVERED_SHARE = 0.1
+"""A pixel is covered where its illumination is at least this share of the largest."""
+
+ComplexImage = NDArray[np.complex128]
+Region = NDArray[np.bool_]
+
+_ROUNDS = 10
+_SETTLED = 1e-3  # pixels
+_ZOOMS = 12
+_WINDOW_FLAT = 8  # pixels around the region that keep their full value when the image is shifted
+_WINDOW_FALL = 16  # pixels over which the window then falls to zero
+
+
+class Pair(NamedTuple):
+    """A reconstruction and the truth on the pixels that both have."""
+
+    object: ComplexImage
+    """(rows, columns), as reconstructed."""
+
+    truth: ComplexImage
+    """(rows, columns)."""
+
+    region: Region
+    """(rows, columns), True where covered."""
+
+    origin_yx: NDArray[np.int64]
+    """Object coordinates of pixel [0, 0], (2,)."""
+
+
+class Alignment(NamedTuple):
+    """A reconstruction brought to the truth, and what was removed for it."""
+
+    object: ComplexImage
+    """(rows, columns): ``scale`` · ramp⁻¹ · shifted reconstruction."""
+
+    scale: complex
+    """The factor applied last."""
+
+    ramp: NDArray[np.float64]
+    """Phase ramp (y, x) that was divided out, in rad per pixel."""
+
+    shift: NDArray[np.float64]
+    """Shift (y, x) that was applied to the reconstruction, in pixels."""
+
+
+def covered_region(reconstruction: Reconstruction) -> Region:
+    """True where the illumination is at least :data:`COVERED_SHARE` of its maximum, (rows, columns).
+
+    Raises:
+        DataError: nothing is lit, or the object is not finite where it is lit.
+    """
+    coverage = reconstruction.coverage
+    highest = float(coverage.max(initial=0.0))
+    if not (highest > 0 and np.isfinite(highest)):
+        raise DataError(f"the reconstruction's largest coverage is {highest}, expected a positive number of photons")
+    region: Region = coverage >= COVERED_SHARE * highest
+    bad = int(np.count_nonzero(~np.isfinite(reconstruction.object[region])))
+    if bad:
+        raise DataError(f"the reconstructed object holds NaN or infinity at {bad} covered pixels, expected none")
+    return region
+
+
+def overlap(reconstruction: Reconstruction, truth: NDArray[np.complexfloating]) -> Pair:
+    """Cut the reconstruction and ``truth`` (rows, columns; origin (0, 0)) to the pixels that both have.
+
+    Raises:
+        DataError: they share no covered pixel.
+    """
+    region = covered_region(reconstruction)
+    origin = np.asarray(reconstruction.origin_yx, np.int64)
+    low = np.maximum(origin, 0)
+    high = np.minimum(origin + reconstruction.object.shape, truth.shape)
+    height, width = np.maximum(high - low, 0)
+    (top, left), (top_canvas, left_canvas) = low, low - origin
+    here = np.s_[top : top + height, left : left + width]
+    there = np.s_[top_canvas : top_canvas + height, left_canvas : left_canvas + width]
+    if not region[there].any():
+        raise DataError(
+            f"the truth of {truth.shape} pixels and the reconstruction of {reconstruction.object.shape} pixels at "
+            f"{tuple(origin.tolist())} share no covered pixel, expected objects on one coordinate grid; "
+            "check that --truth belongs to the scan that was reconstructed"
+        )
+    obj = np.asarray(reconstruction.object[there], np.complex128)
+    return Pair(obj, np.asarray(truth[here], np.complex128), region[there], low)
+
+
+def align(pair: Pair, *, remove_ramp: bool = False, remove_shift: bool = False) -> Alignment:
+    """Remove what is asked from ``pair.object``, then the best complex factor.
+
+    A shift reads the image up to a few pixels outside the region; farther out it is faded to zero, so that the
+    canvas's edges do not ring into the region.
+    """
+    moved, ramp, shift = pair.object, np.zeros(2), np.zeros(2)
+    faded = pair.object * _window(pair.region) if remove_shift else pair.object
+    obj = moved
+    for _ in range(_ROUNDS):
+        if remove_ramp:
+            ramp = find_ramp(moved, pair.truth, pair.region)
+        obj = times_ramp(moved, -ramp)
+        if not remove_shift:
+            break
+        step = find_shift(obj, pair.truth, pair.region)
+        shift = shift + step
+        moved = shift_image(faded, shift)
+        obj = times_ramp(moved, -ramp)
+        if np.abs(step).max() < _SETTLED:
+            break
+    scale = best_scale(obj, pair.truth, pair.region)
+    return Alignment(scale * obj, scale, ramp, shift)
+
+
+def best_scale(rec: ComplexImage, truth: ComplexImage, weights: NDArray[np.generic]) -> complex:
+    """The complex c that minimises Σ weights·|c·rec − truth|²; zero for a reconstruction that is zero.
+
+    Args:
+        rec: (rows, columns).
+        truth: (rows, columns).
+        weights: (rows, columns), boolean or not negative.
+    """
+    energy = float(np.sum(weights * np.abs(rec) ** 2))
+    return complex(np.sum(weights * rec.conj() * truth) / energy) if energy > 0 else 0j
+
+
+def find_ramp(rec: ComplexImage, truth: ComplexImage, region: Region) -> NDArray[np.float64]:
+    """The phase ramp (y, x) of ``rec`` against ``truth`` in rad per pixel: the peak of the product's spectrum."""
+    return 2 * np.pi * _peak_frequency(region * truth.conj() * rec)
+
+
+def times_ramp(image: ComplexImage, ramp: NDArray[np.float64]) -> ComplexImage:
+    """``image`` times a phase ramp (y, x) in rad per pixel, whose phase is zero at the middle pixel."""
+    rows, columns = (np.arange(n) - n // 2 for n in image.shape)
+    return image * np.exp(1j * (ramp[0] * rows[:, None] + ramp[1] * columns[None, :]))
+
+
+def find_shift(rec: ComplexImage, truth: ComplexImage, region: Region) -> NDArray[np.float64]:
+    """The shift (y, x) in pixels that brings ``rec`` to ``truth``: the peak of their complex cross-correlation.
+
+    Means over the region are removed first, so that the region's outline is no feature. What bias the fixed outline
+    leaves vanishes when the search is repeated on the shifted image, as :func:`align` does.
+    """
+
+    def spectrum(image: ComplexImage) -> ComplexImage:
+        mean = image[region].mean()
+        return np.asarray(np.fft.fftshift(np.fft.fft2(np.where(region, image - mean, 0))), np.complex128)
+
+    return _peak_frequency(spectrum(truth).conj() * spectrum(rec)) * np.array(rec.shape)
+
+
+def shift_image(image: ComplexImage, shift: NDArray[np.float64]) -> ComplexImage:
+    """``image`` moved by ``shift`` (y, x) pixels in Fourier space, periodically."""
+    from scipy.ndimage import fourier_shift
+
+    return np.asarray(np.fft.ifft2(fourier_shift(np.fft.fft2(image), shift)), np.complex128)
+
+
+def _peak_frequency(field: ComplexImage) -> NDArray[np.float64]:
+    """The frequency (y, x), in cycles per sample, at which |Σ field·exp(−2πi f·r)| is largest.
+
+    The grid of a twice padded FFT gives the start; each zoom evaluates the sum on a grid four times finer around it
+    (matrix-multiply Fourier transform, Guizar-Sicairos et al., Opt. Lett. 33, 156, 2008).
+    """
+    padded = 2 * np.array(field.shape)
+    coarse = np.abs(np.fft.fft2(field, s=tuple(padded.tolist())))
+    best = np.array(np.unravel_index(int(coarse.argmax()), coarse.shape)) / padded
+    best = (best + 0.5) % 1 - 0.5
+    rows, columns = (np.arange(n) for n in field.shape)
+    offsets = np.linspace(-1, 1, 9)
+    for zoom in range(_ZOOMS):
+        y, x = (centre + offsets / n / 4.0**zoom for centre, n in zip(best, padded, strict=True))
+        values = np.abs(np.exp(-2j * np.pi * np.outer(y, rows)) @ field @ np.exp(-2j * np.pi * np.outer(columns, x)))
+        i, j = np.unravel_index(int(values.argmax()), values.shape)
+        best = np.array([y[i], x[j]])
+    return best
+
+
+def _window(region: Region) -> NDArray[np.float64]:
+    """One on the region and a margin around it, then a cosine fall to zero."""
+    from scipy.ndimage import distance_transform_edt
+
+    if region.all():
+        return np.ones(region.shape)
+    distance = np.asarray(distance_transform_edt(~region), np.float64)
+    return 0.5 + 0.5 * np.cos(np.pi * np.clip((distance - _WINDOW_FLAT) / _WINDOW_FALL, 0, 1))

@@ -1,0 +1,116 @@
+"""Fourier ring correlation of complex images, with the ½-bit threshold.
+
+M. van Heel and M. Schatz, "Fourier shell correlation threshold criteria", J. Struct. Biol. 151, 250 (2005).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_torch.core.errors import DataError
+
+SMALLEST_SIDE = 8
+"""Pixels: a smaller square has too few rings to speak of."""
+
+_EMPTY = 1e-20  # share of an image's energy below which a ring holds rounding errors only
+
+
+class RingCorrelation(NamedTuple):
+    """The correlation of two images, ring by ring in Fourier space, from ring 1 to the Nyquist frequency."""
+
+    frequency: NDArray[np.float64]
+    """(rings,), cycles per pixel."""
+
+    correlation: NDArray[np.float64]
+    """(rings,), −1 to 1."""
+
+    threshold: NDArray[np.float64]
+    """(rings,), the ½-bit criterion."""
+
+    crossing: float | None
+    """Cycles per pixel where the correlation first falls from above the threshold to below; 0 where it is never above;
+    None where it never falls below."""
+
+    @property
+    def resolution(self) -> float | None:
+        """Half a period at the crossing, in pixels: 1 is the best that a pixel grid holds; None without a crossing."""
+        return 0.5 / self.crossing if self.crossing else None
+
+
+def ring_correlation(first: NDArray[np.complexfloating], second: NDArray[np.complexfloating]) -> RingCorrelation:
+    """Correlate two complex images of one square.
+
+    FRC(ring) = Re Σ F₁·F₂* / √(Σ|F₁|² Σ|F₂|²), on the complex fields: where a phase is missing the fields differ, so a
+    picture with a flat phase cannot score by its amplitude alone. Both images lose their mean and are tapered by a Hann
+    window before the transform, hence a constant image has no Fourier content and correlates with nothing (0).
+    The images must be aligned: a global phase between them counts as a difference.
+
+    Args:
+        first: (n, n) complex.
+        second: (n, n) complex.
+
+    Raises:
+        DataError: the images are not equal squares of at least :data:`SMALLEST_SIDE` pixels.
+    """
+    side = first.shape[-1]
+    if first.shape != second.shape or first.shape != (side, side) or side < SMALLEST_SIDE:
+        raise DataError(
+            f"ring correlation of images of {first.shape} and {second.shape} pixels, "
+            f"expected equal squares of at least {SMALLEST_SIDE}"
+        )
+    taper = np.outer(*2 * [np.hanning(side + 2)[1:-1]])
+    f1, f2 = _spectrum(first, taper), _spectrum(second, taper)
+    axis = np.fft.fftfreq(side, 1 / side)
+    rings = np.rint(np.hypot(axis[:, None], axis[None, :])).astype(np.int64).ravel()
+    last = side // 2
+
+    def over_rings(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.bincount(rings, values.ravel())[1 : last + 1]
+
+    power = over_rings(np.abs(f1) ** 2) * over_rings(np.abs(f2) ** 2)
+    full = power > _EMPTY
+    cross = over_rings((f1 * f2.conj()).real)
+    correlation = np.where(full, cross / np.sqrt(np.where(full, power, 1)), 0.0)
+    # Tapering ties neighbouring Fourier pixels together: this share of them is independent.
+    independent = np.sum(taper**2) ** 2 / np.sum(taper**4) / side**2
+    threshold = half_bit(np.maximum(over_rings(np.ones(rings.shape)) * independent, 1.0))
+    frequency = np.arange(1, last + 1) / side
+    return RingCorrelation(frequency, correlation, threshold, _crossing(frequency, correlation - threshold))
+
+
+def half_bit(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The ½-bit threshold for rings of so many independent Fourier ``pixels`` (van Heel and Schatz, eq. 17)."""
+    root = np.sqrt(pixels)
+    return (0.2071 + 1.9102 / root) / (1.2071 + 0.9102 / root)
+
+
+def largest_square(region: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """The largest square of odd side that lies wholly in ``region`` (rows, columns); empty where there is none."""
+    from scipy.ndimage import distance_transform_cdt
+
+    # The chessboard distance to the nearest pixel outside is half the side of the largest square around a pixel.
+    reach = distance_transform_cdt(np.pad(region, 1), metric="chessboard")[1:-1, 1:-1]
+    row, column = np.unravel_index(int(reach.argmax()), reach.shape)
+    half = int(reach[row, column])
+    return slice(int(row) - half + 1, int(row) + half), slice(int(column) - half + 1, int(column) + half)
+
+
+def _spectrum(image: NDArray[np.complexfloating], taper: NDArray[np.float64]) -> NDArray[np.complex128]:
+    """Fourier transform of the tapered image without its weighted mean, in units of the image's own energy."""
+    image = np.asarray(image, np.complex128)
+    energy = np.sqrt(np.sum(np.abs(taper * image) ** 2))
+    mean = np.sum(taper * image) / np.sum(taper)
+    return np.asarray(np.fft.fft2(taper * (image - mean), norm="ortho") / (energy if energy > 0 else 1.0), np.complex128)
+
+
+def _crossing(frequency: NDArray[np.float64], above: NDArray[np.float64]) -> float | None:
+    """Where ``above`` first falls from positive to negative, by linear interpolation; see RingCorrelation.crossing."""
+    if not (above > 0).any():
+        return 0.0
+    falls = np.flatnonzero((above[:-1] > 0) & (above[1:] <= 0))
+    if not len(falls):
+        return None
+    at = int(falls[0])
+    share = above[at] / (above[at] - above[at + 1])
+    return float(frequency[at] + share * (frequency[at + 1] - frequency[at]))

@@ -1,0 +1,239 @@
+"""What a reconstruction leaves behind: the file, its pictures, its metrics and its report, for every maker alike."""
+
+import math
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_torch.core.errors import DataError
+from ptycho_torch.core.files import make_output_dir, write_json, write_text, written_whole
+from ptycho_torch.data.reconstruction import Reconstruction
+from ptycho_torch.data.scan import Scan
+from ptycho_torch.imaging import figures
+from ptycho_torch.imaging.alignment import covered_region
+from ptycho_torch.imaging.consistency import Consistency, consistency, expected_photons, measured_photons
+from ptycho_torch.imaging.metrics import TruthComparison, compare_with_truth
+from ptycho_torch.imaging.report import Picture, render_report
+
+
+class Patterns(NamedTuple):
+    """A few patterns, measured and predicted, in photons with zero frequency in the middle."""
+
+    measured: NDArray[np.float32]
+    """(k, N, N), NaN where masked."""
+
+    predicted: NDArray[np.float32]
+    """(k, N, N)."""
+
+    titles: list[str]
+
+
+class Judgement(NamedTuple):
+    """All that is found out about a reconstruction, from what was given."""
+
+    consistency: Consistency | None = None
+    validation: Consistency | None = None
+    patterns: Patterns | None = None
+    comparison: TruthComparison | None = None
+
+
+def write_results(
+    output_dir: Path,
+    reconstruction: Reconstruction,
+    scan: Scan,
+    *,
+    photons_per_unit: float,
+    command: str,
+    truth: NDArray[np.complexfloating] | None = None,
+    validation: NDArray[np.intp] | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Write ``reconstruction.npz``, two pictures, ``metrics.json`` and ``report.html`` into ``output_dir``.
+
+    Args:
+        output_dir: made if need be.
+        reconstruction: the result.
+        scan: the patterns that judge it; ``scan.select(indices)`` for a part.
+        photons_per_unit: photons for one squared unit of the scan's amplitude.
+        command: the exact command, for the report.
+        truth: the true object (rows, columns; origin (0, 0)), given by the user and by nobody else.
+        validation: indices into ``scan`` of patterns held out of training, for the held-out figures.
+        device: where the patterns are predicted.
+
+    Returns:
+        What is in ``metrics.json``.
+
+    Raises:
+        DataError: the folder cannot be made, or what was given does not belong together.
+    """
+    judgement = judge(
+        reconstruction, scan, photons_per_unit=photons_per_unit, truth=truth, validation=validation, device=device
+    )
+    output_dir = make_output_dir(output_dir)
+    reconstruction.save(output_dir / "reconstruction.npz")
+    return write_judgement(output_dir, reconstruction, judgement, command=command)
+
+
+def judge(
+    reconstruction: Reconstruction,
+    scan: Scan | None = None,
+    *,
+    photons_per_unit: float = 1.0,
+    truth: NDArray[np.complexfloating] | None = None,
+    validation: NDArray[np.intp] | None = None,
+    remove_ramp: bool = False,
+    remove_shift: bool = False,
+    device: str = "cpu",
+) -> Judgement:
+    """Compare a reconstruction with the patterns of ``scan`` and with ``truth``, each where it is given."""
+    judgement = Judgement()
+    if scan is not None:
+        measured = consistency(reconstruction, scan, photons_per_unit=photons_per_unit, device=device)
+        patterns = example_patterns(reconstruction, scan, measured, photons_per_unit)
+        judgement = Judgement(measured, None, patterns)
+        if validation is not None and len(validation):
+            held_out = consistency(
+                reconstruction, scan, photons_per_unit=photons_per_unit, device=device, indices=validation
+            )
+            judgement = judgement._replace(validation=held_out)
+    if truth is not None:
+        comparison = compare_with_truth(reconstruction, truth, remove_ramp=remove_ramp, remove_shift=remove_shift)
+        judgement = judgement._replace(comparison=comparison)
+    return judgement
+
+
+def write_judgement(
+    output_dir: Path, reconstruction: Reconstruction, judgement: Judgement, *, command: str
+) -> dict[str, Any]:
+    """Write the two plain pictures, ``metrics.json`` and ``report.html``; return the metrics."""
+    metrics = metrics_of(reconstruction, judgement)
+    view = figures.view_of(reconstruction)
+    plain = {
+        "reconstructed_amplitude.png": figures.amplitude_picture(view),
+        "reconstructed_phase.png": figures.phase_picture(view),
+    }
+    page = render_report(
+        title="Ptychographic reconstruction",
+        subtitle=_subtitle(reconstruction),
+        pictures=report_pictures(reconstruction, view, judgement),
+        metrics=metrics,
+        command=command,
+        origin=_origin(reconstruction),
+    )
+    for name, png in plain.items():
+        with written_whole(output_dir / name) as aside:
+            aside.write_bytes(png)
+    write_json(output_dir / "metrics.json", metrics)
+    write_text(output_dir / "report.html", page)
+    return metrics
+
+
+def metrics_of(reconstruction: Reconstruction, judgement: Judgement) -> dict[str, Any]:
+    """The entries of ``metrics.json``: numbers, lists of numbers, or None for what is not finite or not defined.
+
+    :data:`ptycho_torch.imaging.report.FIGURES` says what each is.
+    """
+    region = covered_region(reconstruction)
+    metrics: dict[str, Any] = {"coverage_share": region.mean(), "covered_pixels": int(region.sum())}
+    if judgement.consistency is not None:
+        found = judgement.consistency
+        metrics |= {
+            "r": found.r,
+            "r_floor": found.r_floor,
+            "amplitude_loss": found.loss,
+            "patterns": len(found.indices),
+            "patterns_skipped": found.skipped,
+            "photons_per_pattern": found.photons_per_pattern,
+        }
+    if judgement.validation is not None:
+        held_out = judgement.validation
+        metrics |= {
+            "validation_r": held_out.r,
+            "validation_r_floor": held_out.r_floor,
+            "validation_loss": held_out.loss,
+            "validation_patterns": len(held_out.indices),
+        }
+    if judgement.comparison is not None:
+        metrics |= judgement.comparison.figures()
+    return {name: _finite(value) for name, value in metrics.items()}
+
+
+def example_patterns(
+    reconstruction: Reconstruction, scan: Scan, found: Consistency, photons_per_unit: float
+) -> Patterns:
+    """The patterns that the model explains best, middling and worst, by their R."""
+    order = np.argsort(found.per_pattern, kind="stable")  # patterns without a photon have R = NaN and come last
+    usable = order[: max(1, int(np.isfinite(found.per_pattern).sum()))]
+    places = usable[[0, len(usable) // 2, len(usable) - 1]]
+    chosen = found.indices[places]
+    predicted = expected_photons(reconstruction, scan.positions[chosen]).numpy()
+    measured = measured_photons(scan, chosen, photons_per_unit).numpy()
+    measured, predicted = (np.fft.fftshift(patterns, axes=(-2, -1)) for patterns in (measured, predicted))
+    if scan.mask is not None:
+        measured = np.where(scan.mask if scan.mask.ndim == 2 else scan.mask[chosen], measured, np.float32(np.nan))
+    titles = [
+        f"pattern {index} ({name}, R {r:.3g})"
+        for name, index, r in zip(("best", "median", "worst"), chosen, found.per_pattern[places], strict=True)
+    ]
+    return Patterns(measured, predicted, titles)
+
+
+def report_pictures(reconstruction: Reconstruction, view: figures.View, judgement: Judgement) -> list[Picture]:
+    """The pictures that the report shows, in order."""
+    pictures = [
+        Picture(
+            "Object",
+            figures.object_figure(view),
+            "The covered region, axes in object pixels. The mean over the region is real: the global phase is free.",
+        ),
+        Picture(
+            "Illumination",
+            figures.illumination_figure(reconstruction),
+            "Probe power summed over the scan positions (dots), and the probe: hue is phase, brightness amplitude.",
+        ),
+    ]
+    if judgement.comparison is not None:
+        removed = "After the best complex factor and whatever else the table names as removed. Errors: 99th percentile."
+        pictures.insert(1, Picture("Against the truth", figures.truth_figure(judgement.comparison), removed))
+    if judgement.patterns is not None:
+        told = "Photons on a log scale; the patterns that the stitched object explains best, middling and worst."
+        pictures.append(Picture("Diffraction patterns", figures.patterns_figure(*judgement.patterns), told))
+    history = figures.history_figure(reconstruction.history)
+    frc = judgement.comparison.frc if judgement.comparison is not None else None
+    if history is not None:
+        pictures.append(Picture("Loss", history, "As recorded by the maker of the result.", wide=frc is None))
+    if frc is not None:
+        told = "Complex fields of reconstruction and truth, without their means, under a Hann taper."
+        pictures.append(Picture("Fourier ring correlation", figures.frc_figure(frc), told, wide=history is None))
+    return pictures
+
+
+def _subtitle(reconstruction: Reconstruction) -> str:
+    rows, columns = reconstruction.object.shape
+    method = reconstruction.metadata.get("method")
+    told = [str(method)] if method else []
+    told += [f"{len(reconstruction.positions):,} positions", f"canvas of {rows} × {columns} pixels"]
+    return " · ".join([*told, f"ptycho-torch {version('ptycho-torch')}"])
+
+
+def _origin(reconstruction: Reconstruction) -> dict[str, Any]:
+    modes, size, _ = reconstruction.probe.shape
+    return dict(sorted(reconstruction.metadata.items())) | {
+        "probe": f"{modes} mode{'s' * (modes > 1)} of {size} × {size} pixels",
+        "origin (y, x)": tuple(reconstruction.origin_yx.tolist()),
+        "photons per squared unit of amplitude": f"{reconstruction.photons_per_unit:.9g}",
+    }
+
+
+def _finite(value: Any) -> Any:
+    """``value`` in plain Python types, None where it is not finite."""
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if value is None or isinstance(value, bool | int):
+        return value
+    if not isinstance(value, float | np.floating):
+        raise DataError(f"a metric is a {type(value).__name__}, expected a number")
+    return float(value) if math.isfinite(value) else None

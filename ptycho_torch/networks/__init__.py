@@ -1,0 +1,1 @@
+"""Networks from a diffraction pattern to the object under the probe."""

@@ -1,0 +1,66 @@
+"""Patterns as tensors: the whole scan once, and batches taken from it."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptycho_torch.data.scan import Scan
+from ptycho_torch.physics.patches import split_positions
+
+
+class Batch(NamedTuple):
+    """Patterns with the places of their patches; all arrays have the same first axis, but for a shared mask."""
+
+    amplitudes: Tensor
+    """(n, N, N) float32, in √photons, zero frequency at [0, 0]; 0 where the mask is False."""
+
+    mask: Tensor | None
+    """(n or 1, N, N) bool, True where a pixel counts, zero frequency at [0, 0]; None: all count."""
+
+    corners: Tensor
+    """(n, 2) int64: each patch's [0, 0] pixel in object coordinates."""
+
+    fractions: Tensor
+    """(n, 2) float32 in [-½, ½): shift of the probe on each patch, in pixels."""
+
+    def take(self, indices: Tensor) -> "Batch":
+        """The patterns at ``indices`` (m,) int64."""
+        mask = self.mask[indices] if self.mask is not None and len(self.mask) == len(self.amplitudes) else self.mask
+        return Batch(self.amplitudes[indices], mask, self.corners[indices], self.fractions[indices])
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on ``device``."""
+        return Batch(*(None if part is None else part.to(device) for part in self))
+
+    @property
+    def counts(self) -> Tensor:
+        """Photons, (n, N, N)."""
+        return self.amplitudes.square()
+
+
+def batch_of_scan(scan: Scan, photons_per_unit: float) -> Batch:
+    """All patterns of ``scan`` in √photons and in the order that FFTs want. Masked pixels are set to 0."""
+    amplitudes = np.fft.ifftshift(scan.amplitudes, axes=(-2, -1)) * np.float32(photons_per_unit**0.5)
+    mask = None
+    if scan.mask is not None:
+        centred = scan.mask if scan.mask.ndim == 3 else scan.mask[None]
+        mask = torch.from_numpy(np.fft.ifftshift(centred, axes=(-2, -1)))
+        amplitudes = np.where(mask.numpy(), amplitudes, np.float32(0))
+    placement = split_positions(torch.from_numpy(scan.positions), scan.size)
+    return Batch(torch.from_numpy(amplitudes), mask, placement.corners, placement.fractions.float())
+
+
+def probe_in_photons(scan: Scan, photons_per_unit: float) -> Tensor:
+    """The scan's probe (M, N, N) complex64 with the power of the mean pattern.
+
+    Its shape is the file's. Its power in vacuum was never measured, so the mean total of the patterns stands for it,
+    and the object absorbs the factor between the two.
+    """
+    power = np.square(scan.amplitudes, dtype=np.float64)
+    if scan.mask is not None:
+        power = np.where(scan.mask, power, 0)
+    photons = power.sum() / len(scan) * photons_per_unit
+    probe = scan.probe * np.sqrt(photons / np.square(np.abs(scan.probe), dtype=np.float64).sum())
+    return torch.from_numpy(probe.astype(np.complex64))

@@ -1,0 +1,52 @@
+"""The self-supervised model: patterns in, expected photons out, with the object in between."""
+
+import torch
+from torch import Tensor, nn
+
+from ptycho_torch.networks.batch import Batch
+from ptycho_torch.networks.registry import NetworkConfig, build_network
+from ptycho_torch.physics.forward import Wavefields, from_patches, merge_patches, probe_at
+
+
+class PtychoModel(nn.Module):
+    """A network and the probe that it sees by.
+
+    Args:
+        config: which network.
+        probe: (M, N, N) complex64, in √photons.
+        update_probe: whether the probe learns.
+    """
+
+    def __init__(self, config: NetworkConfig, probe: Tensor, update_probe: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.network = build_network(config, probe.shape[-1])
+        # A real view: optimisers and safetensors then need no complex arithmetic.
+        self.probe_parts = nn.Parameter(torch.view_as_real(probe).clone(), requires_grad=update_probe)
+
+    @property
+    def probe(self) -> Tensor:
+        """The probe modes, (M, N, N) complex, in √photons."""
+        return torch.view_as_complex(self.probe_parts)
+
+    def predict(self, batch: Batch, probe: Tensor | None = None) -> Tensor:
+        """The object under the probe for each pattern by itself, (n, N, N) complex.
+
+        ``probe`` may give the probe at the batch's fractions, (n, M, N, N), where it is at hand.
+        """
+        if probe is None:
+            probe = probe_at(self.probe, batch.fractions)
+        return self.network(batch.amplitudes, probe.detach())
+
+    def forward(self, batch: Batch) -> Wavefields:
+        """Predict all patches, make them agree over the whole batch (the overlap constraint), and propagate them."""
+        probe = probe_at(self.probe, batch.fractions)
+        patches = self.predict(batch, probe)
+        weights = probe_power(probe.detach())
+        merged = merge_patches(patches[None], weights[None], batch.corners[None])[0]
+        return from_patches(merged, probe)
+
+
+def probe_power(probe: Tensor) -> Tensor:
+    """Illumination of each pixel, summed over incoherent modes: (*, M, N, N) complex to (*, N, N) real."""
+    return (probe.real.square() + probe.imag.square()).sum(-3)

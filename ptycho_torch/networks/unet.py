@@ -1,0 +1,62 @@
+"""A small U-Net from channels of N × N pixels to two channels of N × N pixels."""
+
+from torch import Tensor, nn
+
+from ptycho_torch.core.errors import ConfigError
+
+
+class ResidualBlock(nn.Module):
+    """``x + conv(act(conv(act(x))))``. No statistics over the batch, so that patterns stay independent."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.activation = nn.SiLU()
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image + self.second(self.activation(self.first(self.activation(image))))
+
+
+class UNet(nn.Module):
+    """Three scales, the finest on a grid of half the resolution; skips add; the last layer starts at zero.
+
+    Args:
+        channels_in: channels of the input.
+        width: channels of the finest scale; each coarser one has twice as many.
+    """
+
+    divisor = 8
+    """N must be divisible by this: a factor of 2 for the grid of the finest scale and for each coarser one."""
+
+    def __init__(self, channels_in: int, width: int = 16) -> None:
+        super().__init__()
+        fine, half, quarter = width, 2 * width, 4 * width
+        self.enter = nn.Sequential(
+            nn.PixelUnshuffle(2), nn.Conv2d(4 * channels_in, fine, 3, padding=1), ResidualBlock(fine)
+        )
+        self.down_half = nn.Sequential(nn.Conv2d(fine, half, 2, stride=2), ResidualBlock(half))
+        self.down_quarter = nn.Sequential(nn.Conv2d(half, quarter, 2, stride=2), ResidualBlock(quarter))
+        self.bottom = ResidualBlock(quarter)
+        self.up_half = nn.ConvTranspose2d(quarter, half, 2, stride=2)
+        self.merge_half = ResidualBlock(half)
+        self.up_fine = nn.ConvTranspose2d(half, fine, 2, stride=2)
+        self.merge_fine = ResidualBlock(fine)
+        self.leave = nn.Sequential(nn.SiLU(), nn.Conv2d(fine, 4 * 2, 3, padding=1), nn.PixelShuffle(2))
+        nn.init.zeros_(self.leave[1].weight)
+        nn.init.zeros_(self.leave[1].bias)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (n, channels_in, N, N) to (n, 2, N, N).
+
+        Raises:
+            ConfigError: N is not divisible by 8.
+        """
+        if image.shape[-1] % self.divisor or image.shape[-2] % self.divisor:
+            raise ConfigError(f"patterns of {image.shape[-1]} pixels: this network needs a side divisible by 8")
+        fine = self.enter(image)
+        half = self.down_half(fine)
+        quarter = self.bottom(self.down_quarter(half))
+        half = self.merge_half(half + self.up_half(quarter))
+        fine = self.merge_fine(fine + self.up_fine(half))
+        return self.leave(fine)

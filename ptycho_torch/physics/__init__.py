@@ -1,0 +1,1 @@
+"""Optics as pure functions on tensors, each operator beside its adjoint."""

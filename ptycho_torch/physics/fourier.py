@@ -1,0 +1,47 @@
+"""Propagation to the far field and sub-pixel shifts, on the last two axes."""
+
+import torch
+from torch import Tensor
+
+
+def far_field(wave: Tensor) -> Tensor:
+    """Fraunhofer propagation of ``wave`` (*, N, N): the orthonormal FFT, zero frequency at [0, 0]. Energy is kept."""
+    return torch.fft.fft2(wave, norm="ortho")
+
+
+def inverse_far_field(wave: Tensor) -> Tensor:
+    """Back-propagation from the far field: the inverse of :func:`far_field` and its adjoint, since it is unitary."""
+    return torch.fft.ifft2(wave, norm="ortho")
+
+
+def shift_phase(shifts: Tensor, rows: int, columns: int) -> Tensor:
+    """Factor in Fourier space that moves an image by ``shifts``.
+
+    Args:
+        shifts: (*, 2) real, (y, x) in pixels; a positive y moves content to higher rows.
+        rows: image height.
+        columns: image width.
+
+    Returns:
+        (*, rows, columns) complex of modulus one, so that a shift keeps energy and its adjoint is its inverse.
+    """
+
+    def axis(shift: Tensor, n: int) -> Tensor:
+        frequency = torch.fft.fftfreq(n, dtype=shifts.dtype, device=shifts.device)
+        angle = -2 * torch.pi * frequency * shift[..., None]
+        return torch.polar(torch.ones_like(angle), angle)
+
+    return axis(shifts[..., 0], rows)[..., :, None] * axis(shifts[..., 1], columns)[..., None, :]
+
+
+def fourier_shift(image: Tensor, shifts: Tensor) -> Tensor:
+    """Move ``image`` by a fraction of a pixel, periodically.
+
+    Args:
+        image: (*, rows, columns) complex.
+        shifts: (*, 2) real, (y, x) in pixels, broadcast against the leading axes of ``image``.
+
+    Returns:
+        The shifted image, (*, rows, columns). The shift by ``-shifts`` is its inverse and its adjoint.
+    """
+    return torch.fft.ifft2(torch.fft.fft2(image) * shift_phase(shifts, *image.shape[-2:]))

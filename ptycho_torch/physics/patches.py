@@ -1,0 +1,104 @@
+"""Cutting patches out of an object and placing them back: an adjoint pair on the integer grid."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Placement(NamedTuple):
+    """Where each patch lies: an integer corner on the object's grid, and what is left over for the probe."""
+
+    corners: Tensor
+    """(n, 2) int64: row and column of each patch's [0, 0] pixel, in object coordinates."""
+
+    fractions: Tensor
+    """(n, 2) in [-½, ½): shift (y, x) of the probe on its patch, in pixels."""
+
+
+def split_positions(positions: Tensor, size: int) -> Placement:
+    """Split scan positions (n, 2) into patch corners on the integer grid and fractions that move the probe.
+
+    ``patch[i, j]`` samples the object at ``(y - size//2 + i, x - size//2 + j)``; the corner is that point for
+    [0, 0], rounded half up. ``positions`` should be float64: coordinates may be large.
+    """
+    exact = positions - size // 2
+    corners = torch.floor(exact + 0.5)
+    return Placement(corners.to(torch.int64), exact - corners)
+
+
+def patch_indices(corners: Tensor, size: int, columns: int) -> Tensor:
+    """Flat indices (n, size, size) into an object with ``columns`` columns of the patches at ``corners`` (n, 2)."""
+    offset = torch.arange(size, device=corners.device)
+    rows = corners[:, 0, None] + offset
+    cols = corners[:, 1, None] + offset
+    return rows[:, :, None] * columns + cols[:, None, :]
+
+
+def extract_patches(obj: Tensor, corners: Tensor, size: int) -> Tensor:
+    """Cut ``size`` × ``size`` patches out of ``obj``.
+
+    Args:
+        obj: (rows, columns), real or complex.
+        corners: (n, 2) int64, row and column of each patch's [0, 0] pixel in ``obj``.
+        size: side of a patch in pixels.
+
+    Returns:
+        (n, size, size), of the dtype of ``obj``.
+
+    Raises:
+        IndexError: a patch reaches outside the object.
+    """
+    check_inside(corners, size, obj.shape[-2:])
+    index = patch_indices(corners, size, obj.shape[-1])
+    return obj.reshape(-1).index_select(0, index.reshape(-1)).reshape(index.shape)
+
+
+def place_patches(patches: Tensor, corners: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Add patches onto an empty canvas: the adjoint of :func:`extract_patches`.
+
+    Args:
+        patches: (n, size, size), real or complex.
+        corners: (n, 2) int64, row and column of each patch's [0, 0] pixel on the canvas.
+        shape: rows and columns of the canvas.
+
+    Returns:
+        (rows, columns): the sum of all patches, zero where there is none.
+
+    Raises:
+        IndexError: a patch reaches outside the canvas.
+    """
+    check_inside(corners, patches.shape[-1], shape)
+    index = patch_indices(corners, patches.shape[-1], shape[1])
+    canvas = patches.new_zeros(shape[0] * shape[1])
+    return canvas.index_add(0, index.reshape(-1), patches.reshape(-1)).reshape(shape)
+
+
+def check_inside(corners: Tensor, size: int, shape: tuple[int, int] | torch.Size) -> None:
+    """Raise IndexError if a patch of ``size`` at one of ``corners`` reaches outside a canvas of ``shape``."""
+    if not len(corners):
+        return
+    low, high = corners.min(0).values, corners.max(0).values
+    if low.min() < 0 or high[0] + size > shape[0] or high[1] + size > shape[1]:
+        raise IndexError(
+            f"patches of {size} pixels with corners from {low.tolist()} to {high.tolist()} "
+            f"reach outside the object of {tuple(shape)}"
+        )
+
+
+class Frame(NamedTuple):
+    """The canvas of a result: object coordinates of its [0, 0] pixel, and its shape."""
+
+    origin: tuple[int, int]
+    shape: tuple[int, int]
+
+
+def frame_of(corners: Tensor, size: int, margin: int = 2) -> Frame:
+    """The canvas that holds every patch of ``size`` at ``corners`` (n, 2) and ``margin`` pixels more on each side.
+
+    Every result of one scan is made on this frame, so that results overlay pixel by pixel.
+    """
+    low = corners.min(0).values - margin
+    high = corners.max(0).values + size + margin
+    (top, left), (bottom, right) = low.tolist(), high.tolist()
+    return Frame((top, left), (bottom - top, right - left))

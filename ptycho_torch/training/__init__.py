@@ -1,0 +1,1 @@
+"""Training of a network on scans: the loop, the bundle that it leaves, and trackers."""

@@ -1,0 +1,114 @@
+"""The bundle: a trained model in a folder, as ``model.safetensors`` beside ``bundle.json``. No pickle."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptycho_torch.core.errors import BundleError
+from ptycho_torch.core.files import write_json, written_whole
+from ptycho_torch.networks.model import PtychoModel
+from ptycho_torch.networks.registry import NetworkConfig
+
+SCHEMA = 1
+"""Version of the layout. Raised when an older program could no longer read a bundle rightly."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A model with all that inference needs, and where it came from."""
+
+    model: PtychoModel
+    """Network and probe, in √photons."""
+
+    photons_per_unit: float
+    """Photons for one squared unit of the training file's amplitude."""
+
+    gridsize: int
+    """g that the model was trained with."""
+
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Resolved configuration, scan, epochs, versions. JSON."""
+
+
+def save_bundle(folder: Path, bundle: Bundle) -> None:
+    """Write ``bundle`` into ``folder``, which must exist. The description comes last: it completes the bundle."""
+    weights = folder / "model.safetensors"
+    save_tensors(weights, dict(bundle.model.state_dict()))
+    probe = bundle.model.probe
+    write_json(
+        folder / "bundle.json",
+        {
+            "schema": SCHEMA,
+            "network": dataclasses.asdict(bundle.model.config),
+            "size": probe.shape[-1],
+            "probe_modes": probe.shape[0],
+            "probe_photons": float(probe.detach().abs().square().sum()),
+            "photons_per_unit": bundle.photons_per_unit,
+            "gridsize": bundle.gridsize,
+            "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+            "provenance": bundle.provenance,
+        },
+    )
+
+
+def load_bundle(folder: Path, device: torch.device | str = "cpu") -> Bundle:
+    """Read a bundle from ``folder``, strictly: every weight must be there, of its shape, and nothing else.
+
+    Raises:
+        BundleError: no bundle there, one of a newer schema, or one whose parts do not fit together.
+    """
+    description, weights = Path(folder) / "bundle.json", Path(folder) / "model.safetensors"
+    for path in (description, weights):
+        if not path.is_file():
+            raise BundleError(f"{folder}: no model bundle ({path.name} missing); give the --output_dir of a training")
+    try:
+        content = json.loads(description.read_text(encoding="utf-8"))
+        schema = content["schema"]
+        if not isinstance(schema, int) or schema > SCHEMA:
+            raise BundleError(
+                f"{description}: bundle of schema {schema}, and this version reads up to {SCHEMA}; "
+                "install a newer ptycho_torch"
+            )
+        network = NetworkConfig(**content["network"])
+        probe = torch.zeros(content["probe_modes"], content["size"], content["size"], dtype=torch.complex64)
+        model = PtychoModel(network, probe)
+        bundle = Bundle(model, content["photons_per_unit"], content["gridsize"], content["provenance"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{description}: not the description of a bundle ({error!r}); train again") from error
+    data = weights.read_bytes()
+    if hashlib.sha256(data).hexdigest() != content["weights_sha256"]:
+        raise BundleError(f"{weights}: does not belong to {description.name} beside it (checksums differ); train again")
+    model.load_state_dict(load_tensors(weights)[0], strict=True)
+    model.to(device).eval()
+    return bundle
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], note: dict[str, Any] | None = None) -> None:
+    """Write ``tensors`` to ``path`` (safetensors), whole or not at all, with ``note`` as JSON in its header."""
+    from safetensors.torch import save_file
+
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with written_whole(path) as aside:
+        save_file(held, aside, metadata={"note": json.dumps(note or {}, sort_keys=True)})
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`save_tensors` wrote: the tensors, on the CPU, and the note.
+
+    Raises:
+        BundleError: the file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            return tensors, json.loads((file.metadata() or {}).get("note", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BundleError(f"{path}: cannot be read ({error})") from error

@@ -1,0 +1,328 @@
+"""The training loop: epochs of batches of neighbours, checkpoints at each end, exact resume."""
+
+import csv
+import hashlib
+import io
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptycho_torch.core.errors import BundleError, ConfigError
+from ptycho_torch.core.files import make_output_dir, write_text
+from ptycho_torch.core.observer import Observer
+from ptycho_torch.data.grouping import Indices, compact_batches
+from ptycho_torch.networks.batch import Batch
+from ptycho_torch.networks.model import PtychoModel
+from ptycho_torch.physics.noise import masked_mean, noise_model
+from ptycho_torch.training.bundle import load_tensors, save_tensors
+from ptycho_torch.training.tracking import Tracker
+
+CHECKPOINT = Path("checkpoints") / "last" / "state.safetensors"
+SPREAD = 8
+"""Batches that share a compact cell of the field: they reach further than compact ones for the same cost."""
+
+PROBE_STEP = 100.0
+"""Adam's step for the probe (√photons) as a multiple of the network's."""
+
+WARM_UP = 50
+"""Steps over which the learning rate rises."""
+
+DECAY_STEPS = 100
+"""Steps t after which the learning rate falls as 1/√(1 + t / DECAY_STEPS)."""
+
+VALIDATION_BATCH = 64
+"""Groups a batch of validation, where no gradient is kept."""
+
+
+RECIPE_STEPS = 1000
+"""Optimiser steps of the default recipe."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; the resolved part of the configuration that shapes the weights."""
+
+    max_epochs: int
+    """Passes over the groups, in all."""
+
+    batch_size: int
+    """Groups a batch."""
+
+    learning_rate: float
+    """Largest step of Adam for the network."""
+
+    loss: str = "amplitude"
+    """Noise model, a key of :data:`~ptycho_torch.physics.noise.NOISE_MODELS`."""
+
+    precision: str = "fp32"
+    """Arithmetic of the network: fp32 or bf16."""
+
+    seed: int = 0
+    """Seed of the order of batches."""
+
+    num_workers: int = 0
+    """Processes that prepare batches."""
+
+
+def recipe_batch_size(size: int) -> int:
+    """Groups a batch, for patterns of ``size`` pixels: 12 of 64², fewer of larger ones, at least 6."""
+    return max(6, round(12 * (64 / size) ** 2))
+
+
+def recipe_epochs(groups: int, batch_size: int) -> int:
+    """Epochs that make :data:`RECIPE_STEPS` steps."""
+    return max(1, round(RECIPE_STEPS * batch_size / groups))
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One row of the history."""
+
+    epoch: int
+    groups: int
+    loss: float
+    val_loss: float
+    learning_rate: float
+
+
+@dataclass(frozen=True, eq=False)
+class Patterns:
+    """Patterns to go through: all of a scan, and the groups of them that count."""
+
+    scan: Batch
+    """All patterns."""
+
+    groups: Indices
+    """(m, g²) indices into ``scan``, each group's own position first."""
+
+    positions: "np.ndarray[Any, np.dtype[np.float64]]"
+    """(m, 2) (y, x) in pixels: positions of the groups."""
+
+    digest: str = ""
+    """Fingerprint of the scan."""
+
+    def batches(self, batch_size: int, spread: int, rng: np.random.Generator) -> Iterator[tuple[int, Tensor]]:
+        """Batches of neighbours: the number of groups in each, and the indices of their patterns, each once."""
+        for batch in compact_batches(self.positions, batch_size, spread, rng):
+            yield len(batch), torch.from_numpy(np.unique(self.groups[batch]))
+
+
+class _BatchList(torch.utils.data.Dataset[tuple[int, Batch]]):
+    """The batches of an epoch, cut out when asked for: what a DataLoader's workers share."""
+
+    def __init__(self, scan: Batch, batches: list[tuple[int, Tensor]]) -> None:
+        self._scan, self._batches = scan, batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: int) -> tuple[int, Batch]:
+        groups, indices = self._batches[index]
+        return groups, self._scan.take(indices)
+
+
+class Trainer:
+    """A training in progress: model, optimiser, running mean of the weights, and history.
+
+    The learning rate falls with the square root of the steps, and what counts is a running mean of the weights whose
+    memory is a fixed share of the steps so far. Nothing depends on how many epochs are still to come, so that a training may
+    be continued to any length with the same bytes as one that was never interrupted.
+
+    Args:
+        model: trained in place, on the device that it and ``patterns`` are on.
+        patterns: what to train on.
+        validation: what the validation figure is computed on.
+        settings: how to train.
+    """
+
+    def __init__(self, model: PtychoModel, patterns: Patterns, validation: Patterns, settings: Settings) -> None:
+        self.model, self.patterns, self.validation, self.settings = model, patterns, validation, settings
+        self.noise = noise_model(settings.loss)
+        network = {"params": list(model.network.parameters()), "scale": 1.0}
+        probe = {"params": [model.probe_parts], "scale": PROBE_STEP}
+        groups = [network, probe] if model.probe_parts.requires_grad else [network]
+        self.optimizer = torch.optim.Adam(groups, lr=settings.learning_rate)
+        self.average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self.steps = 0
+        self.history: list[Epoch] = []
+
+    def run(self, observer: Observer, tracker: Tracker, checkpoint: Path) -> bool:
+        """Train up to ``settings.max_epochs`` epochs, with a checkpoint after each.
+
+        Returns:
+            True, or False when ctrl-C ended it: then everything is as it was after the last complete epoch.
+        """
+        done = len(self.history)
+        batches = -(-len(self.patterns.groups) // self.settings.batch_size)
+        observer.begin("training", max(self.settings.max_epochs - done, 0) * batches)
+        try:
+            for epoch in range(done + 1, self.settings.max_epochs + 1):
+                loss = self._train_epoch(epoch, observer)
+                rate = float(self.optimizer.param_groups[0]["lr"])
+                row = Epoch(epoch, len(self.patterns.groups), loss, self.validate(), rate)
+                self.history.append(row)
+                self.save(checkpoint)
+                tracker.figures(epoch, {"loss": row.loss, "val_loss": row.val_loss})
+        except KeyboardInterrupt:
+            if checkpoint.is_file():
+                self.load(checkpoint)
+            return False
+        finally:
+            observer.end()
+        return True
+
+    def _train_epoch(self, epoch: int, observer: Observer) -> float:
+        self.model.train()
+        total = weight = 0.0
+        for groups, batch in self._batches(np.random.default_rng([self.settings.seed, epoch])):
+            with self._autocast():
+                loss = self.loss(batch)
+            self.optimizer.zero_grad()
+            loss.backward()
+            value = loss.item()
+            if not math.isfinite(value):
+                raise ConfigError(
+                    f"the loss became {value} in epoch {epoch}: choose a smaller --learning_rate "
+                    f"(it is {self.settings.learning_rate:g}), or look at the scan with describe"
+                )
+            self._step()
+            total, weight = total + groups * value, weight + groups
+            observer.advance(loss=total / weight)
+        return total / weight
+
+    def _step(self) -> None:
+        self.steps += 1
+        rate = self.settings.learning_rate * min(1.0, self.steps / WARM_UP) / math.sqrt(1 + self.steps / DECAY_STEPS)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        self.optimizer.step()
+        # Polynomial-decay averaging (Shamir & Zhang, ICML 2013, with η = 8): the mean of about the last ninth.
+        share = 9 / (self.steps + 8)
+        for name, tensor in self.model.state_dict().items():
+            self.average[name].lerp_(tensor, share)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean deviance a pixel of ``batch``, in units where 0.5 is about the noise of counting."""
+        intensity = self.model(batch).intensity
+        return masked_mean(self.noise.deviance(intensity, batch.counts), batch.mask)
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """The loss of the averaged weights on the validation patterns, always in the same batches."""
+        with self.averaged():
+            total = weight = 0.0
+            for groups, indices in self.validation.batches(VALIDATION_BATCH, 1, np.random.default_rng(0)):
+                batch = self.validation.scan.take(indices.to(self.validation.scan.corners.device))
+                with self._autocast():
+                    value = self.loss(batch).item()
+                total, weight = total + groups * value, weight + groups
+        return total / weight
+
+    def _batches(self, rng: np.random.Generator) -> Iterator[tuple[int, Batch]]:
+        scan = self.patterns.scan
+        chosen = list(self.patterns.batches(self.settings.batch_size, SPREAD, rng))
+        if self.settings.num_workers == 0:
+            for groups, indices in chosen:
+                yield groups, scan.take(indices.to(scan.corners.device))
+            return
+        device = scan.corners.device
+        loader = torch.utils.data.DataLoader(
+            _BatchList(scan.to(torch.device("cpu")), chosen), batch_size=None, num_workers=self.settings.num_workers
+        )
+        for groups, batch in loader:
+            yield groups, batch.to(device)
+
+    def _autocast(self) -> torch.autocast:
+        device = self.patterns.scan.corners.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.settings.precision == "bf16")
+
+    @contextmanager
+    def averaged(self) -> Iterator[PtychoModel]:
+        """The model with the averaged weights, for as long as the context lasts."""
+        training = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average)
+        self.model.eval()
+        try:
+            yield self.model
+        finally:
+            self.model.load_state_dict(training)
+
+    def save(self, path: Path) -> None:
+        """Write all that :meth:`load` needs to go on exactly."""
+        make_output_dir(path.parent)
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
+        note = {"steps": self.steps, "history": [asdict(row) for row in self.history], "fingerprint": self.fingerprint}
+        save_tensors(path, tensors, note)
+
+    def load(self, path: Path) -> None:
+        """Go on from the checkpoint at ``path``.
+
+        Raises:
+            BundleError: the file is damaged or of another network.
+            ConfigError: it was made with other settings, so that going on would mix two trainings.
+        """
+        tensors, note = load_tensors(path)
+        differing = [
+            f"{name} ({value} there, {self.fingerprint.get(name)} now)"
+            for name, value in note.get("fingerprint", {}).items()
+            if self.fingerprint.get(name) != value
+        ]
+        if differing:
+            raise ConfigError(f"{path}: cannot go on with another {', '.join(differing)}; set it back, or drop --resume")
+        try:
+            self.model.load_state_dict(_part(tensors, "model."), strict=True)
+            device = self.model.probe_parts.device
+            self.average = {name: tensor.to(device) for name, tensor in _part(tensors, "average.").items()}
+            state = self.optimizer.state_dict()
+            state["state"] = {}
+            for key, tensor in _part(tensors, "optimizer.").items():
+                index, _, name = key.partition(".")
+                state["state"].setdefault(int(index), {})[name] = tensor
+            self.optimizer.load_state_dict(state)
+            self.steps = note["steps"]
+            self.history = [Epoch(**row) for row in note["history"]]
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise BundleError(f"{path}: does not fit this training ({error}); drop --resume") from error
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be the same for a resumed training to equal an uninterrupted one."""
+        settings = asdict(self.settings)
+        for free in ("max_epochs", "num_workers"):
+            del settings[free]
+        probe = self.model.probe_parts
+        return settings | {
+            "network": asdict(self.model.config),
+            "update_probe": probe.requires_grad,
+            "groups": len(self.patterns.groups),
+            "groups_digest": hashlib.sha256(self.patterns.groups.tobytes()).hexdigest()[:16],
+            "scan": self.patterns.digest,
+        }
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def write_history(path: Path, history: Sequence[Epoch]) -> None:
+    """Write ``history`` as CSV, one row an epoch; figures in full, so that equal runs give equal bytes."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Epoch.__dataclass_fields__)
+    writer.writerows([repr(value) for value in asdict(row).values()] for row in history)
+    write_text(path, text.getvalue())
+
+
+def history_columns(history: Sequence[Epoch]) -> dict[str, list[float]]:
+    """``history`` by column, as a :class:`~ptycho_torch.data.reconstruction.Reconstruction` keeps it."""
+    return {name: [getattr(row, name) for row in history] for name in ("epoch", "loss", "val_loss")}

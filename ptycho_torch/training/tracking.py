@@ -1,0 +1,176 @@
+"""Trackers: where figures and pictures of a training go besides ``history.csv``."""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from ptycho_torch.core.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+class Tracker(Protocol):
+    """Follows one training run."""
+
+    def parameters(self, values: dict[str, Any]) -> None:
+        """The resolved configuration."""
+
+    def figures(self, epoch: int, values: dict[str, float]) -> None:
+        """The figures of one epoch."""
+
+    def artifact(self, path: Path) -> None:
+        """A file worth keeping with the run, such as a picture."""
+
+    def finish(self, completed: bool) -> None:
+        """The run is over."""
+
+
+class NoTracker:
+    """Keeps nothing."""
+
+    def parameters(self, values: dict[str, Any]) -> None:
+        del values
+
+    def figures(self, epoch: int, values: dict[str, float]) -> None:
+        del epoch, values
+
+    def artifact(self, path: Path) -> None:
+        del path
+
+    def finish(self, completed: bool) -> None:
+        del completed
+
+
+class MlflowTracker:
+    """MLflow, in a SQLite store under the output folder unless ``MLFLOW_TRACKING_URI`` says otherwise.
+
+    Speaks through an ``MlflowClient`` of its own, so that MLflow's process-wide state stays as it is.
+    """
+
+    EXPERIMENT = "ptycho_torch"
+
+    def __init__(self, folder: Path) -> None:
+        logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of each table of a new store
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        from mlflow import MlflowClient
+
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        _require_reachable(uri)
+        self._client = MlflowClient(uri or f"sqlite:///{(folder / 'mlflow.db').resolve()}")
+        found = self._client.get_experiment_by_name(self.EXPERIMENT)
+        artifacts = None if uri else (folder / "mlruns").resolve().as_uri()
+        experiment = found.experiment_id if found else self._client.create_experiment(self.EXPERIMENT, artifacts)
+        self._run = self._client.create_run(experiment, run_name=folder.name).info.run_id
+
+    def parameters(self, values: dict[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        self._client.log_batch(self._run, params=[Param(key, str(value)) for key, value in values.items()])
+
+    def figures(self, epoch: int, values: dict[str, float]) -> None:
+        for key, value in values.items():
+            self._client.log_metric(self._run, key, value, step=epoch)
+
+    def artifact(self, path: Path) -> None:
+        self._client.log_artifact(self._run, str(path))
+
+    def finish(self, completed: bool) -> None:
+        self._client.set_terminated(self._run, "FINISHED" if completed else "KILLED")
+
+
+class TensorboardTracker:
+    """TensorBoard event files in ``tensorboard/`` under the output folder."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def parameters(self, values: dict[str, Any]) -> None:
+        self._writer.add_text("config", "\n".join(f"    {key}: {value}" for key, value in values.items()))
+
+    def figures(self, epoch: int, values: dict[str, float]) -> None:
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, epoch)
+
+    def artifact(self, path: Path) -> None:
+        from matplotlib.image import imread
+
+        if path.suffix == ".png":
+            self._writer.add_image(path.stem, imread(path)[..., :3], dataformats="HWC")
+
+    def finish(self, completed: bool) -> None:
+        del completed
+        self._writer.close()
+
+
+class GuardedTracker:
+    """Passes everything on to another tracker, until that fails: then one warning, and silence. Never the run."""
+
+    def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
+        self._name = name
+        self._tracker: Tracker | None = None
+        self._guard(lambda: setattr(self, "_tracker", make()))
+
+    def parameters(self, values: dict[str, Any]) -> None:
+        self._guard(lambda: self._tracker and self._tracker.parameters(values))
+
+    def figures(self, epoch: int, values: dict[str, float]) -> None:
+        self._guard(lambda: self._tracker and self._tracker.figures(epoch, values))
+
+    def artifact(self, path: Path) -> None:
+        self._guard(lambda: self._tracker and self._tracker.artifact(path))
+
+    def finish(self, completed: bool) -> None:
+        self._guard(lambda: self._tracker and self._tracker.finish(completed))
+
+    def _guard(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except tracker_failures() as error:
+            self._tracker = None
+            reason = " ".join(str(error).split())[:200]
+            log.warning("the tracker %s is left out of this run: %s; history.csv has the figures", self._name, reason)
+
+
+def tracker_failures() -> tuple[type[Exception], ...]:
+    """What a tracker may raise when its store is out of reach."""
+    import sys
+
+    failures: list[type[Exception]] = [OSError]
+    # Only libraries that are loaded can have raised.
+    for module, name in (("mlflow.exceptions", "MlflowException"), ("sqlalchemy.exc", "SQLAlchemyError")):
+        if module in sys.modules:
+            failures.append(getattr(sys.modules[module], name))
+    return tuple(failures)
+
+
+def _require_reachable(uri: str | None) -> None:
+    """Raise ConnectionError at once if the server of ``uri`` takes no connection: MLflow itself retries for minutes."""
+    import socket
+
+    parts = urlsplit(uri or "")
+    if parts.scheme not in ("http", "https") or parts.hostname is None:
+        return
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname, port), timeout=3).close()
+    except OSError as error:
+        raise ConnectionError(f"MLFLOW_TRACKING_URI {uri} takes no connection ({error})") from error
+
+
+def make_tracker(name: str, folder: Path) -> Tracker:
+    """The tracker called ``name``, writing under ``folder``. ``csv`` and ``none`` keep nothing besides history.csv.
+
+    Raises:
+        ConfigError: the library behind the tracker is not installed.
+    """
+    if name in ("csv", "none"):
+        return NoTracker()
+    try:
+        return GuardedTracker(name, lambda: MlflowTracker(folder) if name == "mlflow" else TensorboardTracker(folder))
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--logger {name} needs {error.name}: pip install 'ptycho-torch[{name}]'") from error

@@ -1,0 +1,102 @@
+"""python -m ptycho_torch.describe: exit codes, text and JSON."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ptycho_torch.data.npz import save_scan
+from ptycho_torch.data.scan import Scan
+
+
+def describe(*words: str | Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "ptycho_torch.describe", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.fixture
+def scan_file(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    axis = np.arange(16) - 8
+    envelope = np.exp(-(axis[:, None] ** 2 + axis**2) / 20)
+    counts = rng.poisson(300 * envelope, (12, 16, 16))
+    scan = Scan(
+        amplitudes=np.sqrt(counts).astype(np.float32),
+        positions=rng.uniform(10, 40, (12, 2)),
+        probe=(envelope * (1 + 0.5j))[None].astype(np.complex64),
+    )
+    save_scan(tmp_path / "scan.npz", scan)
+    return tmp_path / "scan.npz"
+
+
+def test_a_clean_file_is_described_in_text_and_json(scan_file: Path) -> None:
+    text = describe(scan_file)
+    assert (text.returncode, text.stderr) == (0, "")
+    for words in ("diffraction", "complex64", "axis order", "photons", "overlap", "keeps every rule"):
+        assert words in text.stdout
+    first, second = describe(scan_file, "--json"), describe("--json", scan_file)
+    assert first.stdout == second.stdout
+    found = json.loads(first.stdout)
+    assert found["valid"]
+    assert found["file"] == "scan.npz"
+    assert found["photons"]["per_unit"] == 1
+    assert found["axis_order"]["order"] == "nhw"
+    assert str(scan_file.parent) not in first.stdout
+
+
+def test_the_same_content_elsewhere_gives_the_same_json(scan_file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    (other / "scan.npz").write_bytes(scan_file.read_bytes())
+    assert describe(other / "scan.npz", "--json").stdout == describe(scan_file, "--json").stdout
+
+
+def test_a_file_that_breaks_the_contract_is_described_with_exit_code_1(scan_file: Path) -> None:
+    with np.load(scan_file) as archive:
+        arrays = dict(archive)
+    arrays["xcoords"] = arrays["xcoords"][:-1]
+    arrays["diffraction"][0, 0, 0] = np.nan
+    np.savez(scan_file, **arrays)
+    result = describe(scan_file)
+    assert (result.returncode, result.stderr) == (1, "")
+    assert "MUST   R9" in result.stdout
+    assert "MUST   R11" in result.stdout
+    assert "probeGuess" in result.stdout
+    result = describe(scan_file, "--json")
+    assert result.returncode == 1
+    assert [v["rule"] for v in json.loads(result.stdout)["violations"] if v["level"] == "MUST"] == ["R9", "R11"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no archive", b"PK\x03\x04 cut short"])
+def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "scan.npz"
+    if content is not None:
+        path.write_bytes(content)
+    result = describe(path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.stderr
+    assert str(path) in result.stderr
+
+
+def test_headers_alone_are_enough_without_stats(scan_file: Path) -> None:
+    result = describe(scan_file, "--no_stats")
+    assert result.returncode == 0
+    assert "mean" not in result.stdout
+    assert "12 × 16 × 16" in result.stdout
+
+
+@pytest.mark.skipif("PTYCHO_TORCH_DATA" not in os.environ, reason="needs the data folder PTYCHO_TORCH_DATA")
+def test_the_legacy_twin_is_readable_and_its_conversions_are_told() -> None:
+    result = describe(Path(os.environ["PTYCHO_TORCH_DATA"]) / "run1084" / "Run1084_twin_legacy.npz", "--json")
+    assert result.returncode == 0
+    found = json.loads(result.stdout)
+    assert found["axis_order"]["order"] == "hwn"
+    assert found["photons"]["origin"] == "lattice"
+    assert found["photons"]["per_pattern"] == pytest.approx(1e6, rel=1e-3)
+    assert found["object"]["on_grid"]
+    assert {violation["rule"] for violation in found["violations"]} == {"R22", "R23"}
