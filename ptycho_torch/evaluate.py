@@ -38,7 +38,9 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict[str, Any]:
     scan = None if config.scan is None else _read(config.scan, config)
     truth_scan = scan if config.truth == config.scan else None if config.truth is None else _read(config.truth, config)
     if truth_scan is not None and config.truth is not None and truth_scan.truth is None:
-        raise DataError(f"{config.truth}: no objectGuess in it, expected the true object; leave --truth out to judge by R")
+        raise DataError(
+            f"{config.truth}: no objectGuess in it, expected the true object; leave --truth out to judge by R"
+        )
     from ptycho_torch.imaging.results import judge, write_judgement
 
     judgement = judge(

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.imaging.alignment import Region, covered_region
 from ptycho_torch.imaging.frc import RingCorrelation
 from ptycho_torch.imaging.metrics import TruthComparison
-from ptycho_torch.data.reconstruction import Reconstruction
 
 PHASE_MAP = "twilight"
 _INK = "#80868f"  # contrast of at least 3.5 on white and on near-black
@@ -85,7 +85,7 @@ def phase_picture(view: View) -> bytes:
 
 def object_figure(view: View) -> bytes:
     """Amplitude beside phase, with colour bars."""
-    figure, (left, right) = _figure(1, 2, (9.4, 4.2))
+    figure, (left, right) = _figure(1, 2, (11.6, 5.2))
     amplitude, phase = np.abs(view.object), np.angle(view.object)
     low, high = robust_range(amplitude[view.region])
     limit = phase_limit(phase[view.region])
@@ -151,16 +151,14 @@ def complex_colors(field: NDArray[np.complexfloating]) -> NDArray[np.float64]:
     return np.asarray(hsv_to_rgb(np.stack([hue, np.full_like(hue, 0.85), np.clip(brightness, 0, 1)], -1)))
 
 
-def patterns_figure(
-    measured: NDArray[np.floating], predicted: NDArray[np.floating], titles: Sequence[str]
-) -> bytes:
+def patterns_figure(measured: NDArray[np.floating], predicted: NDArray[np.floating], titles: Sequence[str]) -> bytes:
     """Measured above predicted patterns (k, N, N) in photons, zero frequency in the middle, on one log scale.
 
     A pixel that is masked is NaN in ``measured`` and transparent.
     """
     from matplotlib.colors import LogNorm
 
-    figure, axes = _figure(2, len(titles), (2.9 * len(titles) + 0.9, 5.8))
+    figure, axes = _figure(2, len(titles), (3.4 * len(titles) + 1.0, 6.6))
     highest = max(float(np.nanmax(measured)), 2.0)
     norm = LogNorm(0.5, highest)
     for row, (name, patterns) in enumerate((("measured", measured), ("predicted", predicted))):
@@ -168,12 +166,11 @@ def patterns_figure(
             axis = axes[row][column]
             floored = np.where(np.isnan(pattern), np.nan, np.maximum(pattern, 0.5))
             shown = axis.imshow(floored, cmap="magma", norm=norm)
-            axis.set_title(f"{title}\n{name}" if row == 0 else name)
+            axis.set_title(title if row == 0 else "")
+            axis.set_ylabel(f"{name} (photons)" if column == 0 else "")
             axis.set_xticks([])
             axis.set_yticks([])
-    bar = figure.colorbar(shown, ax=axes.ravel().tolist(), fraction=0.04, pad=0.02)
-    bar.set_label("photons", color=_INK)
-    bar.outline.set_edgecolor(_INK)
+    _colorbar(axes.ravel().tolist(), shown)
     return _png(figure)
 
 
@@ -182,7 +179,7 @@ def history_figure(history: Mapping[str, Sequence[float]]) -> bytes | None:
     curves = {name: np.asarray(values, float) for name, values in history.items() if "loss" in name and len(values)}
     if not curves:
         return None
-    figure, axis = _figure(1, 1, (5.4, 3.4))
+    figure, axis = _figure(1, 1, (5.6, 3.6))
     for name, values in curves.items():
         epochs = history.get("epoch", [])
         axis.plot(epochs if len(epochs) == len(values) else np.arange(1, len(values) + 1), values, label=name, lw=1.8)
@@ -196,7 +193,7 @@ def history_figure(history: Mapping[str, Sequence[float]]) -> bytes | None:
 
 def frc_figure(frc: RingCorrelation) -> bytes:
     """The ring correlation, the ½-bit threshold and where they cross."""
-    figure, axis = _figure(1, 1, (5.4, 3.4))
+    figure, axis = _figure(1, 1, (5.6, 3.6))
     axis.plot(frc.frequency, frc.correlation, lw=1.8, label="correlation")
     axis.plot(frc.frequency, frc.threshold, lw=1.4, ls="--", label="½-bit threshold")
     if frc.crossing:
@@ -223,7 +220,7 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, An
     axes = figure.subplots(rows, columns, gridspec_kw=spacing)
     for axis in np.ravel(axes):
         axis.set_facecolor("none")
-        axis.tick_params(colors=_INK, labelsize=8)
+        axis.tick_params(which="both", colors=_INK, labelsize=8)
         for part in (axis.title, axis.xaxis.label, axis.yaxis.label):
             part.set_color(_INK)
             part.set_fontsize(10)
@@ -241,9 +238,9 @@ def _image(axis: Any, values: NDArray[np.floating], title: str, view: View, **ho
     _colorbar(axis, shown)
 
 
-def _colorbar(axis: Any, shown: Any) -> None:
-    bar = axis.figure.colorbar(shown, ax=axis, fraction=0.046, pad=0.03)
-    bar.ax.tick_params(colors=_INK, labelsize=8)
+def _colorbar(axes: Any, shown: Any) -> None:
+    bar = shown.figure.colorbar(shown, ax=axes, fraction=0.046, pad=0.03)
+    bar.ax.tick_params(which="both", colors=_INK, labelsize=8)
     bar.outline.set_edgecolor(_INK)
 
 

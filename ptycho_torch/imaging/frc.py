@@ -101,7 +101,8 @@ def _spectrum(image: NDArray[np.complexfloating], taper: NDArray[np.float64]) ->
     image = np.asarray(image, np.complex128)
     energy = np.sqrt(np.sum(np.abs(taper * image) ** 2))
     mean = np.sum(taper * image) / np.sum(taper)
-    return np.asarray(np.fft.fft2(taper * (image - mean), norm="ortho") / (energy if energy > 0 else 1.0), np.complex128)
+    tapered = taper * (image - mean) / (energy if energy > 0 else 1.0)
+    return np.asarray(np.fft.fft2(tapered, norm="ortho"), np.complex128)
 
 
 def _crossing(frequency: NDArray[np.float64], above: NDArray[np.float64]) -> float | None:

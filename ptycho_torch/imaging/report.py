@@ -27,7 +27,7 @@ class Figure(NamedTuple):
 
 FIGURES: dict[str, Figure] = {
     "r": Figure("R", "", "Σ(|F| − √I)² / ΣI of the stitched object, cut again at every position; 0 is perfect"),
-    "r_floor": Figure("R, noise floor", "", "what R would be if the model were the truth: Poisson counting noise alone"),
+    "r_floor": Figure("R, noise floor", "", "R if the model were the truth: Poisson counting noise alone"),
     "amplitude_loss": Figure("amplitude loss", "", "mean of 2(|F| − √I)² a pixel; about ½ at high dose is noise alone"),
     "validation_r": Figure("R, held out", "", "R over the patterns held out of training"),
     "validation_r_floor": Figure("R, held out, noise floor", "", "its noise floor"),
@@ -49,7 +49,7 @@ FIGURES: dict[str, Figure] = {
     "patterns": Figure("patterns", "", "patterns judged"),
     "patterns_skipped": Figure("patterns skipped", "", "patterns whose window reaches outside the canvas"),
     "photons_per_pattern": Figure("photons a pattern", "", "mean of the measured patterns, over unmasked pixels"),
-    "coverage_share": Figure("covered share", "", "share of the canvas lit by at least a tenth of the highest coverage"),
+    "coverage_share": Figure("covered share", "", "share of the canvas lit by a tenth or more of the highest coverage"),
     "covered_pixels": Figure("covered pixels", "", "the region over which all of this is measured"),
     "removed_scale": Figure("scale removed", "", "modulus of the complex factor c"),
     "removed_phase_rad": Figure("phase removed", "rad", "phase of the complex factor c"),
