@@ -5,6 +5,7 @@
     python -m ptycho_torch.evaluate reconstruction.npz --truth scan.npz --scan scan.npz --output_dir evaluation
 """
 
+import logging
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,10 @@ from ptycho_torch.core.config import EvaluateConfig
 from ptycho_torch.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from ptycho_torch.data.reconstruction import Reconstruction
     from ptycho_torch.data.scan import Scan
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(config: EvaluateConfig, command: str = "") -> dict[str, Any]:
@@ -35,9 +39,11 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict[str, Any]:
     from ptycho_torch.data.reconstruction import load_reconstruction
 
     reconstruction = load_reconstruction(config.reconstruction)
-    scan = None if config.scan is None else _read(config.scan, config)
-    truth_scan = scan if config.truth == config.scan else None if config.truth is None else _read(config.truth, config)
-    if truth_scan is not None and config.truth is not None and truth_scan.truth is None:
+    # The same file twice is read once.
+    scans = {path: _read(path, config) for path in (config.scan, config.truth) if path is not None}
+    scan = scans[config.scan] if config.scan is not None else None
+    truth = scans[config.truth].truth if config.truth is not None else None
+    if config.truth is not None and truth is None:
         raise DataError(
             f"{config.truth}: no objectGuess in it, expected the true object; leave --truth out to judge by R"
         )
@@ -46,12 +52,27 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict[str, Any]:
     judgement = judge(
         reconstruction,
         scan,
-        photons_per_unit=config.photons_per_unit or reconstruction.photons_per_unit,
-        truth=truth_scan.truth if truth_scan is not None and config.truth is not None else None,
+        photons_per_unit=_photons_per_unit(config, reconstruction, scan),
+        truth=truth,
         remove_ramp=config.remove_ramp,
         remove_shift=config.remove_shift,
     )
     return write_judgement(make_output_dir(config.output_dir), reconstruction, judgement, command=command)
+
+
+def _photons_per_unit(config: EvaluateConfig, reconstruction: "Reconstruction", scan: "Scan | None") -> float:
+    """The configuration's, else the reconstruction's; a warning where the scan states another."""
+    scale = config.photons_per_unit or reconstruction.photons_per_unit
+    stated = scan.photons_per_unit if scan is not None else None
+    if stated is not None and abs(stated - scale) > 1e-3 * scale:
+        log.warning(
+            "%s states %.6g photons a squared unit, and the reconstruction's %.6g is used; "
+            "set --photons_per_unit if this file is in another unit",
+            config.scan,
+            stated,
+            scale,
+        )
+    return scale
 
 
 def _read(path: Path, config: EvaluateConfig) -> "Scan":

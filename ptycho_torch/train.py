@@ -148,13 +148,13 @@ def _patterns(
 
     data = batch_of_scan(scan, scale.photons_per_unit).to(device)
     used, validation = _hold_out(config, scan, data)
-    log.info("validation: %s", validation.told)
     rng = np.random.default_rng([config.seed, 0])
     groups = draw_groups(scan.positions, config.gridsize, used, config.n_images, rng)
     held = draw_groups(validation.scan.positions, config.gridsize, validation.indices, None, rng)
+    log.info("validation: %s", validation.told)
     return (
-        Patterns(data, groups, scan.positions[groups[:, 0]], scan.digest()),
-        Patterns(validation.data, held, validation.scan.positions[held[:, 0]]),
+        Patterns(data, groups, scan.positions[groups[:, 0]], f"{scan.digest()} at {scale.photons_per_unit:.9g} photons"),
+        Patterns(validation.data, held, validation.scan.positions[held[:, 0]], validation.told),
         validation,
     )
 
@@ -171,7 +171,7 @@ def _hold_out(config: TrainConfig, scan: "Scan", data: "Batch") -> "tuple[Indice
 
     test_file = config.test_data_file
     if test_file is None:
-        split = hold_out_region(scan.positions)
+        split = hold_out_region(scan.positions, at_least=config.gridsize**2)
         told = f"region held out of the training scan, {split.region}"
         return split.training, _Validation(scan, data, split.validation, told)
     everything = np.arange(len(scan))

@@ -118,15 +118,22 @@ class Split(NamedTuple):
     region: str
 
 
-def hold_out_region(positions: NDArray[np.float64], share: float = 0.05) -> Split:
-    """Hold out the positions of the lowest rows of the field: ``share`` of them, and at least one.
+def hold_out_region(positions: NDArray[np.float64], share: float = 0.05, at_least: int = 1) -> Split:
+    """Hold out the positions of the lowest rows of the field: ``share`` of them, and at least ``at_least``.
 
     A region rather than a random choice, because neighbouring patterns see the same piece of the object: only
     patterns at its far side say something about new ground.
+
+    Raises:
+        ConfigError: that would be all of them.
     """
-    bound = np.quantile(positions[:, 0], 1 - share, method="higher")
-    held = positions[:, 0] >= bound
+    rows = positions[:, 0]
+    bound = min(np.quantile(rows, 1 - share, method="higher"), np.sort(rows)[-min(at_least, len(rows))])
+    held = rows >= bound
     if held.all():
-        raise ConfigError("all positions lie in one row, so no region can be held out: give --test_data_file")
+        raise ConfigError(
+            f"of {len(positions)} positions none is left when the lowest rows are held out for validation: "
+            "give --test_data_file"
+        )
     region = f"y >= {bound:.2f} px ({held.sum()} of {len(positions)} positions)"
     return Split(np.flatnonzero(~held), np.flatnonzero(held), region)

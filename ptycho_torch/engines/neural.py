@@ -12,9 +12,10 @@ from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.imaging.stitching import stitch
 from ptycho_torch.networks.batch import Batch, batch_of_scan
-from ptycho_torch.networks.model import PtychoModel, probe_power
+from ptycho_torch.networks.model import PtychoModel
 from ptycho_torch.physics.forward import merge_patches, probe_at
 from ptycho_torch.physics.patches import frame_of
+from ptycho_torch.physics.probe import power_of
 
 
 def reconstruct_by_network(
@@ -93,7 +94,7 @@ def _predict(
         probe = probe_at(model.probe, part.fractions)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             patches[indices] = model.predict(part, probe).cpu()
-        weights[indices] = probe_power(probe).cpu()
+        weights[indices] = power_of(probe).cpu()
         observer.advance(len(indices))
     return patches, weights
 

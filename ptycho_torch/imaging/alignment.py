@@ -62,16 +62,17 @@ def covered_region(reconstruction: Reconstruction) -> Region:
     """True where the illumination is at least :data:`COVERED_SHARE` of its maximum, (rows, columns).
 
     Raises:
-        DataError: nothing is lit, or the object is not finite where it is lit.
+        DataError: nothing is lit, or the object is not finite.
     """
     coverage = reconstruction.coverage
     highest = float(coverage.max(initial=0.0))
     if not (highest > 0 and np.isfinite(highest)):
         raise DataError(f"the reconstruction's largest coverage is {highest}, expected a positive number of photons")
     region: Region = coverage >= COVERED_SHARE * highest
-    bad = int(np.count_nonzero(~np.isfinite(reconstruction.object[region])))
+    # Windows, shifts and Fourier transforms reach outside the region, so NaN anywhere would spread into it.
+    bad = int(np.count_nonzero(~np.isfinite(reconstruction.object)))
     if bad:
-        raise DataError(f"the reconstructed object holds NaN or infinity at {bad} covered pixels, expected none")
+        raise DataError(f"the reconstructed object holds NaN or infinity at {bad} pixels, expected none")
     return region
 
 
@@ -124,7 +125,7 @@ def align(pair: Pair, *, remove_ramp: bool = False, remove_shift: bool = False) 
     return Alignment(scale * obj, scale, ramp, shift)
 
 
-def best_scale(rec: ComplexImage, truth: ComplexImage, weights: NDArray[np.generic]) -> complex:
+def best_scale(rec: ComplexImage, truth: ComplexImage, weights: NDArray[np.bool_] | NDArray[np.float64]) -> complex:
     """The complex c that minimises Σ weights·|c·rec − truth|²; zero for a reconstruction that is zero.
 
     Args:
@@ -144,7 +145,8 @@ def find_ramp(rec: ComplexImage, truth: ComplexImage, region: Region) -> NDArray
 def times_ramp(image: ComplexImage, ramp: NDArray[np.float64]) -> ComplexImage:
     """``image`` times a phase ramp (y, x) in rad per pixel, whose phase is zero at the middle pixel."""
     rows, columns = (np.arange(n) - n // 2 for n in image.shape)
-    return image * np.exp(1j * (ramp[0] * rows[:, None] + ramp[1] * columns[None, :]))
+    factor: ComplexImage = np.exp(1j * (ramp[0] * rows[:, None] + ramp[1] * columns[None, :]))
+    return image * factor
 
 
 def find_shift(rec: ComplexImage, truth: ComplexImage, region: Region) -> NDArray[np.float64]:
@@ -158,7 +160,8 @@ def find_shift(rec: ComplexImage, truth: ComplexImage, region: Region) -> NDArra
         mean = image[region].mean()
         return np.asarray(np.fft.fftshift(np.fft.fft2(np.where(region, image - mean, 0))), np.complex128)
 
-    return _peak_frequency(spectrum(truth).conj() * spectrum(rec)) * np.array(rec.shape)
+    peak = _peak_frequency(spectrum(truth).conj() * spectrum(rec))
+    return peak * np.array(rec.shape, np.float64)
 
 
 def shift_image(image: ComplexImage, shift: NDArray[np.float64]) -> ComplexImage:
@@ -195,4 +198,5 @@ def _window(region: Region) -> NDArray[np.float64]:
     if region.all():
         return np.ones(region.shape)
     distance = np.asarray(distance_transform_edt(~region), np.float64)
-    return 0.5 + 0.5 * np.cos(np.pi * np.clip((distance - _WINDOW_FLAT) / _WINDOW_FALL, 0, 1))
+    fall: NDArray[np.float64] = np.clip((distance - _WINDOW_FLAT) / _WINDOW_FALL, 0, 1)
+    return np.asarray(0.5 + 0.5 * np.cos(np.pi * fall), np.float64)

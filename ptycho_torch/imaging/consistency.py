@@ -11,7 +11,7 @@ from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.physics import forward, noise
-from ptycho_torch.physics.patches import split_positions
+from ptycho_torch.physics.patches import extract_patches, split_positions
 
 BATCH_PIXELS = 2**20
 """Detector pixels computed together; the result does not depend on it beyond rounding."""
@@ -27,7 +27,7 @@ class Consistency(NamedTuple):
     """What R would be if the model were the truth: the Poisson expectation of (√k − √λ)² at its rates, over ΣI."""
 
     loss: float
-    """Mean over pixels of the amplitude noise model's negative log likelihood, 2(|F| − √I)²: ½ at high dose is noise."""
+    """Mean over pixels of the amplitude noise model's negative log likelihood, 2(|F| − √I)²: ½ is high-dose noise."""
 
     per_pattern: NDArray[np.float64]
     """R of each judged pattern, (judged,); NaN where a pattern holds no photon."""
@@ -81,7 +81,7 @@ def consistency(
         counts = measured_photons(scan, batch, photons_per_unit, device)
         counted = mask if mask.ndim == 2 else mask[torch.from_numpy(batch)]
         error, measured, *others = _batch_sums(rates, counts, counted.to(device))
-        per_pattern[start : start + step] = (error / measured).numpy()
+        per_pattern[start : start + step] = torch.where(measured > 0, error / measured, torch.nan).numpy()
         sums += torch.stack([part.sum() for part in (error, measured, *others)])
     squared, photons, floor, pixels = sums.tolist()
     if not photons > 0:
@@ -104,7 +104,7 @@ def expected_photons(
     # float64 does not exist on every device; corners are found where it does.
     relative = torch.from_numpy(positions - reconstruction.origin_yx)
     corners, fractions = split_positions(relative, probe.shape[-1])
-    patches = forward.extract_patches(obj, corners.to(device), probe.shape[-1])
+    patches = extract_patches(obj, corners.to(device), probe.shape[-1])
     lit = forward.probe_at(probe, fractions.to(device, torch.float32))
     return forward.from_patches(patches, lit).intensity
 

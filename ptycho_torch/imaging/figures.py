@@ -1,7 +1,7 @@
 """Pictures: plain ones of the object, and the report's figures, as PNG bytes that are the same for the same values.
 
 Figures are drawn with matplotlib's object interface (no global state), on a transparent ground with gray lettering, so
-that they can be read on white and on black. Images show the covered region; what lies outside is transparent.
+that they can be read on white and on black. Images show the covered region; what lies outside is transparent or tinted.
 """
 
 import io
@@ -18,7 +18,9 @@ from ptycho_torch.imaging.metrics import TruthComparison
 
 PHASE_MAP = "twilight"
 _INK = "#80868f"  # contrast of at least 3.5 on white and on near-black
+_OUTSIDE = (0.5, 0.5, 0.5, 0.15)  # a tint of the page, so that a white or black object ends where it ends
 _DPI = 80
+_FEW = 20  # points of a curve that get a dot each: a single one has no line
 _PLAIN_SIDE = 480  # pixels: plain pictures are enlarged by a whole factor up to about this
 
 
@@ -123,14 +125,10 @@ def illumination_figure(reconstruction: Reconstruction) -> bytes:
     start, end = reconstruction.origin_yx[1], reconstruction.origin_yx[1] + coverage.shape[1]
     shown = left.imshow(coverage, cmap="viridis", extent=(start - 0.5, end - 0.5, bottom - 0.5, top - 0.5))
     left.plot(reconstruction.positions[:, 1], reconstruction.positions[:, 0], ".", color="white", ms=1.5, alpha=0.5)
-    left.contour(
-        np.arange(start, end),
-        np.arange(top, bottom),
-        covered_region(reconstruction).astype(float),
-        [0.5],
-        colors="white",
-        linewidths=0.8,
-    )
+    region = covered_region(reconstruction)
+    if not region.all():
+        grid = np.arange(start, end), np.arange(top, bottom)
+        left.contour(*grid, region.astype(float), [0.5], colors="white", linewidths=0.8)
     left.set_title("coverage (photons a pixel), covered region outlined")
     _colorbar(left, shown)
     powers = np.sum(np.abs(reconstruction.probe) ** 2, axis=(1, 2))
@@ -159,6 +157,7 @@ def patterns_figure(measured: NDArray[np.floating], predicted: NDArray[np.floati
     from matplotlib.colors import LogNorm
 
     figure, axes = _figure(2, len(titles), (3.4 * len(titles) + 1.0, 6.6))
+    axes = np.reshape(axes, (2, len(titles)))
     highest = max(float(np.nanmax(measured)), 2.0)
     norm = LogNorm(0.5, highest)
     for row, (name, patterns) in enumerate((("measured", measured), ("predicted", predicted))):
@@ -175,14 +174,16 @@ def patterns_figure(measured: NDArray[np.floating], predicted: NDArray[np.floati
 
 
 def history_figure(history: Mapping[str, Sequence[float]]) -> bytes | None:
-    """Every loss of a history against the epoch; None where it holds none."""
-    curves = {name: np.asarray(values, float) for name, values in history.items() if "loss" in name and len(values)}
+    """Every loss of a history against ``"epoch"`` (or 1, 2, …); None where it holds no finite loss."""
+    losses = {name: np.asarray(values, float) for name, values in history.items() if "loss" in name}
+    curves = {name: values for name, values in losses.items() if np.isfinite(values).any()}
     if not curves:
         return None
-    figure, axis = _figure(1, 1, (5.6, 3.6))
+    figure, axis = _chart()
     for name, values in curves.items():
         epochs = history.get("epoch", [])
-        axis.plot(epochs if len(epochs) == len(values) else np.arange(1, len(values) + 1), values, label=name, lw=1.8)
+        epochs = epochs if len(epochs) == len(values) else np.arange(1, len(values) + 1).tolist()
+        axis.plot(epochs, values, label=name.replace("_", " "), lw=1.8, marker="o" if len(values) < _FEW else None)
     if all(np.nanmin(values) > 0 for values in curves.values()):
         axis.set_yscale("log")
     axis.set_xlabel("epoch")
@@ -193,7 +194,7 @@ def history_figure(history: Mapping[str, Sequence[float]]) -> bytes | None:
 
 def frc_figure(frc: RingCorrelation) -> bytes:
     """The ring correlation, the ½-bit threshold and where they cross."""
-    figure, axis = _figure(1, 1, (5.6, 3.6))
+    figure, axis = _chart()
     axis.plot(frc.frequency, frc.correlation, lw=1.8, label="correlation")
     axis.plot(frc.frequency, frc.threshold, lw=1.4, ls="--", label="½-bit threshold")
     if frc.crossing:
@@ -206,8 +207,16 @@ def frc_figure(frc: RingCorrelation) -> bytes:
     return _png(figure)
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    """A figure without pyplot, and its axes as ``Figure.subplots`` gives them, in the report's ink."""
+def _chart() -> tuple[Any, Any]:
+    """A figure of one chart of half the report's width, with room for the numbers of a log axis."""
+    return _figure(1, 1, (5.6, 3.6), left=0.85)
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float], left: float = 0.6) -> tuple[Any, Any]:
+    """A figure without pyplot, and its axes as ``Figure.subplots`` gives them, in the report's ink.
+
+    ``size`` (width, height) and ``left`` (margin) are in inches.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -215,8 +224,8 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, An
     FigureCanvasAgg(figure)
     # Fixed margins: the layout engines of matplotlib take longer than the drawing itself.
     width, height = size
-    left, right, top, bottom = 0.6 / width, 1 - 0.45 / width, 1 - 0.4 / height, 0.5 / height
-    spacing = {"left": left, "right": right, "top": top, "bottom": bottom, "wspace": 0.26, "hspace": 0.26}
+    right, top, bottom = 1 - 0.45 / width, 1 - 0.4 / height, 0.5 / height
+    spacing = {"left": left / width, "right": right, "top": top, "bottom": bottom, "wspace": 0.26, "hspace": 0.26}
     axes = figure.subplots(rows, columns, gridspec_kw=spacing)
     for axis in np.ravel(axes):
         axis.set_facecolor("none")
@@ -233,6 +242,7 @@ def _image(axis: Any, values: NDArray[np.floating], title: str, view: View, **ho
     """Show ``values`` on the view's region, with axes in object pixels and a colour bar."""
     (top, left), (height, width) = view.corner_yx, values.shape
     extent = (left - 0.5, left + width - 0.5, top + height - 0.5, top - 0.5)
+    axis.set_facecolor(_OUTSIDE)
     shown = axis.imshow(np.ma.masked_array(values, ~view.region), extent=extent, interpolation="nearest", **how)
     axis.set_title(title)
     _colorbar(axis, shown)

@@ -66,7 +66,7 @@ def ring_correlation(first: NDArray[np.complexfloating], second: NDArray[np.comp
     last = side // 2
 
     def over_rings(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.bincount(rings, values.ravel())[1 : last + 1]
+        return np.asarray(np.bincount(rings, values.ravel())[1 : last + 1], np.float64)
 
     power = over_rings(np.abs(f1) ** 2) * over_rings(np.abs(f2) ** 2)
     full = power > _EMPTY

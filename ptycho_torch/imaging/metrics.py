@@ -1,6 +1,7 @@
 """How near a reconstruction is to the truth: numbers over the covered region, after what is removed by alignment."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,6 +55,7 @@ class TruthComparison(NamedTuple):
             "phase_ssim": self.phase_ssim,
             "frc_crossing_cycles_per_pixel": self.frc.crossing if self.frc else None,
             "frc_resolution_pixels": self.frc.resolution if self.frc else None,
+            "compared_pixels": int(self.pair.region.sum()),
             "removed_scale": abs(self.alignment.scale),
             "removed_phase_rad": float(np.angle(self.alignment.scale)),
             "removed_ramp_rad_per_pixel": self.alignment.ramp.tolist(),
@@ -98,7 +100,7 @@ def scanned_box(positions: NDArray[np.float64], pair: Pair) -> NDArray[np.bool_]
         (start + np.arange(n) >= least) & (start + np.arange(n) <= most)
         for start, n, least, most in zip(pair.origin_yx, pair.region.shape, low, high, strict=True)
     )
-    return np.logical_and.outer(rows, columns)
+    return np.asarray(np.logical_and.outer(rows, columns), np.bool_)
 
 
 def nrmse(rec: NDArray[np.complex128], truth: NDArray[np.complex128], region: NDArray[np.bool_]) -> float:
@@ -125,13 +127,14 @@ def ssim(image: RealImage, truth: RealImage, region: NDArray[np.bool_]) -> float
     NaN where no window fits or the truth is flat.
     """
     from scipy.ndimage import binary_erosion
-    from skimage.metrics import structural_similarity
+    from skimage.metrics import structural_similarity as compared
 
     inner = binary_erosion(region, np.ones((SSIM_WINDOW, SSIM_WINDOW), bool))
     spread = float(np.ptp(truth[region]))
     if not inner.any() or not spread > 0:
         return math.nan
-    _, similarity = structural_similarity(image, truth, win_size=SSIM_WINDOW, data_range=spread, full=True)
+    measure: Callable[..., tuple[float, RealImage]] = compared
+    _, similarity = measure(image, truth, win_size=SSIM_WINDOW, data_range=spread, full=True)
     return float(similarity[inner].mean())
 
 
@@ -139,10 +142,11 @@ def matched_phases(
     rec: NDArray[np.complex128], truth: NDArray[np.complex128], region: NDArray[np.bool_]
 ) -> tuple[RealImage, RealImage]:
     """Phases of both in rad: the truth's unwrapped over the region, the other's within π of it at every pixel."""
-    from skimage.restoration import unwrap_phase
+    from skimage import restoration
 
+    unwrap: Callable[..., Any] = restoration.unwrap_phase
     wrapped = np.ma.masked_array(np.angle(truth), ~region) if not region.all() else np.angle(truth)
-    true_phase = np.where(region, np.ma.getdata(unwrap_phase(wrapped, rng=0)), np.angle(truth))
+    true_phase = np.where(region, np.ma.getdata(unwrap(wrapped, rng=0)), np.angle(truth))
     return true_phase + np.angle(rec * truth.conj()), true_phase
 
 

@@ -19,7 +19,7 @@ from ptycho_torch.imaging.metrics import TruthComparison, compare_with_truth
 from ptycho_torch.imaging.report import Picture, render_report
 
 
-class Patterns(NamedTuple):
+class ExamplePatterns(NamedTuple):
     """A few patterns, measured and predicted, in photons with zero frequency in the middle."""
 
     measured: NDArray[np.float32]
@@ -36,7 +36,7 @@ class Judgement(NamedTuple):
 
     consistency: Consistency | None = None
     validation: Consistency | None = None
-    patterns: Patterns | None = None
+    patterns: ExamplePatterns | None = None
     comparison: TruthComparison | None = None
 
 
@@ -88,7 +88,12 @@ def judge(
     remove_shift: bool = False,
     device: str = "cpu",
 ) -> Judgement:
-    """Compare a reconstruction with the patterns of ``scan`` and with ``truth``, each where it is given."""
+    """Compare a reconstruction with the patterns of ``scan`` and with ``truth``, each where it is given.
+
+    Raises:
+        DataError: the object cannot be shown (nothing is covered, or it is not finite), or does not belong to the rest.
+    """
+    covered_region(reconstruction)  # raises before anything is computed or written
     judgement = Judgement()
     if scan is not None:
         measured = consistency(reconstruction, scan, photons_per_unit=photons_per_unit, device=device)
@@ -110,25 +115,33 @@ def write_judgement(
 ) -> dict[str, Any]:
     """Write the two plain pictures, ``metrics.json`` and ``report.html``; return the metrics."""
     metrics = metrics_of(reconstruction, judgement)
-    view = figures.view_of(reconstruction)
-    plain = {
-        "reconstructed_amplitude.png": figures.amplitude_picture(view),
-        "reconstructed_phase.png": figures.phase_picture(view),
-    }
     page = render_report(
         title="Ptychographic reconstruction",
         subtitle=_subtitle(reconstruction),
-        pictures=report_pictures(reconstruction, view, judgement),
+        pictures=report_pictures(reconstruction, judgement),
         metrics=metrics,
         command=command,
         origin=_origin(reconstruction),
     )
-    for name, png in plain.items():
-        with written_whole(output_dir / name) as aside:
-            aside.write_bytes(png)
+    write_pictures(output_dir, reconstruction)
     write_json(output_dir / "metrics.json", metrics)
     write_text(output_dir / "report.html", page)
     return metrics
+
+
+def write_pictures(output_dir: Path, reconstruction: Reconstruction) -> list[Path]:
+    """Write ``reconstructed_amplitude.png`` and ``reconstructed_phase.png`` into a folder that is there.
+
+    Raises:
+        DataError: nothing is covered, or the folder cannot be written to.
+    """
+    view = figures.view_of(reconstruction)
+    plain = {"amplitude": figures.amplitude_picture(view), "phase": figures.phase_picture(view)}
+    paths = [output_dir / f"reconstructed_{name}.png" for name in plain]
+    for path, png in zip(paths, plain.values(), strict=True):
+        with written_whole(path) as aside:
+            aside.write_bytes(png)
+    return paths
 
 
 def metrics_of(reconstruction: Reconstruction, judgement: Judgement) -> dict[str, Any]:
@@ -163,7 +176,7 @@ def metrics_of(reconstruction: Reconstruction, judgement: Judgement) -> dict[str
 
 def example_patterns(
     reconstruction: Reconstruction, scan: Scan, found: Consistency, photons_per_unit: float
-) -> Patterns:
+) -> ExamplePatterns:
     """The patterns that the model explains best, middling and worst, by their R."""
     order = np.argsort(found.per_pattern, kind="stable")  # patterns without a photon have R = NaN and come last
     usable = order[: max(1, int(np.isfinite(found.per_pattern).sum()))]
@@ -178,15 +191,15 @@ def example_patterns(
         f"pattern {index} ({name}, R {r:.3g})"
         for name, index, r in zip(("best", "median", "worst"), chosen, found.per_pattern[places], strict=True)
     ]
-    return Patterns(measured, predicted, titles)
+    return ExamplePatterns(measured, predicted, titles)
 
 
-def report_pictures(reconstruction: Reconstruction, view: figures.View, judgement: Judgement) -> list[Picture]:
+def report_pictures(reconstruction: Reconstruction, judgement: Judgement) -> list[Picture]:
     """The pictures that the report shows, in order."""
     pictures = [
         Picture(
             "Object",
-            figures.object_figure(view),
+            figures.object_figure(figures.view_of(reconstruction)),
             "The covered region, axes in object pixels. The mean over the region is real: the global phase is free.",
         ),
         Picture(

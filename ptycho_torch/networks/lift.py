@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ptycho_torch.physics.fourier import far_field, inverse_far_field
+from ptycho_torch.physics.probe import power_of
 
 POWER_FLOOR = 0.02
 """Regularisation of the division by |P|², as a share of its maximum."""
@@ -32,9 +33,9 @@ def lift(amplitudes: Tensor, probe: Tensor) -> Tensor:
         (n, N, N) complex: about the object where the probe is bright, fading to zero outside.
     """
     waves = far_field(probe)
-    expected = waves.abs().square().sum(-3, keepdim=True).sqrt()
+    expected = power_of(waves).sqrt()
     floor = 1e-6 * expected.amax((-2, -1), keepdim=True) + 1e-30
-    replaced = waves * (amplitudes[..., None, :, :] / torch.maximum(expected, floor))
-    power = probe.abs().square().sum(-3)
-    numerator = (probe.conj() * inverse_far_field(replaced)).sum(-3)
+    ratio = amplitudes / torch.maximum(expected, floor)
+    power = power_of(probe)
+    numerator = (probe.conj() * inverse_far_field(waves * ratio[..., None, :, :])).sum(-3)
     return numerator / (power + POWER_FLOOR * power.amax((-2, -1), keepdim=True) + 1e-30)

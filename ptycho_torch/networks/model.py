@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ptycho_torch.networks.batch import Batch
 from ptycho_torch.networks.registry import NetworkConfig, build_network
 from ptycho_torch.physics.forward import Wavefields, from_patches, merge_patches, probe_at
+from ptycho_torch.physics.probe import power_of
 
 
 class PtychoModel(nn.Module):
@@ -42,11 +43,7 @@ class PtychoModel(nn.Module):
         """Predict all patches, make them agree over the whole batch (the overlap constraint), and propagate them."""
         probe = probe_at(self.probe, batch.fractions)
         patches = self.predict(batch, probe)
-        weights = probe_power(probe.detach())
+        weights = power_of(probe.detach())
         merged = merge_patches(patches[None], weights[None], batch.corners[None])[0]
         return from_patches(merged, probe)
 
-
-def probe_power(probe: Tensor) -> Tensor:
-    """Illumination of each pixel, summed over incoherent modes: (*, M, N, N) complex to (*, N, N) real."""
-    return (probe.real.square() + probe.imag.square()).sum(-3)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ptycho_torch.physics.fourier import far_field, fourier_shift
 from ptycho_torch.physics.patches import extract_patches, place_patches, split_positions
+from ptycho_torch.physics.probe import power_of
 
 
 class Wavefields(NamedTuple):
@@ -45,7 +46,7 @@ def from_patches(patches: Tensor, probe: Tensor, background: Tensor | float = 0.
     """
     exit_wave = probe * patches[..., None, :, :]
     detector = far_field(exit_wave)
-    intensity = (detector.real.square() + detector.imag.square()).sum(-3) + background
+    intensity = power_of(detector) + background
     return Wavefields(patches, exit_wave, detector, intensity)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptycho_torch.core.errors import BundleError
+from ptycho_torch.core.errors import BundleError, ConfigError
 from ptycho_torch.core.files import write_json, written_whole
 from ptycho_torch.networks.model import PtychoModel
 from ptycho_torch.networks.registry import NetworkConfig
@@ -64,29 +65,64 @@ def load_bundle(folder: Path, device: torch.device | str = "cpu") -> Bundle:
         BundleError: no bundle there, one of a newer schema, or one whose parts do not fit together.
     """
     description, weights = Path(folder) / "bundle.json", Path(folder) / "model.safetensors"
-    for path in (description, weights):
-        if not path.is_file():
-            raise BundleError(f"{folder}: no model bundle ({path.name} missing); give the --output_dir of a training")
+    content = _description(description)
     try:
-        content = json.loads(description.read_text(encoding="utf-8"))
-        schema = content["schema"]
-        if not isinstance(schema, int) or schema > SCHEMA:
-            raise BundleError(
-                f"{description}: bundle of schema {schema}, and this version reads up to {SCHEMA}; "
-                "install a newer ptycho_torch"
-            )
         network = NetworkConfig(**content["network"])
         probe = torch.zeros(content["probe_modes"], content["size"], content["size"], dtype=torch.complex64)
-        model = PtychoModel(network, probe)
+        with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, to be replaced
+            model = PtychoModel(network, probe)
         bundle = Bundle(model, content["photons_per_unit"], content["gridsize"], content["provenance"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{description}: not the description of a bundle ({error!r}); train again") from error
-    data = weights.read_bytes()
-    if hashlib.sha256(data).hexdigest() != content["weights_sha256"]:
+        expected = content["weights_sha256"]
+    except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
+        raise BundleError(f"{description}: not the description of a bundle ({_brief(error)}); train again") from error
+    if hashlib.sha256(_bytes(weights)).hexdigest() != expected:
         raise BundleError(f"{weights}: does not belong to {description.name} beside it (checksums differ); train again")
-    model.load_state_dict(load_tensors(weights)[0], strict=True)
+    try:
+        model.load_state_dict(load_tensors(weights)[0], strict=True)
+    except RuntimeError as error:
+        raise BundleError(f"{weights}: does not fit the network of {description.name} ({_brief(error)})") from error
     model.to(device).eval()
     return bundle
+
+
+def _description(path: Path) -> dict[str, Any]:
+    """What is in ``bundle.json``, of this schema or an older one, with sound numbers."""
+    try:
+        content = json.loads(_bytes(path))
+        schema = content["schema"]
+        sound = {
+            "schema": isinstance(schema, int) and schema >= 1,
+            "photons_per_unit": 0 < content["photons_per_unit"] < math.inf,
+            "gridsize": isinstance(content["gridsize"], int) and content["gridsize"] >= 1,
+            "provenance": isinstance(content["provenance"], dict),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{path}: not the description of a bundle ({_brief(error)}); train again") from error
+    if sound["schema"] and schema > SCHEMA:
+        raise BundleError(
+            f"{path}: bundle of schema {schema}, and this version reads up to {SCHEMA}; install a newer ptycho_torch"
+        )
+    for name, is_sound in sound.items():
+        if not is_sound:
+            raise BundleError(f"{path}: {name} is {_brief(content[name])}, which no bundle has; train again")
+    return content
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleError(
+            f"{path.parent}: no model bundle ({path.name} missing); give the --output_dir of a training"
+        ) from error
+    except OSError as error:
+        raise BundleError(f"{path}: the model bundle cannot be read ({error.strerror})") from error
+
+
+def _brief(found: Any) -> str:
+    """``found`` in a few words: torch lists every weight that it misses."""
+    text = " ".join(repr(found).split())
+    return text if len(text) <= 200 else text[:200] + "…"
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], note: dict[str, Any] | None = None) -> None:

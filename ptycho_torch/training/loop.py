@@ -106,7 +106,7 @@ class Patterns:
     """(m, 2) (y, x) in pixels: positions of the groups."""
 
     digest: str = ""
-    """Fingerprint of the scan."""
+    """Fingerprint of the scan and its photon scale."""
 
     def batches(self, batch_size: int, spread: int, rng: np.random.Generator) -> Iterator[tuple[int, Tensor]]:
         """Batches of neighbours: the number of groups in each, and the indices of their patterns, each once."""
@@ -148,31 +148,36 @@ class Trainer:
         network = {"params": list(model.network.parameters()), "scale": 1.0}
         probe = {"params": [model.probe_parts], "scale": PROBE_STEP}
         groups = [network, probe] if model.probe_parts.requires_grad else [network]
-        self.optimizer = torch.optim.Adam(groups, lr=settings.learning_rate)
+        self.optimizer = torch.optim.Adam(groups, lr=settings.learning_rate, fused=True)
         self.average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self._weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
         self.steps = 0
         self.history: list[Epoch] = []
 
     def run(self, observer: Observer, tracker: Tracker, checkpoint: Path) -> bool:
-        """Train up to ``settings.max_epochs`` epochs, with a checkpoint after each.
+        """Train up to ``settings.max_epochs`` epochs, with a checkpoint at the start and after each.
 
         Returns:
             True, or False when ctrl-C ended it: then everything is as it was after the last complete epoch.
+
+        Raises:
+            ConfigError: the loss is no longer a finite number.
         """
         done = len(self.history)
+        if not done:
+            self.save(checkpoint)  # of this training, in place of any that an earlier one left
         batches = -(-len(self.patterns.groups) // self.settings.batch_size)
         observer.begin("training", max(self.settings.max_epochs - done, 0) * batches)
         try:
             for epoch in range(done + 1, self.settings.max_epochs + 1):
                 loss = self._train_epoch(epoch, observer)
                 rate = float(self.optimizer.param_groups[0]["lr"])
-                row = Epoch(epoch, len(self.patterns.groups), loss, self.validate(), rate)
+                row = Epoch(epoch, len(self.patterns.groups), loss, self._finite(self.validate(), epoch), rate)
                 self.history.append(row)
                 self.save(checkpoint)
                 tracker.figures(epoch, {"loss": row.loss, "val_loss": row.val_loss})
         except KeyboardInterrupt:
-            if checkpoint.is_file():
-                self.load(checkpoint)
+            self.load(checkpoint)
             return False
         finally:
             observer.end()
@@ -186,16 +191,19 @@ class Trainer:
                 loss = self.loss(batch)
             self.optimizer.zero_grad()
             loss.backward()
-            value = loss.item()
-            if not math.isfinite(value):
-                raise ConfigError(
-                    f"the loss became {value} in epoch {epoch}: choose a smaller --learning_rate "
-                    f"(it is {self.settings.learning_rate:g}), or look at the scan with describe"
-                )
+            value = self._finite(loss.item(), epoch)
             self._step()
             total, weight = total + groups * value, weight + groups
             observer.advance(loss=total / weight)
         return total / weight
+
+    def _finite(self, loss: float, epoch: int) -> float:
+        if not math.isfinite(loss):
+            raise ConfigError(
+                f"the loss became {loss} in epoch {epoch}: choose a smaller --learning_rate "
+                f"(it is {self.settings.learning_rate:g}), or look at the scan with describe"
+            )
+        return loss
 
     def _step(self) -> None:
         self.steps += 1
@@ -205,8 +213,9 @@ class Trainer:
         self.optimizer.step()
         # Polynomial-decay averaging (Shamir & Zhang, ICML 2013, with η = 8): the mean of about the last ninth.
         share = 9 / (self.steps + 8)
-        for name, tensor in self.model.state_dict().items():
-            self.average[name].lerp_(tensor, share)
+        with torch.no_grad():
+            for name, weight in self._weights:
+                self.average[name].lerp_(weight, share)
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean deviance a pixel of ``batch``, in units where 0.5 is about the noise of counting."""
@@ -283,16 +292,23 @@ class Trainer:
             self.model.load_state_dict(_part(tensors, "model."), strict=True)
             device = self.model.probe_parts.device
             self.average = {name: tensor.to(device) for name, tensor in _part(tensors, "average.").items()}
-            state = self.optimizer.state_dict()
-            state["state"] = {}
-            for key, tensor in _part(tensors, "optimizer.").items():
-                index, _, name = key.partition(".")
-                state["state"].setdefault(int(index), {})[name] = tensor
-            self.optimizer.load_state_dict(state)
+            self._load_optimizer(_part(tensors, "optimizer."))
             self.steps = note["steps"]
             self.history = [Epoch(**row) for row in note["history"]]
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, RuntimeError, ValueError) as error:
             raise BundleError(f"{path}: does not fit this training ({error}); drop --resume") from error
+
+    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        state = self.optimizer.state_dict()
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        state["state"] = {}
+        for key, tensor in tensors.items():
+            index, _, name = key.partition(".")
+            like = weights[int(index)]
+            # Files keep tensors in C order. Fused optimisers go through memory, so moments need their weight's layout.
+            laid_out = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+            state["state"].setdefault(int(index), {})[name] = laid_out
+        self.optimizer.load_state_dict(state)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -307,6 +323,7 @@ class Trainer:
             "groups": len(self.patterns.groups),
             "groups_digest": hashlib.sha256(self.patterns.groups.tobytes()).hexdigest()[:16],
             "scan": self.patterns.digest,
+            "validation": self.validation.digest,
         }
 
 

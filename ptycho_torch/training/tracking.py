@@ -152,13 +152,13 @@ def _require_reachable(uri: str | None) -> None:
     """Raise ConnectionError at once if the server of ``uri`` takes no connection: MLflow itself retries for minutes."""
     import socket
 
-    parts = urlsplit(uri or "")
-    if parts.scheme not in ("http", "https") or parts.hostname is None:
-        return
-    port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
+        parts = urlsplit(uri or "")
+        if parts.scheme not in ("http", "https") or parts.hostname is None:
+            return
+        port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((parts.hostname, port), timeout=3).close()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ConnectionError(f"MLFLOW_TRACKING_URI {uri} takes no connection ({error})") from error
 
 

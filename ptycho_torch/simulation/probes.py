@@ -1,0 +1,80 @@
+"""Probes by name, scaled to the size of a pattern, and incoherent modes made from one of them."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_torch.core.errors import ConfigError
+
+Probe = NDArray[np.complex128]
+
+MODE_DECAY = 0.5
+"""Power of each incoherent mode as a share of the one before."""
+
+
+def structured(size: int) -> Probe:
+    """A defocused lens with a central stop, coma and astigmatism: a lopsided, curved ring of about 0.23 size rms."""
+    return from_pupil(size, aperture=0.2, stop=0.06, radius=0.31, coma=1.6, astigmatism=1.1)
+
+
+def disk(size: int) -> Probe:
+    """A defocused round aperture: a nearly even disk with fringes at its edge."""
+    return from_pupil(size, aperture=0.2, stop=0.0, radius=0.25, coma=0.0, astigmatism=0.0)
+
+
+def gaussian(size: int) -> Probe:
+    """A Gaussian beam away from its waist: no edge, curved wavefront."""
+    y, x = pixel_grid(size)
+    reach = (y**2 + x**2) / (0.16 * size) ** 2
+    return np.exp(-0.5 * reach + 1.2j * reach)
+
+
+PROBES: dict[str, Callable[[int], Probe]] = {"structured": structured, "disk": disk, "gaussian": gaussian}
+"""Each makes a probe of ``size`` × ``size`` pixels, centred at ``[size//2, size//2]``."""
+
+
+def from_pupil(size: int, aperture: float, stop: float, radius: float, coma: float, astigmatism: float) -> Probe:
+    """The wave near the focus of a lens, as the Fourier transform of its pupil.
+
+    Args:
+        size: side in pixels.
+        aperture: edge of the pupil in cycles a pixel, below ½.
+        stop: edge of the central stop in cycles a pixel.
+        radius: radius of the defocused disk as a share of ``size``: a ray through the pupil's edge lands there.
+        coma: phase of the coma at the pupil's edge in rad.
+        astigmatism: phase of the astigmatism at the pupil's edge in rad.
+    """
+    frequency = np.fft.fftfreq(size)
+    ky, kx = np.meshgrid(frequency, frequency, indexing="ij")
+    k = np.hypot(ky, kx)
+    edge = 1 / size
+    pupil = 0.25 * (1 + np.tanh((aperture - k) / edge)) * (1 + np.tanh((k - stop) / edge) if stop else 2)
+    reach = k / aperture
+    # A phase π d k² bends the ray at k by d k pixels, so d = radius · size / aperture lands the edge where asked.
+    phase = np.pi * (radius * size / aperture) * k**2
+    phase += coma * (3 * reach**2 - 2) * ky / aperture + astigmatism * (ky**2 - 2 * ky * kx - kx**2) / aperture**2
+    return np.fft.fftshift(np.fft.ifft2(pupil * np.exp(1j * phase), norm="ortho"))
+
+
+def pixel_grid(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Row and column coordinates in pixels, zero at ``size // 2``."""
+    axis = np.arange(size, dtype=np.float64) - size // 2
+    return np.meshgrid(axis, axis, indexing="ij")
+
+
+def incoherent_modes(probe: Probe, modes: int) -> NDArray[np.complex128]:
+    """Orthogonal modes (modes, N, N): the probe, and the probe times polynomials, each of half the power before it.
+
+    Raises:
+        ConfigError: more modes than six are asked for.
+    """
+    y, x = (axis / probe.shape[0] for axis in pixel_grid(probe.shape[0]))
+    factors = [np.ones_like(x), x, y, x * y, x**2, y**2]
+    if modes > len(factors):
+        raise ConfigError(f"--modes is {modes}: at most {len(factors)} can be simulated")
+    raw = np.stack([probe * factor for factor in factors[:modes]]).reshape(modes, -1)
+    orthogonal = np.linalg.qr(raw.T)[0].T
+    turned = orthogonal * np.exp(1j * np.angle((orthogonal.conj() * raw).sum(1)))[:, None]
+    powers = MODE_DECAY ** np.arange(modes)
+    return (turned * np.sqrt(powers / powers.sum())[:, None]).reshape(modes, *probe.shape)

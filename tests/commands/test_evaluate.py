@@ -1,0 +1,197 @@
+"""python -m ptycho_torch.evaluate: a verdict on a reconstruction, from files alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ptycho_torch.core.config import EvaluateConfig
+from ptycho_torch.data.npz import save_scan
+from ptycho_torch.data.reconstruction import Reconstruction
+from ptycho_torch.data.scan import Scan
+from ptycho_torch.evaluate import evaluate, main
+from ptycho_torch.physics.forward import from_object
+
+SIZE, PHOTONS_PER_UNIT = 16, 4.0
+
+
+def evaluate_command(folder: Path, *words: str | Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "ptycho_torch.evaluate", *map(str, words)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+
+
+def make_truth() -> "np.typing.NDArray[np.complex128]":
+    y, x = np.mgrid[:44, :38]
+    return (0.8 + 0.15 * np.cos(0.5 * y + 0.2 * x)) * np.exp(1j * (np.sin(0.4 * x - 0.1 * y) + 0.01 * y))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a noisy scan, its true object as ``rec.npz``, and files that are wrong in one way each."""
+    folder = tmp_path_factory.mktemp("files")
+    rng = np.random.default_rng(0)
+    truth = make_truth()
+    positions = np.mgrid[12:31:6j, 12:25:5j].reshape(2, -1).T + rng.uniform(-1, 1, (30, 2))
+    axis = np.arange(SIZE) - SIZE // 2
+    probe = 30 * np.exp(-(axis[:, None] ** 2 + 1.4 * axis**2) / 18 + 0.03j * axis[:, None] ** 2)[None]
+    rates = from_object(*map(torch.from_numpy, (truth, probe, positions))).intensity.numpy()
+    amplitudes = np.fft.fftshift(np.sqrt(rng.poisson(rates) / PHOTONS_PER_UNIT), axes=(-2, -1)).astype(np.float32)
+    scan = Scan(
+        amplitudes,
+        positions,
+        probe.astype(np.complex64),
+        truth=truth.astype(np.complex64),
+        photons_per_unit=PHOTONS_PER_UNIT,
+    )
+    save_scan(folder / "scan.npz", scan)
+    save_scan(folder / "no_truth.npz", Scan(amplitudes, positions, scan.probe))
+    save_scan(folder / "other_size.npz", Scan(amplitudes[:, 1:-1, 1:-1], positions, scan.probe[:, 1:-1, 1:-1]))
+    y, x = np.mgrid[:44, :38]
+    coverage = sum(np.exp(-((y - row) ** 2 + (x - column) ** 2) / 18) for row, column in positions)
+    save_reconstruction(folder / "rec.npz", truth, coverage, scan)
+    save_reconstruction(folder / "flat.npz", np.ones_like(truth), coverage, scan)
+    save_reconstruction(folder / "nan.npz", np.full_like(truth, np.nan), coverage, scan)
+    (folder / "text.npz").write_text("not a zip")
+    (folder / "cut.npz").write_bytes((folder / "rec.npz").read_bytes()[:3000])
+    np.savez(folder / "pickle.npz", object=np.array([{}], dtype=object))
+    return folder
+
+
+def save_reconstruction(path: Path, obj: "np.typing.NDArray[np.complex128]", coverage: object, scan: Scan) -> None:
+    Reconstruction(
+        object=obj.astype(np.complex64),
+        coverage=np.asarray(coverage, np.float32),
+        origin_yx=np.zeros(2, np.int64),
+        probe=scan.probe,
+        positions=scan.positions,
+        photons_per_unit=PHOTONS_PER_UNIT,
+        history={"epoch": [1.0, 2.0], "loss": [2.0, 1.0], "val_loss": [2.5, 1.5]},
+    ).save(path)
+
+
+def test_the_true_object_is_judged_true(files: Path, tmp_path: Path) -> None:
+    words = ("rec.npz", "--truth", "scan.npz", "--scan", "scan.npz", "--output-dir", tmp_path / "out")
+    result = evaluate_command(files, *words)
+    assert (result.returncode, result.stderr) == (0, "")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["nrmse"] < 1e-6
+    assert metrics["r"] == pytest.approx(metrics["r_floor"], rel=0.05)
+    assert "NRMSE" in result.stdout
+    assert "noise floor" in result.stdout
+    assert str(tmp_path / "out" / "report.html") in result.stdout
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "metrics.json",
+        "reconstructed_amplitude.png",
+        "reconstructed_phase.png",
+        "report.html",
+    ]
+    report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "python -m ptycho_torch.evaluate rec.npz --truth scan.npz --scan scan.npz --output-dir" in report
+
+
+def test_the_function_does_what_the_command_does(files: Path, tmp_path: Path) -> None:
+    def judged(name: str, **how: Path) -> dict[str, object]:
+        return evaluate(EvaluateConfig(reconstruction=files / name, output_dir=tmp_path / name, **how))
+
+    flat = judged("flat.npz", truth=files / "scan.npz", scan=files / "scan.npz")
+    assert flat == json.loads((tmp_path / "flat.npz" / "metrics.json").read_text())
+    assert float(str(flat["nrmse"])) > 0.3
+    assert float(str(flat["r"])) > 5 * float(str(flat["r_floor"]))
+    assert flat["frc_crossing_cycles_per_pixel"] == 0
+    by_scan = judged("rec.npz", scan=files / "scan.npz")
+    assert "r" in by_scan
+    assert "nrmse" not in by_scan, "the truth in the scan file is used only where --truth asks for it"
+    by_truth = judged("rec.npz", truth=files / "scan.npz")
+    assert "r" not in by_truth
+    assert "nrmse" in by_truth
+
+
+def test_another_unit_is_warned_of(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with np.load(files / "rec.npz") as arrays:
+        changed = dict(arrays) | {"metadata": np.array(json.dumps({"photons_per_unit": 1.0}))}
+    np.savez(tmp_path / "rec.npz", **changed)
+    words = ["--scan", str(files / "scan.npz"), "--output_dir", str(tmp_path / "out"), "--quiet"]
+    assert main([str(tmp_path / "rec.npz"), *words]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "--photons_per_unit" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("rec.npz", "--output_dir", "OUT"), "--truth SCAN.npz"),
+        (("rec.npz", "--scan", "scan.npz"), "--output_dir missing"),
+        (("--scan", "scan.npz", "--output_dir", "OUT"), "RECONSTRUCTION missing"),
+        (("none.npz", "--scan", "scan.npz", "--output_dir", "OUT"), "none.npz: there is no such file"),
+        (("text.npz", "--scan", "scan.npz", "--output_dir", "OUT"), "text.npz"),
+        (("cut.npz", "--scan", "scan.npz", "--output_dir", "OUT"), "cut.npz"),
+        (("pickle.npz", "--scan", "scan.npz", "--output_dir", "OUT"), "pickle.npz"),
+        (("scan.npz", "--scan", "scan.npz", "--output_dir", "OUT"), "reconstruction.npz that inference wrote"),
+        (("rec.npz", "--scan", "rec.npz", "--output_dir", "OUT"), "diffraction"),
+        (("rec.npz", "--scan", "none.npz", "--output_dir", "OUT"), "none.npz"),
+        (("rec.npz", "--truth", "no_truth.npz", "--output_dir", "OUT"), "no objectGuess"),
+        (("rec.npz", "--scan", "other_size.npz", "--output_dir", "OUT"), "14 × 14"),
+        (("nan.npz", "--scan", "scan.npz", "--output_dir", "OUT"), "NaN or infinity"),
+        (("rec.npz", "--scan", "scan.npz", "--output_dir", "scan.npz"), "output folder cannot be made"),
+        (("rec.npz", "--scan", "scan.npz", "--output_dir", "OUT", "--photons_per_unit", "0"), "--photons_per_unit"),
+        (("rec.npz", "--colour", "red"), "--colour"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    files: Path, words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(files.iterdir())
+    places = [str(files / word) if word.endswith("npz") or word == "OUT" else word for word in words]
+    code = main(places)
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert said in err
+    assert sorted(files.iterdir()) == before
+
+
+def test_a_failed_command_shows_no_traceback(files: Path, tmp_path: Path) -> None:
+    result = evaluate_command(tmp_path, files / "cut.npz", "--scan", files / "scan.npz", "--output_dir", "out")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif("PTYCHO_TORCH_DATA" not in os.environ, reason="needs the data folder PTYCHO_TORCH_DATA")
+def test_the_run1084_twin_is_its_own_truth(tmp_path: Path) -> None:
+    """The file's object and probe explain its patterns, from a file of the legacy layout, down to counting noise."""
+    from ptycho_torch.data.npz import load_scan
+    from ptycho_torch.data.scaling import photon_scale
+
+    path = Path(os.environ["PTYCHO_TORCH_DATA"]) / "run1084" / "Run1084_twin_legacy.npz"
+    scan = load_scan(path)
+    assert scan.truth is not None
+    unit = photon_scale(scan, None).photons_per_unit
+    y, x = (np.arange(n) for n in scan.truth.shape)
+    coverage = np.zeros(scan.truth.shape)
+    for row, column in scan.positions:
+        coverage += np.outer(np.exp(-((y - row) ** 2) / 450), np.exp(-((x - column) ** 2) / 450))
+    # The file's probe has no unit: its power is what makes the model's photons those of the patterns.
+    trial = Reconstruction(
+        scan.truth, coverage.astype(np.float32), np.zeros(2, np.int64), scan.probe, scan.positions, unit
+    )
+    from ptycho_torch.imaging.consistency import expected_photons
+
+    photons = float(np.sum(scan.amplitudes[:64] ** 2, dtype=np.float64)) * unit
+    power = photons / float(expected_photons(trial, scan.positions[:64]).sum())
+    trial.probe[:] *= np.float32(np.sqrt(power))
+    trial.save(tmp_path / "rec.npz")
+    metrics = evaluate(
+        EvaluateConfig(reconstruction=tmp_path / "rec.npz", output_dir=tmp_path / "out", truth=path, scan=path)
+    )
+    assert metrics["nrmse"] < 1e-6
+    assert metrics["photons_per_pattern"] == pytest.approx(1e6, rel=1e-3)
+    print(metrics)
+    assert 0.8e-3 < metrics["r_floor"] < 1.2e-3
+    assert metrics["r"] == pytest.approx(metrics["r_floor"], rel=0.1)

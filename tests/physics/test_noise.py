@@ -1,0 +1,165 @@
+"""Noise models: likelihoods that are least at the truth and finite everywhere, and the floor of counting noise."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import poisson
+
+from ptycho_torch.core.errors import ConfigError
+from ptycho_torch.physics.noise import NOISE_MODELS, NoiseModel, masked_mean, noise_floor, noise_model
+
+RATES = torch.tensor([0.0, 1e-3, 0.1, 1.0, 7.3, 100.0, 1e5], dtype=torch.float64)
+
+
+@pytest.fixture(params=sorted(NOISE_MODELS))
+def model(request: pytest.FixtureRequest) -> NoiseModel:
+    return noise_model(request.param)
+
+
+def test_deviance_is_zero_at_a_perfect_fit_and_positive_elsewhere(model: NoiseModel) -> None:
+    rate, count = torch.meshgrid(RATES, RATES, indexing="ij")
+    deviance = model.deviance(rate, count)
+    same = rate == count
+    assert deviance[same].abs().max() < 1e-10
+    assert (deviance[~same] > 0).all()
+
+
+def test_deviance_rises_on_both_sides_of_the_count(model: NoiseModel) -> None:
+    counts = torch.full((1000,), 9.0, dtype=torch.float64)
+    deviance = model.deviance(torch.linspace(0, 40, 1000, dtype=torch.float64), counts)
+    lowest = int(deviance.argmin())
+    assert abs(lowest * 40 / 999 - 9) < 0.05
+    assert (deviance[:lowest].diff() < 0).all()
+    assert (deviance[lowest:].diff() > 0).all()
+
+
+@pytest.mark.parametrize("truth", [0.02, 0.7, 5.0, 60.0])
+def test_poisson_likelihood_is_least_at_the_true_rate_on_average(truth: float) -> None:
+    counts = torch.arange(0, 400, dtype=torch.float64)
+    weights = torch.from_numpy(poisson.pmf(counts.numpy(), truth))
+    rate = torch.tensor(truth, dtype=torch.float64, requires_grad=True)
+    mean = (weights * noise_model("poisson").deviance(rate.expand(400), counts)).sum()
+    (gradient,) = torch.autograd.grad(mean, rate)
+    assert abs(gradient) < 1e-10
+    for other in (0.5 * truth, 2 * truth):
+        assert (weights * noise_model("poisson").deviance(torch.full_like(counts, other), counts)).sum() > mean
+
+
+def test_mean_deviance_at_the_truth_is_about_a_half_at_high_dose(model: NoiseModel) -> None:
+    counts = torch.from_numpy(np.random.default_rng(0).poisson(1000, 200_000)).double()
+    assert model.deviance(torch.full_like(counts, 1000.0), counts).mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_gradient_is_that_of_the_value(model: NoiseModel) -> None:
+    rate = torch.tensor([0.05, 0.5, 3.0, 200.0], dtype=torch.float64, requires_grad=True)
+    count = torch.tensor([0.0, 2.0, 3.0, 170.0], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda r: model.deviance(r, count), rate, eps=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_value_and_gradient_are_finite_at_zero_rate(model: NoiseModel, dtype: torch.dtype) -> None:
+    wave = torch.zeros(3, dtype=torch.complex64 if dtype == torch.float32 else torch.complex128, requires_grad=True)
+    count = torch.tensor([0.0, 1.0, 1e6], dtype=dtype)
+    rate = wave.real.square() + wave.imag.square()
+    rate.retain_grad()
+    deviance = model.deviance(rate, count)
+    deviance.sum().backward()
+    assert rate.grad is not None
+    assert wave.grad is not None
+    for found in (deviance, rate.grad, torch.view_as_real(wave.grad)):
+        assert torch.isfinite(found).all()
+
+
+def _fields(modes: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(3)
+    detector = torch.from_numpy(rng.normal(size=(4, modes, 6, 6)) + 1j * rng.normal(size=(4, modes, 6, 6)))
+    return detector, detector.abs().square().sum(-3)
+
+
+def test_wave_update_is_nothing_at_a_perfect_fit(model: NoiseModel) -> None:
+    detector, intensity = _fields()
+    assert model.wave_update(detector, intensity, intensity).abs().max() < 1e-12
+
+
+def test_wave_update_moves_the_intensity_towards_the_counts(model: NoiseModel) -> None:
+    detector, intensity = _fields()
+    counts = intensity * torch.from_numpy(np.random.default_rng(4).uniform(0, 3, intensity.shape))
+    updated = (detector + model.wave_update(detector, intensity, counts)).abs().square().sum(-3)
+    assert ((updated - counts).abs() < (intensity - counts).abs()).all()
+
+
+def test_wave_update_is_exact_to_first_order(model: NoiseModel) -> None:
+    detector, intensity = _fields()
+    intensity, detector = intensity * 1e6, detector * 1e3  # so that the photons added for stability do not show
+    counts = intensity * 1.001
+    updated = (detector + model.wave_update(detector, intensity, counts)).abs().square().sum(-3)
+    assert ((updated - counts) / intensity).abs().max() < 1e-5
+
+
+def test_wave_update_scales_all_modes_alike(model: NoiseModel) -> None:
+    detector, intensity = _fields(modes=3)
+    factor = model.wave_update(detector, intensity, 2 * intensity) / detector
+    assert factor.imag.abs().max() < 1e-12
+    assert (factor - factor[:, :1]).abs().max() < 1e-12
+
+
+def test_amplitude_update_replaces_the_modulus() -> None:
+    detector, intensity = _fields(modes=1)
+    detector, intensity = 1e3 * detector, 1e6 * intensity  # so that the photons added for stability do not show
+    updated = detector + noise_model("amplitude").wave_update(detector, intensity, 100 * intensity + 50)
+    assert torch.allclose(updated.abs().square().sum(-3), 100 * intensity + 50, rtol=1e-5)
+    assert torch.allclose(updated.angle(), detector.angle())
+
+
+def test_wave_update_is_finite_without_light(model: NoiseModel) -> None:
+    dark = torch.zeros(1, 2, 4, 4, dtype=torch.complex64)
+    update = model.wave_update(dark, torch.zeros(1, 4, 4), torch.full((1, 4, 4), 1e6))
+    assert torch.isfinite(torch.view_as_real(update)).all()
+
+
+def test_unknown_model_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="--loss is gamma: known are amplitude, poisson"):
+        noise_model("gamma")
+
+
+def _floor_by_sum(rate: float) -> float:
+    spread = 12 * np.sqrt(rate) + 40
+    counts = np.arange(max(0, int(rate - spread)), int(rate + spread))
+    return float((poisson.pmf(counts, rate) * (np.sqrt(counts) - np.sqrt(rate)) ** 2).sum())
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.01, 0.033, 0.1, 0.5, 1.0, 2.7, 10.0, 49.9, 50.1, 300.0, 1e4, 1e6])
+def test_noise_floor_is_the_poisson_expectation(rate: float) -> None:
+    assert noise_floor(torch.tensor([rate])).item() == pytest.approx(_floor_by_sum(rate), rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize(("rate", "floor"), [(0.0, 0.0), (0.01, 0.018), (0.1, 0.14), (1.0, 0.45), (1e5, 0.25)])
+def test_noise_floor_at_known_rates(rate: float, floor: float) -> None:
+    assert noise_floor(torch.tensor([rate])).item() == pytest.approx(floor, abs=0.006)
+
+
+def test_noise_floor_is_what_counts_show() -> None:
+    rng = np.random.default_rng(0)
+    rates = rng.uniform(0, 5, 100_000)
+    shown = (np.sqrt(rng.poisson(rates)) - np.sqrt(rates)) ** 2
+    error = shown.std() / np.sqrt(shown.size)
+    assert abs(shown.mean() - noise_floor(torch.from_numpy(rates)).mean().item()) < 4 * error
+
+
+def test_noise_floor_keeps_the_shape() -> None:
+    assert noise_floor(torch.ones(3, 5, 7)).shape == (3, 5, 7)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (1, 4, 4), (3, 4, 4)])
+def test_masked_pixels_do_not_count(shape: tuple[int, ...]) -> None:
+    mask = torch.ones(shape, dtype=torch.bool)
+    mask[..., 1, 2:] = False
+    values = torch.arange(48.0).reshape(3, 4, 4)
+    spoiled = torch.where(mask, values, torch.full_like(values, float("nan")))
+    kept = values[mask.expand_as(values)]
+    assert masked_mean(spoiled, mask).item() == pytest.approx(kept.mean().item(), rel=1e-6)
+
+
+def test_without_a_mask_all_pixels_count() -> None:
+    values = torch.arange(48.0).reshape(3, 4, 4)
+    assert masked_mean(values, None) == values.mean()

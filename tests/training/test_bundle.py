@@ -1,0 +1,170 @@
+"""The bundle: what is written is read again, and anything else is refused with a sentence."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ptycho_torch.core.errors import BundleError, PtychoError
+from ptycho_torch.networks.model import PtychoModel
+from ptycho_torch.networks.registry import NetworkConfig
+from ptycho_torch.training.bundle import SCHEMA, Bundle, load_bundle, load_tensors, save_bundle, save_tensors
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model_folder: Path) -> Path:
+    """A copy of a trained bundle, to be damaged."""
+    for name in ("model.safetensors", "bundle.json"):
+        shutil.copy(model_folder / name, tmp_path)
+    return tmp_path
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads((folder / "bundle.json").read_text())
+    change(content)
+    (folder / "bundle.json").write_text(json.dumps(content))
+
+
+def rewrite_weights(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Other weights with the right checksum."""
+    save_file(tensors, folder / "model.safetensors")
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    rewrite(folder, lambda content: content.update(weights_sha256=digest))
+
+
+@pytest.mark.parametrize("modes", [1, 3])
+@pytest.mark.parametrize("network", ["lifted_unet", "unet"])
+def test_a_bundle_comes_back_as_it_was(network: str, modes: int, tmp_path: Path) -> None:
+    probe = torch.randn(modes, 16, 16, dtype=torch.complex64)
+    model = PtychoModel(NetworkConfig(network, "polar", 4), probe)
+    save_bundle(tmp_path, Bundle(model, 123.456, 2, {"note": [1, None]}))
+    bundle = load_bundle(tmp_path)
+    assert (bundle.photons_per_unit, bundle.gridsize, bundle.provenance) == (123.456, 2, {"note": [1, None]})
+    assert bundle.model.config == model.config
+    assert torch.equal(bundle.model.probe, probe)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(bundle.model.state_dict()[name], tensor)
+    assert not bundle.model.training
+
+
+def test_the_same_bundle_is_the_same_bytes(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    again = tmp_path_factory.mktemp("again")
+    save_bundle(again, load_bundle(folder))
+    for name in ("model.safetensors", "bundle.json"):
+        assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_loading_leaves_the_random_numbers_of_the_process_alone(folder: Path) -> None:
+    before = torch.random.get_rng_state()
+    load_bundle(folder)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_bundle_of_a_newer_schema(folder: Path) -> None:
+    rewrite(folder, lambda content: content.update(schema=SCHEMA + 1))
+    with pytest.raises(BundleError, match=f"schema {SCHEMA + 1}, and this version reads up to {SCHEMA}; install"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "bundle.json"])
+def test_half_a_bundle(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(BundleError, match=f"no model bundle \\({name} missing\\)"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("path", ["none", "bundle.json", "x" * 5000])
+def test_no_folder(folder: Path, path: str) -> None:
+    with pytest.raises(BundleError, match="bundle"):
+        load_bundle(folder / path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", "{}", '"schema"', "\xff"])
+def test_a_description_that_is_none(folder: Path, text: str) -> None:
+    (folder / "bundle.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(BundleError):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["schema", "network", "size", "probe_modes", "photons_per_unit", "gridsize", "weights_sha256", "provenance"],
+)
+@pytest.mark.parametrize("value", ["missing", None, "text", -1, [], float("nan")])
+def test_a_description_with_a_wrong_entry(folder: Path, key: str, value: Any) -> None:
+    rewrite(folder, lambda content: content.pop(key) if value == "missing" else content.update({key: value}))
+    with pytest.raises(BundleError):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    "entry", [{"depth": 3}, {"width": 8}, {"width": 0}, {"width": "4"}, {"name": "unet"}, {"name": "vgg"}, {"head": 1}]
+)
+def test_a_network_that_is_not_the_trained_one(folder: Path, entry: dict[str, Any]) -> None:
+    rewrite(folder, lambda content: content["network"].update(entry))
+    with pytest.raises(PtychoError):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -1])
+def test_truncated_weights(folder: Path, keep: int) -> None:
+    weights = folder / "model.safetensors"
+    data = weights.read_bytes()[:keep]
+    weights.write_bytes(data)
+    with pytest.raises(BundleError, match="checksums differ"):
+        load_bundle(folder)
+    rewrite(folder, lambda content: content.update(weights_sha256=hashlib.sha256(data).hexdigest()))
+    with pytest.raises(BundleError, match=r"model\.safetensors: cannot be read"):
+        load_bundle(folder)
+
+
+def test_weights_of_another_bundle(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, folder / "model.safetensors")
+    with pytest.raises(BundleError, match="checksums differ"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("change", ["missing", "more", "shape"])
+def test_weights_that_do_not_fit(folder: Path, change: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = sorted(tensors)[0]
+    if change == "missing":
+        del tensors[name]
+    elif change == "more":
+        tensors["more"] = torch.ones(3)
+    else:
+        tensors[name] = torch.ones(3, 1, 2)
+    rewrite_weights(folder, tensors)
+    with pytest.raises(BundleError, match=r"model\.safetensors"):
+        load_bundle(folder)
+
+
+def test_a_refusal_is_one_short_line(folder: Path) -> None:
+    """Not the page on which torch lists every weight."""
+    rewrite_weights(folder, {"nothing": torch.ones(1)})
+    with pytest.raises(BundleError) as caught:
+        load_bundle(folder)
+    assert len(str(caught.value)) < 400
+
+
+def test_tensors_and_note_come_back(tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(6.0).reshape(2, 3).T, "step": torch.tensor(7.0)}
+    save_tensors(tmp_path / "state.safetensors", tensors, {"steps": 7, "loss": [0.1]})
+    found, note = load_tensors(tmp_path / "state.safetensors")
+    assert note == {"steps": 7, "loss": [0.1]}
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["a folder", "none.safetensors"])
+def test_no_tensors(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a folder").mkdir()
+    with pytest.raises(BundleError, match="cannot be read"):
+        load_tensors(tmp_path / name)
