@@ -139,7 +139,7 @@ def _from_yaml(path: Path, config_type: type[Verbosity]) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: the --config file cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date that is none
         raise ConfigError(f"{path}: the --config file is not YAML ({error})") from error
     if content is None:
         content = {}
@@ -151,18 +151,34 @@ def _from_yaml(path: Path, config_type: type[Verbosity]) -> dict[str, Any]:
         name = str(key).replace("-", "_")
         if name not in hints:
             raise ConfigError(f"{path}: unknown setting {key}; known are {', '.join(sorted(hints))}")
-        kind, choices = _kind(hints[name])
-        if value is not None:
-            if kind is bool and not isinstance(value, bool):
-                raise ConfigError(f"{path}: {key} is {value!r}, expected true or false")
-            try:
-                value = kind(value)
-            except (TypeError, ValueError) as error:
-                raise ConfigError(f"{path}: {key} is {value!r}, expected {kind.__name__}") from error
-            if choices and value not in choices:
-                raise ConfigError(f"{path}: {key} is {value!r}, expected one of {', '.join(map(str, choices))}")
-        values[name] = value
+        try:
+            values[name] = _typed(value, hints[name])
+        except (TypeError, ValueError, OverflowError) as error:
+            kind, choices = _kind(hints[name])
+            expected = f"one of {', '.join(choices)}" if choices else _WORDS[kind]
+            raise ConfigError(f"{path}: {key} is {value!r}, expected {expected}") from error
     return values
+
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """``value`` of a YAML file as the flag would have given it. Raises ValueError or the like where it cannot be."""
+    kind, choices = _kind(hint)
+    if value is None:
+        if type(None) not in typing.get_args(hint):
+            raise ValueError("nothing where something is needed")
+        return None
+    # YAML reads 3e-3 as text, which float() takes; but int() would cut 2.7 to 2 and take true for 1.
+    if isinstance(value, bool) is not (kind is bool) or (kind is int and isinstance(value, float)):
+        raise TypeError("another type")
+    if kind in (str, Path) and not isinstance(value, str):
+        raise TypeError("another type")
+    found = kind(value)
+    if choices and found not in choices:
+        raise ValueError("none of the choices")
+    return found
 
 
 def resolved(config: Verbosity) -> dict[str, Any]:
@@ -224,7 +240,7 @@ class ProgressObserver:
         text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
         self._done += steps
         if self._bar:
-            self._bar.update(self._bar_task, advance=steps, **({"figures": text} if text else {}))
+            self._bar.update(self._bar_task, advance=steps, figures=text)
         elif self._done == self._total or self._done * 10 // self._total > self._told:
             self._told = self._done * 10 // self._total
             self._log.info("%s: %d of %d  %s", self._task, self._done, self._total, text)

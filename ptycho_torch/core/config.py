@@ -5,6 +5,7 @@ them. Fields without a default are required. Units are in the help texts.
 """
 
 import dataclasses
+import math
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +23,11 @@ def option(default: Any, help: str, *, positional: bool = False) -> Any:
 
 
 def require_positive(config: Any, *names: str) -> None:
-    """Raise :class:`ConfigError` unless each named setting is None or above zero."""
+    """Raise :class:`ConfigError` unless each named setting is None or above zero and finite."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise ConfigError(f"--{name} is {value}: it must be above 0")
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"--{name} is {value}: it must be above 0{' and finite' if value == math.inf else ''}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,8 @@ class TrainConfig(Reading):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ConfigError(f"--{name} is {value}: it must not be negative")
+        if self.seed >= 2**63:
+            raise ConfigError(f"--seed is {self.seed}: it must be below 2**63")
 
 
 @dataclass(frozen=True, kw_only=True)

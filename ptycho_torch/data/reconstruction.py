@@ -72,4 +72,11 @@ def load_reconstruction(path: Path) -> Reconstruction:
             "give the reconstruction.npz that inference wrote"
         )
     extra = json.loads(str(arrays.pop("metadata")))
-    return Reconstruction(**{key: arrays[key] for key in wanted[:-1]}, **extra)
+    return Reconstruction(
+        object=arrays["object"],
+        coverage=arrays["coverage"],
+        origin_yx=arrays["origin_yx"],
+        probe=arrays["probe"],
+        positions=arrays["positions"],
+        **extra,
+    )

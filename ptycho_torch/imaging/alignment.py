@@ -179,7 +179,7 @@ def _peak_frequency(field: ComplexImage) -> NDArray[np.float64]:
     """
     padded = 2 * np.array(field.shape)
     coarse = np.abs(np.fft.fft2(field, s=tuple(padded.tolist())))
-    best = np.array(np.unravel_index(int(coarse.argmax()), coarse.shape)) / padded
+    best: NDArray[np.float64] = np.array(np.unravel_index(int(coarse.argmax()), coarse.shape)) / padded
     best = (best + 0.5) % 1 - 0.5
     rows, columns = (np.arange(n) for n in field.shape)
     offsets = np.linspace(-1, 1, 9)

@@ -186,6 +186,7 @@ def history_figure(history: Mapping[str, Sequence[float]]) -> bytes | None:
         axis.plot(epochs, values, label=name.replace("_", " "), lw=1.8, marker="o" if len(values) < _FEW else None)
     if all(np.nanmin(values) > 0 for values in curves.values()):
         axis.set_yscale("log")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("epoch")
     axis.set_ylabel("loss")
     _legend(axis)

@@ -97,6 +97,7 @@ td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.meaning { color: var(--soft); }
 pre, td code { font: .85rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; white-space: pre-wrap;
                overflow-wrap: anywhere; margin: 0; }
+@media (min-width: 701px) { td.label { white-space: nowrap; } }
 @media (max-width: 700px) { .pictures { grid-template-columns: minmax(0, 1fr); } }
 </style>
 </head>
@@ -173,7 +174,7 @@ def _metric(name: str, value: Any) -> str:
     figure = FIGURES[name]
     number = html.escape(f"{shown(value)} {figure.unit if value is not None else ''}".strip())
     return (
-        f'<tr><td>{html.escape(figure.label)}</td><td class="number">{number}</td>'
+        f'<tr><td class="label">{html.escape(figure.label)}</td><td class="number">{number}</td>'
         f'<td class="meaning">{html.escape(figure.meaning)}</td></tr>'
     )
 

@@ -32,7 +32,8 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """The same on ``device``."""
-        return Batch(*(None if part is None else part.to(device) for part in self))
+        mask = None if self.mask is None else self.mask.to(device)
+        return Batch(self.amplitudes.to(device), mask, self.corners.to(device), self.fractions.to(device))
 
     @property
     def counts(self) -> Tensor:

@@ -42,9 +42,10 @@ class UNet(nn.Module):
         self.merge_half = ResidualBlock(half)
         self.up_fine = nn.ConvTranspose2d(half, fine, 2, stride=2)
         self.merge_fine = ResidualBlock(fine)
-        self.leave = nn.Sequential(nn.SiLU(), nn.Conv2d(fine, 4 * 2, 3, padding=1), nn.PixelShuffle(2))
-        nn.init.zeros_(self.leave[1].weight)
-        nn.init.zeros_(self.leave[1].bias)
+        self.leave = nn.Conv2d(fine, 4 * 2, 3, padding=1)
+        nn.init.zeros_(self.leave.weight)
+        if self.leave.bias is not None:
+            nn.init.zeros_(self.leave.bias)
 
     def forward(self, image: Tensor) -> Tensor:
         """Map (n, channels_in, N, N) to (n, 2, N, N).
@@ -59,4 +60,4 @@ class UNet(nn.Module):
         quarter = self.bottom(self.down_quarter(half))
         half = self.merge_half(half + self.up_half(quarter))
         fine = self.merge_fine(fine + self.up_fine(half))
-        return self.leave(fine)
+        return nn.functional.pixel_shuffle(self.leave(nn.functional.silu(fine)), 2)

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -112,26 +113,26 @@ class GuardedTracker:
 
     def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
         self._name = name
-        self._tracker: Tracker | None = None
+        self._tracker: Tracker = NoTracker()
         self._guard(lambda: setattr(self, "_tracker", make()))
 
     def parameters(self, values: dict[str, Any]) -> None:
-        self._guard(lambda: self._tracker and self._tracker.parameters(values))
+        self._guard(lambda: self._tracker.parameters(values))
 
     def figures(self, epoch: int, values: dict[str, float]) -> None:
-        self._guard(lambda: self._tracker and self._tracker.figures(epoch, values))
+        self._guard(lambda: self._tracker.figures(epoch, values))
 
     def artifact(self, path: Path) -> None:
-        self._guard(lambda: self._tracker and self._tracker.artifact(path))
+        self._guard(lambda: self._tracker.artifact(path))
 
     def finish(self, completed: bool) -> None:
-        self._guard(lambda: self._tracker and self._tracker.finish(completed))
+        self._guard(lambda: self._tracker.finish(completed))
 
-    def _guard(self, call: Callable[[], object]) -> None:
+    def _guard(self, call: Callable[[], None]) -> None:
         try:
             call()
         except tracker_failures() as error:
-            self._tracker = None
+            self._tracker = NoTracker()
             reason = " ".join(str(error).split())[:200]
             log.warning("the tracker %s is left out of this run: %s; history.csv has the figures", self._name, reason)
 
@@ -140,7 +141,7 @@ def tracker_failures() -> tuple[type[Exception], ...]:
     """What a tracker may raise when its store is out of reach."""
     import sys
 
-    failures: list[type[Exception]] = [OSError]
+    failures: list[type[Exception]] = [OSError, ImportError]  # the latter: the driver of a database is not installed
     # Only libraries that are loaded can have raised.
     for module, name in (("mlflow.exceptions", "MlflowException"), ("sqlalchemy.exc", "SQLAlchemyError")):
         if module in sys.modules:
@@ -154,8 +155,10 @@ def _require_reachable(uri: str | None) -> None:
 
     try:
         parts = urlsplit(uri or "")
-        if parts.scheme not in ("http", "https") or parts.hostname is None:
+        if parts.scheme not in ("http", "https"):
             return
+        if not parts.hostname:
+            raise ValueError("it names no host")
         port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((parts.hostname, port), timeout=3).close()
     except (OSError, ValueError) as error:
@@ -170,7 +173,6 @@ def make_tracker(name: str, folder: Path) -> Tracker:
     """
     if name in ("csv", "none"):
         return NoTracker()
-    try:
-        return GuardedTracker(name, lambda: MlflowTracker(folder) if name == "mlflow" else TensorboardTracker(folder))
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"--logger {name} needs {error.name}: pip install 'ptycho-torch[{name}]'") from error
+    if find_spec(name) is None:
+        raise ConfigError(f"--logger {name} needs the package {name}: pip install {name}, or choose --logger csv")
+    return GuardedTracker(name, lambda: MlflowTracker(folder) if name == "mlflow" else TensorboardTracker(folder))

@@ -2,32 +2,29 @@
 
 import json
 import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from ptycho_torch.core.config import EvaluateConfig
 from ptycho_torch.data.npz import save_scan
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.evaluate import evaluate, main
+from ptycho_torch.evaluate import evaluate
 from ptycho_torch.physics.forward import from_object
 
 SIZE, PHOTONS_PER_UNIT = 16, 4.0
 
 
-def evaluate_command(folder: Path, *words: str | Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "ptycho_torch.evaluate", *map(str, words)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
-
-
-def make_truth() -> "np.typing.NDArray[np.complex128]":
+def make_truth() -> NDArray[np.complex128]:
     y, x = np.mgrid[:44, :38]
-    return (0.8 + 0.15 * np.cos(0.5 * y + 0.2 * x)) * np.exp(1j * (np.sin(0.4 * x - 0.1 * y) + 0.01 * y))
+    amplitude, phase = 0.8 + 0.15 * np.cos(0.5 * y + 0.2 * x), np.sin(0.4 * x - 0.1 * y) + 0.01 * y
+    return np.asarray(amplitude * np.exp(1j * phase), np.complex128)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +59,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def save_reconstruction(path: Path, obj: "np.typing.NDArray[np.complex128]", coverage: object, scan: Scan) -> None:
+def save_reconstruction(path: Path, obj: NDArray[np.complex128], coverage: object, scan: Scan) -> None:
     Reconstruction(
         object=obj.astype(np.complex64),
         coverage=np.asarray(coverage, np.float32),
@@ -74,16 +71,16 @@ def save_reconstruction(path: Path, obj: "np.typing.NDArray[np.complex128]", cov
     ).save(path)
 
 
-def test_the_true_object_is_judged_true(files: Path, tmp_path: Path) -> None:
+def test_the_true_object_is_judged_true(files: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
     words = ("rec.npz", "--truth", "scan.npz", "--scan", "scan.npz", "--output-dir", tmp_path / "out")
-    result = evaluate_command(files, *words)
-    assert (result.returncode, result.stderr) == (0, "")
+    code, out, err = command("-m", "ptycho_torch.evaluate", *words, cwd=files)
+    assert (code, err) == (0, "")
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["nrmse"] < 1e-6
     assert metrics["r"] == pytest.approx(metrics["r_floor"], rel=0.05)
-    assert "NRMSE" in result.stdout
-    assert "noise floor" in result.stdout
-    assert str(tmp_path / "out" / "report.html") in result.stdout
+    assert "NRMSE" in out
+    assert "noise floor" in out
+    assert str(tmp_path / "out" / "report.html") in out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "metrics.json",
         "reconstructed_amplitude.png",
@@ -95,13 +92,13 @@ def test_the_true_object_is_judged_true(files: Path, tmp_path: Path) -> None:
 
 
 def test_the_function_does_what_the_command_does(files: Path, tmp_path: Path) -> None:
-    def judged(name: str, **how: Path) -> dict[str, object]:
+    def judged(name: str, **how: Any) -> dict[str, Any]:
         return evaluate(EvaluateConfig(reconstruction=files / name, output_dir=tmp_path / name, **how))
 
     flat = judged("flat.npz", truth=files / "scan.npz", scan=files / "scan.npz")
     assert flat == json.loads((tmp_path / "flat.npz" / "metrics.json").read_text())
-    assert float(str(flat["nrmse"])) > 0.3
-    assert float(str(flat["r"])) > 5 * float(str(flat["r_floor"]))
+    assert flat["nrmse"] > 0.3
+    assert flat["r"] > 5 * flat["r_floor"]
     assert flat["frc_crossing_cycles_per_pixel"] == 0
     by_scan = judged("rec.npz", scan=files / "scan.npz")
     assert "r" in by_scan
@@ -111,14 +108,13 @@ def test_the_function_does_what_the_command_does(files: Path, tmp_path: Path) ->
     assert "nrmse" in by_truth
 
 
-def test_another_unit_is_warned_of(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_unit_is_warned_of(files: Path, tmp_path: Path, call: Callable[..., Any]) -> None:
     with np.load(files / "rec.npz") as arrays:
         changed = dict(arrays) | {"metadata": np.array(json.dumps({"photons_per_unit": 1.0}))}
     np.savez(tmp_path / "rec.npz", **changed)
-    words = ["--scan", str(files / "scan.npz"), "--output_dir", str(tmp_path / "out"), "--quiet"]
-    assert main([str(tmp_path / "rec.npz"), *words]) == 0
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
+    words = ("--scan", files / "scan.npz", "--output_dir", tmp_path / "out", "--quiet")
+    code, out, err = call("evaluate", tmp_path / "rec.npz", *words)
+    assert (code, out, err.count("\n")) == (0, "", 1)
     assert "--photons_per_unit" in err
 
 
@@ -144,28 +140,30 @@ def test_another_unit_is_warned_of(files: Path, tmp_path: Path, capsys: pytest.C
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    files: Path, words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+    files: Path, words: tuple[str, ...], said: str, call: Callable[..., Any]
 ) -> None:
     before = sorted(files.iterdir())
-    places = [str(files / word) if word.endswith("npz") or word == "OUT" else word for word in words]
-    code = main(places)
-    out, err = capsys.readouterr()
-    assert (code, out) == (2, "")
-    assert err.count("\n") == 1
+    places = [files / word if word.endswith("npz") or word == "OUT" else word for word in words]
+    code, out, err = call("evaluate", *places)
+    assert (code, out, err.count("\n")) == (2, "", 1)
     assert said in err
     assert sorted(files.iterdir()) == before
 
 
-def test_a_failed_command_shows_no_traceback(files: Path, tmp_path: Path) -> None:
-    result = evaluate_command(tmp_path, files / "cut.npz", "--scan", files / "scan.npz", "--output_dir", "out")
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.count("\n") == 1
+def test_a_failed_command_shows_no_traceback(files: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
+    words = (files / "cut.npz", "--scan", files / "scan.npz", "--output_dir", "out")
+    code, out, err = command("-m", "ptycho_torch.evaluate", *words, cwd=tmp_path)
+    assert (code, out, err.count("\n")) == (2, "", 1)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif("PTYCHO_TORCH_DATA" not in os.environ, reason="needs the data folder PTYCHO_TORCH_DATA")
 def test_the_run1084_twin_is_its_own_truth(tmp_path: Path) -> None:
-    """The file's object and probe explain its patterns, from a file of the legacy layout, down to counting noise."""
+    """The file's object and probe explain its patterns, read from the legacy layout, nearly down to counting noise.
+
+    Nearly: this file was made by shifting the object between pixels where the package shifts the probe. Their product
+    reaches beyond the detector's band, and what wraps round differs: R of 0.0011 without any noise.
+    """
     from ptycho_torch.data.npz import load_scan
     from ptycho_torch.data.scaling import photon_scale
 
@@ -192,6 +190,5 @@ def test_the_run1084_twin_is_its_own_truth(tmp_path: Path) -> None:
     )
     assert metrics["nrmse"] < 1e-6
     assert metrics["photons_per_pattern"] == pytest.approx(1e6, rel=1e-3)
-    print(metrics)
-    assert 0.8e-3 < metrics["r_floor"] < 1.2e-3
-    assert metrics["r"] == pytest.approx(metrics["r_floor"], rel=0.1)
+    assert metrics["r_floor"] == pytest.approx(0.0011, rel=0.05)
+    assert metrics["r"] < metrics["r_floor"] + 0.0013

@@ -35,7 +35,7 @@ def field(rows: NDArray[Any], columns: NDArray[Any]) -> Complex:
         ky, kx = rng.uniform(-1, 1, 2) * 0.9
         amplitude = amplitude + 0.04 * np.cos(ky * y + kx * x + rng.uniform(0, 6))
         angle = angle + 0.35 * np.cos(ky * x - kx * y + rng.uniform(0, 6))
-    return (0.8 + amplitude) * np.exp(1j * angle)
+    return np.asarray((0.8 + amplitude) * np.exp(1j * angle), np.complex128)
 
 
 def make_probe(size: int, modes: int, photons: float) -> Complex:

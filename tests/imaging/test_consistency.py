@@ -97,7 +97,8 @@ def test_some_patterns_are_judged_as_among_all(simulate: Callable[..., Any]) -> 
 
 def test_patterns_outside_the_canvas_are_skipped_and_counted(known: Any) -> None:
     rec = known.reconstruction
-    cut = replace(rec, object=rec.object[6:], coverage=rec.coverage[6:], origin_yx=rec.origin_yx + [6, 0])
+    lower = rec.origin_yx + np.array([6, 0])
+    cut = replace(rec, object=rec.object[6:], coverage=rec.coverage[6:], origin_yx=lower)
     found = judged(known._replace(reconstruction=cut))
     corners = np.floor(known.scan.positions[:, 0] - known.scan.size // 2 + 0.5)
     outside = corners < cut.origin_yx[0]

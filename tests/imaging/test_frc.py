@@ -47,6 +47,7 @@ def test_the_crossing_is_where_the_agreement_ends(side: int, cutoff: float) -> N
     common = noise(1, side)
     first = band(common, 0, cutoff) + band(noise(2, side), cutoff, 2)
     found = ring_correlation(first, common)
+    assert found.crossing is not None
     assert found.crossing == pytest.approx(cutoff, abs=1.5 / side)
     assert found.resolution == pytest.approx(0.5 / found.crossing)
 

@@ -101,7 +101,7 @@ def test_the_number_of_compared_pixels(known: Any) -> None:
 
 
 def test_nrmse_by_hand() -> None:
-    truth = np.full((20, 30), 2 + 0j)
+    truth = np.full((20, 30), 2, np.complex128)
     assert nrmse(truth * 1.5, truth, EVERYWHERE) == pytest.approx(0.5)
     assert nrmse(truth * 1j, truth, EVERYWHERE) == pytest.approx(math.sqrt(2))
     assert math.isnan(nrmse(truth, 0 * truth, EVERYWHERE))

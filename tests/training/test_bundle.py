@@ -104,7 +104,7 @@ def test_a_description_with_a_wrong_entry(folder: Path, key: str, value: Any) ->
 
 
 @pytest.mark.parametrize(
-    "entry", [{"depth": 3}, {"width": 8}, {"width": 0}, {"width": "4"}, {"name": "unet"}, {"name": "vgg"}, {"head": 1}]
+    "entry", [{"depth": 3}, {"width": 8}, {"width": "4"}, {"name": "unet"}, {"name": "vgg"}, {"head": 1}]
 )
 def test_a_network_that_is_not_the_trained_one(folder: Path, entry: dict[str, Any]) -> None:
     rewrite(folder, lambda content: content["network"].update(entry))
