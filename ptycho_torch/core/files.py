@@ -18,7 +18,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     The temporary name keeps the suffix of ``path``, because writers choose the format by it.
 
     Raises:
-        DataError: the folder does not exist or cannot be written to.
+        DataError: the folder does not exist or cannot be written to, or ``path`` is itself a folder.
     """
     path = Path(path)
     try:
@@ -32,7 +32,10 @@ def written_whole(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(aside, 0o666 & ~umask)  # mkstemp makes private files; results are for the group, as usual
-        os.replace(aside, path)
+        try:
+            os.replace(aside, path)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written ({error.strerror}); choose another output path") from error
     finally:
         aside.unlink(missing_ok=True)
 

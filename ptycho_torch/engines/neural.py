@@ -53,7 +53,7 @@ def reconstruct_by_network(
     """
     observer = observer or SilentObserver()
     centres = np.arange(len(scan)) if centres is None else centres
-    groups = torch.from_numpy(nearest_groups(scan.positions, gridsize, centres))
+    groups = torch.from_numpy(np.ascontiguousarray(nearest_groups(scan.positions, gridsize, centres)))
     needed, places = groups.unique(return_inverse=True)
     batch = batch_of_scan(scan, photons_per_unit).take(needed)
     observer.begin("inference", len(needed))
@@ -89,7 +89,7 @@ def _predict(
     n, size = batch.amplitudes.shape[:2]
     patches = torch.empty((n, size, size), dtype=torch.complex64)
     weights = torch.empty((n, size, size))
-    for indices in torch.arange(n).split(batch_size):
+    for indices in torch.arange(n).split(min(batch_size, n)):
         part = batch.take(indices).to(device)
         probe = probe_at(model.probe, part.fractions)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -106,6 +106,6 @@ def _merge_groups(patches: Tensor, weights: Tensor, corners: Tensor, places: Ten
     """
     merged = [
         merge_patches(patches[some], weights[some], corners[some])[:, 0]
-        for some in places.split(max(1, batch_size // places.shape[1]))
+        for some in places.split(min(max(1, batch_size // places.shape[1]), len(places)))
     ]
     return torch.cat(merged)

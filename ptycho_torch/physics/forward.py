@@ -85,6 +85,8 @@ def merge_patches(patches: Tensor, weights: Tensor, corners: Tensor) -> Tensor:
     """
     groups, size = patches.shape[0], patches.shape[-1]
     corners = corners - corners.amin(1, keepdim=True)
+    # The mean keeps each group's own measure of what is unlit, whatever groups it is computed with.
+    weights = weights / weights.amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
     rows, columns = (corners.amax((0, 1)) + size).tolist()
     # The canvases stand below each other on one sheet, so that all groups are merged by one sum.
     sheet_row = torch.arange(groups, device=corners.device)[:, None] * rows

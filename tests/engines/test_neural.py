@@ -63,7 +63,7 @@ def test_positions_may_be_anywhere(scan: Scan) -> None:
     moved = replace(scan, positions=scan.positions + [-100_000, 7_000_000])
     there = reconstruct_by_network(model, moved, 1.0)
     assert (there.origin_yx - here.origin_yx).tolist() == [-100_000, 7_000_000]
-    np.testing.assert_array_equal(there.object, here.object)
+    assert np.abs(there.object - here.object).max() < 1e-5
 
 
 @pytest.mark.parametrize("gridsize", [1, 2])

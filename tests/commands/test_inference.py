@@ -1,0 +1,185 @@
+"""python -m ptycho_torch.inference, as people call it."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ptycho_torch.data.npz import save_scan
+from ptycho_torch.data.reconstruction import load_reconstruction
+from ptycho_torch.data.scan import Scan
+
+Command = Callable[..., Any]
+RESULTS = {
+    "reconstruction.npz",
+    "reconstructed_amplitude.png",
+    "reconstructed_phase.png",
+    "metrics.json",
+    "timing.json",
+    "report.html",
+}
+
+
+def words_for(model: Path, scan: Path, folder: Path) -> list[str]:
+    return ["--model_path", str(model), "--test_data", str(scan), "--output_dir", str(folder), "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def result(
+    tmp_path_factory: pytest.TempPathFactory, model_folder: Path, scan_file: Path, command: Command
+) -> Path:
+    """The folder that one command wrote, in a process of its own."""
+    folder = tmp_path_factory.mktemp("result") / "a result"
+    done = command("-m", "ptycho_torch.inference", *words_for(model_folder, scan_file, folder), CUDA_VISIBLE_DEVICES="")
+    assert (done.code, "Traceback" in done.err) == (0, False), done.err
+    assert re.search(r"^R 0\.\d+ \(counting noise alone 0\.\d+\)$", done.out, re.MULTILINE)
+    assert done.out.splitlines()[-1] == f"report: {folder / 'report.html'}"
+    return folder
+
+
+def test_everything_is_there_and_nothing_else(result: Path) -> None:
+    assert {path.name for path in result.iterdir()} == RESULTS
+    assert (result / "report.html").stat().st_size > 10_000
+    assert "ptycho_torch.inference" in (result / "report.html").read_text()
+
+
+def test_the_same_command_gives_the_same_bytes(
+    result: Path, tmp_path: Path, model_folder: Path, scan_file: Path, call: Command
+) -> None:
+    assert call("inference", *words_for(model_folder, scan_file, tmp_path / "again"), "--quiet") == (0, "", "")
+    for name in ("reconstruction.npz", "metrics.json", "reconstructed_phase.png"):
+        assert (tmp_path / "again" / name).read_bytes() == (result / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["reconstructed_amplitude.png", "reconstructed_phase.png"])
+def test_pictures_show_something(result: Path, name: str) -> None:
+    from matplotlib.image import imread
+
+    picture = imread(result / name)
+    assert min(picture.shape[:2]) >= 20
+    assert picture[..., :3].std() > 0.01
+
+
+def test_the_reconstruction_and_its_figures(result: Path, scan: Scan) -> None:
+    found = load_reconstruction(result / "reconstruction.npz")
+    assert (found.object.dtype, found.coverage.dtype) == (np.complex64, np.float32)
+    assert np.isfinite(found.object).all()
+    np.testing.assert_array_equal(found.positions, scan.positions)
+    assert found.metadata["epochs"] == 10
+    assert len(found.history["loss"]) == 10
+    metrics = json.loads((result / "metrics.json").read_text())
+    assert 0 < metrics["r_floor"] < metrics["r"] < 1
+    assert metrics["validation_patterns"] >= 1
+    assert metrics["patterns"] == 36
+
+
+def test_the_truth_in_the_file_is_not_looked_at(
+    result: Path, tmp_path: Path, model_folder: Path, scan: Scan, call: Command
+) -> None:
+    save_scan(tmp_path / "scan.npz", replace(scan, truth=None))
+    assert call("inference", *words_for(model_folder, tmp_path / "scan.npz", tmp_path / "blind")).code == 0
+    blind = (tmp_path / "blind" / "reconstruction.npz").read_bytes()
+    assert blind == (result / "reconstruction.npz").read_bytes()
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_some_positions_spread_over_the_scan(
+    count: int, tmp_path: Path, model_folder: Path, scan: Scan, scan_file: Path, call: Command
+) -> None:
+    assert call("inference", *words_for(model_folder, scan_file, tmp_path / "r"), "--n-images", count).code == 0
+    found = load_reconstruction(tmp_path / "r" / "reconstruction.npz")
+    assert len(found.positions) == count
+    np.testing.assert_array_equal(found.positions[0], scan.positions[0])
+    if count > 1:
+        np.testing.assert_array_equal(found.positions[-1], scan.positions[-1])
+
+
+@pytest.mark.parametrize("settings", [("--gridsize", "2"), ("--gridsize", "2", "--n_images", "5")])
+def test_groups_of_neighbours(
+    settings: tuple[str, ...], tmp_path: Path, model_folder: Path, scan_file: Path, call: Command
+) -> None:
+    assert call("inference", *words_for(model_folder, scan_file, tmp_path / "r"), *settings).code == 0
+    assert {path.name for path in (tmp_path / "r").iterdir()} == RESULTS
+
+
+def test_the_untrained_model_is_a_flat_object(
+    tmp_path: Path, scan_file: Path, train_to: Callable[..., Path], call: Command
+) -> None:
+    model = train_to(tmp_path / "model", max_epochs=0)
+    assert call("inference", *words_for(model, scan_file, tmp_path / "r")).code == 0
+    assert np.abs(load_reconstruction(tmp_path / "r" / "reconstruction.npz").object - 1).max() < 1e-5
+
+
+def test_the_scale_is_that_of_the_bundle(tmp_path: Path, model_folder: Path, scan: Scan, call: Command) -> None:
+    """A file that states another scale is told of, and read with the bundle's; the flag wins over both."""
+    scales = {}
+    save_scan(tmp_path / "scan.npz", replace(scan, photons_per_unit=4.0))
+    for name, words in (("bundle", ()), ("flag", ("--photons_per_unit", "4"))):
+        outcome = call("inference", *words_for(model_folder, tmp_path / "scan.npz", tmp_path / name), *words)
+        assert outcome.code == 0
+        assert ("states 4 photons" in outcome.err) is (name == "bundle")
+        scales[name] = load_reconstruction(tmp_path / name / "reconstruction.npz").photons_per_unit
+    assert scales == {"bundle": 1.0, "flag": 4.0}
+
+
+def test_a_scan_of_another_size_is_refused(
+    tmp_path: Path, model_folder: Path, scan_of: Callable[..., Scan], call: Command
+) -> None:
+    save_scan(tmp_path / "large.npz", scan_of(9, 32))
+    code, out, err = call("inference", *words_for(model_folder, tmp_path / "large.npz", tmp_path / "r"))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "patterns of 32 × 32 pixels" in err
+    assert "24 × 24" in err
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--model_path", "none"), "no model bundle"),
+        (("--model_path", ""), "no model bundle"),
+        (("--test_data", "none.npz"), "no such file"),
+        (("--test_data", ""), "folder"),
+        (("--n_images", "0"), "--n_images is 0"),
+        (("--n_images", "37"), "--n_images is 37"),
+        (("--gridsize", "7"), "--gridsize 7 needs groups of 49 positions, and there are 36"),
+        (("--batch_size", "0"), "--batch_size is 0"),
+        (("--photons_per_unit", "nan"), "--photons_per_unit is nan"),
+        (("--output_dir", ""), "--output_dir"),
+        (("--output_dir", "file"), "the output folder cannot be made"),
+        (("--output_dir", "file/below"), "the output folder cannot be made"),
+        (("--train_data_file", "x"), "--train_data_file"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    words: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    model_folder: Path,
+    scan_file: Path,
+    call: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    code, out, err = call("inference", *words_for(model_folder, scan_file, Path("r")), "--quiet", *words)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith("inference: ")
+    assert said in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_bundle_of_a_newer_schema(tmp_path: Path, model_folder: Path, scan_file: Path, call: Command) -> None:
+    shutil.copytree(model_folder, tmp_path / "model")
+    description = tmp_path / "model" / "bundle.json"
+    description.write_text(json.dumps(json.loads(description.read_text()) | {"schema": 99}))
+    code, out, err = call("inference", *words_for(tmp_path / "model", scan_file, tmp_path / "r"))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "schema 99" in err
+    assert not (tmp_path / "r").exists()

@@ -1,0 +1,266 @@
+"""python -m ptycho_torch.train, as people call it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ptycho_torch.training.bundle import load_bundle
+
+Command = Callable[..., Any]
+Train = Callable[..., Path]
+
+
+def verbatim(file: Path, folder: Path, groups: int = 16) -> list[str]:
+    """The command line that users have."""
+    words = f"--max_epochs 2 --n_images {groups} --gridsize 1 --batch_size 4 --device cpu --disable_mlflow"
+    named = ["--train_data_file", str(file), "--test_data_file", str(file), "--output_dir", str(folder)]
+    return [*named, *words.split()]
+
+
+def is_a_trained_bundle(folder: Path, epochs: int = 2, groups: int = 16) -> None:
+    assert {path.name for path in folder.iterdir()} == {
+        "bundle.json",
+        "checkpoints",
+        "config.yaml",
+        "history.csv",
+        "model.safetensors",
+        "timing.json",
+    }
+    lines = (folder / "history.csv").read_text().splitlines()
+    column = lines[0].split(",").index("groups")
+    assert [line.split(",")[column] for line in lines[1:]] == [str(groups)] * epochs
+    assert load_bundle(folder).provenance["epochs"] == epochs
+
+
+@pytest.mark.parametrize("layout", ["canonical", "legacy"])
+def test_the_verbatim_command(
+    layout: str, tmp_path: Path, scan_file: Path, legacy_file: Path, command: Command
+) -> None:
+    file = {"canonical": scan_file, "legacy": legacy_file}[layout]
+    done = command(
+        "-m", "ptycho_torch.train", *verbatim(file, tmp_path / "a model"), cwd=tmp_path, CUDA_VISIBLE_DEVICES=""
+    )
+    assert (done.code, "Traceback" in done.err) == (0, False), done.err
+    assert "itself" in done.err, "validation on the training scan is told"
+    assert "loss" in done.out
+    is_a_trained_bundle(tmp_path / "a model")
+    assert [path.name for path in tmp_path.iterdir()] == ["a model"]
+
+
+def test_both_layouts_are_the_same_scan(tmp_path: Path, scan_file: Path, legacy_file: Path, call: Command) -> None:
+    losses = []
+    for file in (scan_file, legacy_file):
+        assert call("train", *verbatim(file, tmp_path / file.stem), "--width", 4).code == 0
+        losses.append(float((tmp_path / file.stem / "history.csv").read_text().splitlines()[-1].split(",")[2]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.skipif(not os.environ.get("PTYCHO_TORCH_DATA"), reason="PTYCHO_TORCH_DATA is not set")
+@pytest.mark.parametrize("name", ["Run1084_twin.npz", "Run1084_twin_legacy.npz"])
+def test_the_verbatim_command_on_the_twin(name: str, tmp_path: Path, call: Command) -> None:
+    file = Path(os.environ["PTYCHO_TORCH_DATA"]) / "run1084" / name
+    if not file.is_file():
+        pytest.skip(f"{file} is not there")
+    assert call("train", *verbatim(file, tmp_path / "model", 64)).code == 0
+    is_a_trained_bundle(tmp_path / "model", groups=64)
+
+
+def test_other_doors_to_the_same_room(tmp_path: Path, scan_file: Path, command: Command, train_to: Train) -> None:
+    """The console command and ``python -m ptycho_torch``, both at once in two folders, give what one alone gives."""
+    script = Path(sys.executable).with_name("ptycho-torch")
+    if not script.exists():
+        pytest.skip("the package is not installed with its console command")
+    words = ["--max-epochs=1", "--batch-size=6", "--width", "4", "--device", "cpu", "--logger", "none", "--quiet"]
+    runs = [
+        subprocess.Popen(
+            [*map(str, start), "train", "--train-data-file", scan_file, "--output-dir", tmp_path / str(index), *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for index, start in enumerate([(script,), (sys.executable, "-m", "ptycho_torch")])
+    ]
+    assert [(run.communicate(timeout=120)[0], run.returncode) for run in runs] == [(b"", 0)] * 2
+    alone = train_to(tmp_path / "alone")
+    for name in ("model.safetensors", "history.csv"):
+        for index in (0, 1):
+            assert (tmp_path / str(index) / name).read_bytes() == (alone / name).read_bytes()
+
+
+def test_what_a_run_records_runs_the_same_again(tmp_path: Path, scan_file: Path, call: Command) -> None:
+    assert call("train", *verbatim(scan_file, tmp_path / "first"), "--width", 4, "--seed", 5).code == 0
+    again = ("train", "--config", tmp_path / "first" / "config.yaml", "--output_dir", tmp_path / "second")
+    assert call(*again).code == 0
+    for name in ("model.safetensors", "history.csv"):
+        assert (tmp_path / "second" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
+
+
+def test_quiet_says_nothing(tmp_path: Path, scan_file: Path, call: Command) -> None:
+    outcome = call("train", *verbatim(scan_file, tmp_path / "model"), "--width", 4, "--quiet")
+    assert outcome == (0, "", "")
+
+
+def test_ctrl_c_and_going_on(tmp_path: Path, scan_file: Path, train_to: Train) -> None:
+    """A real signal to a real process: the last complete epoch is kept, and going on gives the same bytes."""
+    folder = tmp_path / "stopped"
+    words = ["--train_data_file", scan_file, "--output_dir", folder, "--max_epochs", "1000000", "--batch_size", "6"]
+    words += ["--width", "4", "--device", "cpu", "--logger", "none"]
+    run = subprocess.Popen([sys.executable, "-m", "ptycho_torch.train", *words], stderr=subprocess.PIPE, text=True)
+    state = folder / "checkpoints" / "last" / "state.safetensors"
+    deadline = time.monotonic() + 60
+    untrained = None
+    while time.monotonic() < deadline:  # the first state is that of the untrained model
+        if state.exists():
+            untrained = untrained or state.stat().st_mtime_ns
+            if state.stat().st_mtime_ns > untrained:
+                break
+        time.sleep(0.01)
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("interrupted after epoch ")
+    done = len((folder / "history.csv").read_text().splitlines()) - 1
+    assert done >= 1
+    names = ("model.safetensors", "history.csv")
+    straight = train_to(tmp_path / "straight", max_epochs=done)
+    assert all((folder / name).read_bytes() == (straight / name).read_bytes() for name in names)
+    resumed, straight = (
+        train_to(path, max_epochs=done + 1, resume=resume)
+        for path, resume in ((folder, True), (tmp_path / "further", False))
+    )
+    assert all((resumed / name).read_bytes() == (straight / name).read_bytes() for name in names)
+
+
+def spoil(arrays: dict[str, Any], fault: str) -> None:
+    """Break a canonical file in one place."""
+    count = len(arrays["xcoords"])
+    if fault == "key":
+        del arrays["probeGuess"]
+    elif fault == "rank":
+        arrays["diffraction"] = arrays["diffraction"][0]
+    elif fault in ("nan", "negative"):
+        arrays["diffraction"] = arrays["diffraction"].copy()
+        arrays["diffraction"][1, 2, 3] = np.nan if fault == "nan" else -1
+    elif fault == "count":
+        arrays["xcoords"] = arrays["xcoords"][: count - 1]
+    elif fault == "object":
+        arrays["probeGuess"] = np.array([{"probe": 1}], dtype=object)
+    elif fault == "probe":
+        arrays["probeGuess"] = arrays["probeGuess"][..., :20, :20]
+    elif fault == "size":
+        arrays["diffraction"] = arrays["diffraction"][:, :20, :20]
+        arrays["probeGuess"] = arrays["probeGuess"][..., :20, :20]
+    elif fault == "empty":
+        arrays |= {key: arrays[key][:0] for key in ("diffraction", "xcoords", "ycoords")}
+    elif fault == "row":
+        arrays["ycoords"] = np.full(count, 30.0)
+
+
+BAD_FILES = {
+    "key": "probeGuess",
+    "rank": "expected three axes",
+    "nan": "not finite",
+    "negative": "negative",
+    "count": "too few coordinates",
+    "object": "pickle",
+    "probe": "20 × 20",
+    "size": "divisible by 8",
+    "empty": "empty",
+    "row": "--test_data_file",
+    "absent": "no such file",
+    "folder": "folder",
+    "not a zip": "not an NPZ",
+    "truncated": "truncated or damaged",
+}
+
+
+@pytest.mark.parametrize("fault", sorted(BAD_FILES))
+def test_a_bad_file_is_one_line_and_leaves_nothing(
+    fault: str, tmp_path: Path, scan_file: Path, call: Command
+) -> None:
+    file = tmp_path / "scan.npz"
+    if fault == "folder":
+        file.mkdir()
+    elif fault == "not a zip":
+        file.write_text("xcoords,ycoords\n")
+    elif fault == "truncated":
+        file.write_bytes(scan_file.read_bytes()[:-1000])
+    elif fault != "absent":
+        with np.load(scan_file, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        spoil(arrays, fault)
+        np.savez(file, **arrays)
+    before = sorted(tmp_path.iterdir())
+    code, out, err = call("train", "--train_data_file", file, "--output_dir", tmp_path / "m", "--disable_mlflow")
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith("train: ")
+    assert BAD_FILES[fault] in err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--n_images", "0"), "--n_images is 0"),
+        (("--n_images", "37"), "--n_images is 37, and there are 34 groups"),
+        (("--gridsize", "6"), "--gridsize"),
+        (("--gridsize", "1000000"), "--gridsize 1000000 needs groups"),
+        (("--nonsense", "1"), "--nonsense"),
+        (("--network", "vgg"), "--network is vgg: known are"),
+        (("--head", "tanh"), "--head is tanh: known are"),
+        (("--resume",), "no checkpoint to go on from"),
+        (("--test_data_file", "none.npz"), "none.npz: there is no such file"),
+        (("--photons_per_unit", "inf"), "--photons_per_unit is inf"),
+        (("--output_dir", ""), "--output_dir"),
+        (("--seed", "9" * 30), "--seed"),
+        (("--config", "none.yaml"), "none.yaml"),
+    ],
+)
+def test_bad_settings_are_one_line_and_leave_nothing(
+    words: tuple[str, ...], said: str, tmp_path: Path, scan_file: Path, call: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call("train", "--train_data_file", scan_file, "--output_dir", "m", "--disable_mlflow", *words)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert said in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_place_of_the_output_folder(tmp_path: Path, scan_file: Path, call: Command) -> None:
+    (tmp_path / "file").write_text("mine")
+    for place in ("file", "file/below"):
+        words = ("--train_data_file", scan_file, "--output_dir", tmp_path / place, "--disable_mlflow", "--quiet")
+        code, out, err = call("train", *words)
+        assert (code, out, err.count("\n")) == (2, "", 1), err
+        assert "the output folder cannot be made" in err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_device_that_is_not_there(tmp_path: Path, scan_file: Path, call: Command) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    code, _, err = call("train", "--train_data_file", scan_file, "--output_dir", tmp_path / "m", "--device", "cuda")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--device cuda is not available on this machine; choose --device cpu or auto" in err
+    assert not (tmp_path / "m").exists()
+
+
+def test_odd_names_of_files_and_folders(tmp_path: Path, scan_file: Path, call: Command) -> None:
+    odd = tmp_path / "a b ü # ? % 'quoted'"
+    odd.mkdir()
+    file = odd / "scan with [brackets].npz"
+    shutil.copy(scan_file, file)
+    words = ("--width", "4", "--batch_size", "6", "--max_epochs", "1", "--device", "cpu", "--quiet", "--logger", "csv")
+    assert call("train", "--train_data_file", file, "--output_dir", odd / "below" / "model", *words).code == 0
+    assert load_bundle(odd / "below" / "model").provenance["epochs"] == 1
