@@ -89,12 +89,25 @@ def build_parser(config_type: type[Config], prog: str) -> argparse.ArgumentParse
         if kind is bool:
             parser.add_argument(f"--{field.name}", action=_Switch, nargs=0, **keywords)
         elif field.metadata["positional"]:
-            parser.add_argument(field.name, type=kind, nargs="?", default=None, metavar=field.name.upper(), **keywords)
+            parser.add_argument(
+                field.name, type=_reader(kind), nargs="?", default=None, metavar=field.name.upper(), **keywords
+            )
         else:
             keywords["metavar"] = None if choices else kind.__name__.upper()
-            parser.add_argument(f"--{field.name}", type=kind, choices=choices, **keywords)
+            parser.add_argument(f"--{field.name}", type=_reader(kind), choices=choices, **keywords)
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings by name; what is typed wins over it")
     return parser
+
+
+def _reader(kind: type) -> Callable[[str], Any]:
+    return _path if kind is Path else kind
+
+
+def _path(text: str) -> Path:
+    """A path; not an empty one, which would silently be the working folder (what ``.`` says aloud)."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path")
+    return Path(text)
 
 
 class _Switch(argparse.Action):
@@ -175,6 +188,8 @@ def _typed(value: Any, hint: Any) -> Any:
         raise TypeError("another type")
     if kind in (str, Path) and not isinstance(value, str):
         raise TypeError("another type")
+    if kind is Path and (not value or "\0" in value):
+        raise ValueError("no path")
     found = kind(value)
     if choices and found not in choices:
         raise ValueError("none of the choices")

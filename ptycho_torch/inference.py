@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ptycho_torch.data.scan import Scan
     from ptycho_torch.training.bundle import Bundle
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ptycho_torch.inference")  # __name__ is __main__ under python -m
 
 
 def inference(
@@ -93,10 +93,16 @@ def _check(config: InferenceConfig, bundle: "Bundle", scan: "Scan") -> "tuple[In
         )
     count = config.n_images or len(scan)
     if count > len(scan):
-        raise ConfigError(f"--n_images is {count}, and {config.test_data} has {len(scan)} positions; choose at most that")
+        raise ConfigError(
+            f"--n_images is {count}, and {config.test_data} has {len(scan)} positions; choose at most that"
+        )
     centres = np.linspace(0, len(scan) - 1, count).round().astype(np.intp)
     scale = config.photons_per_unit or bundle.photons_per_unit
-    if scan.photons_per_unit and not np.isclose(scan.photons_per_unit, scale, rtol=1e-3):
+    if (
+        config.photons_per_unit is None
+        and scan.photons_per_unit
+        and not np.isclose(scan.photons_per_unit, scale, rtol=1e-3)
+    ):
         log.warning(
             "%s states %.6g photons a squared unit, and the model's scale %.6g is used; "
             "set --photons_per_unit if this file is in another unit",

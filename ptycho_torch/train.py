@@ -9,6 +9,7 @@ The folder then holds the bundle (``model.safetensors``, ``bundle.json``), ``his
 """
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from ptycho_torch.training.bundle import Bundle
     from ptycho_torch.training.loop import Epoch, Patterns, Settings, Trainer
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ptycho_torch.train")  # __name__ is __main__ under python -m
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,6 @@ def train(config: TrainConfig, observer: Observer | None = None) -> TrainResult:
     from ptycho_torch.core.clock import Clock
     from ptycho_torch.core.files import make_output_dir, write_json
     from ptycho_torch.data.npz import load_scan
-    from ptycho_torch.data.grouping import Indices
     from ptycho_torch.data.scaling import photon_scale
     from ptycho_torch.physics.devices import select_device
     from ptycho_torch.training.bundle import save_bundle
@@ -76,9 +76,12 @@ def train(config: TrainConfig, observer: Observer | None = None) -> TrainResult:
     if config.resume:
         _resume(trainer, checkpoint)
     make_output_dir(output_dir)
+    log.info("validation: %s", validation.told)
     cli.write_config(output_dir / "config.yaml", config)
     tracker = make_tracker(config.logger, output_dir)
     tracker.parameters(cli.resolved(config) | asdict(settings))
+    if config.resume:
+        log.info("going on after epoch %d", len(trainer.history))
     clock.lap("prepare")
 
     completed = trainer.run(observer or SilentObserver(), tracker, checkpoint)
@@ -151,9 +154,10 @@ def _patterns(
     rng = np.random.default_rng([config.seed, 0])
     groups = draw_groups(scan.positions, config.gridsize, used, config.n_images, rng)
     held = draw_groups(validation.scan.positions, config.gridsize, validation.indices, None, rng)
-    log.info("validation: %s", validation.told)
     return (
-        Patterns(data, groups, scan.positions[groups[:, 0]], f"{scan.digest()} at {scale.photons_per_unit:.9g} photons"),
+        Patterns(
+            data, groups, scan.positions[groups[:, 0]], f"{scan.digest()} at {scale.photons_per_unit:.9g} photons"
+        ),
         Patterns(validation.data, held, validation.scan.positions[held[:, 0]], validation.told),
         validation,
     )
@@ -165,7 +169,6 @@ def _hold_out(config: TrainConfig, scan: "Scan", data: "Batch") -> "tuple[Indice
 
     from ptycho_torch.data.grouping import hold_out_region
     from ptycho_torch.data.npz import load_scan
-    from ptycho_torch.data.grouping import Indices
     from ptycho_torch.data.scaling import photon_scale
     from ptycho_torch.networks.batch import batch_of_scan
 
@@ -199,10 +202,9 @@ def require_same_size(scan: "Scan", other: "Scan") -> None:
 def _resume(trainer: "Trainer", checkpoint: Path) -> None:
     from ptycho_torch.core.errors import ConfigError
 
-    if not checkpoint.is_file():
+    if not os.path.isfile(checkpoint):  # unlike Path.is_file, also False for a name that no file can have
         raise ConfigError(f"{checkpoint}: no checkpoint to go on from; train without --resume first")
     trainer.load(checkpoint)
-    log.info("going on after epoch %d", len(trainer.history))
 
 
 def _bundle(
@@ -242,7 +244,10 @@ def _command(config: TrainConfig) -> int:
         return cli.EXIT_INTERRUPTED
     if not config.quiet:
         last = result.history[-1] if result.history else None
-        print(f"{result.output_dir}: " + (f"loss {last.loss:.4g}, validation {last.val_loss:.4g}" if last else "untrained"))
+        print(
+            f"{result.output_dir}: "
+            + (f"loss {last.loss:.4g}, validation {last.val_loss:.4g}" if last else "untrained")
+        )
     return 0
 
 

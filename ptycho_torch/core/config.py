@@ -16,6 +16,9 @@ AxisOrder = Literal["nhw", "hwn"]
 Measurement = Literal["amplitude", "counts"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
+MAX_WIDTH = 1024
+"""Most channels of a network's finest scale: more of them fit into no memory."""
+
 
 def option(default: Any, help: str, *, positional: bool = False) -> Any:
     """A dataclass field with its help text. ``default`` is ``MISSING`` for a required setting."""
@@ -76,11 +79,15 @@ class TrainConfig(Reading):
     network: str = option("lifted_unet", "name of the network: lifted_unet or unet")
     head: str = option("residual", "how the network states the object: residual (1 + a + ib) or polar")
     width: int = option(16, "channels of the network's finest scale")
-    loss: Literal["poisson", "amplitude"] = option("amplitude", "noise model whose negative log likelihood is minimised")
+    loss: Literal["poisson", "amplitude"] = option(
+        "amplitude", "noise model whose negative log likelihood is minimised"
+    )
     update_probe: bool = option(False, "learn the probe together with the network")
     precision: Literal["fp32", "bf16"] = option("fp32", "arithmetic of the network; physics is always complex64")
     num_workers: int = option(0, "processes that prepare batches; 0 prepares them in the main process")
-    device: Device = option("auto", "device to compute on (--accelerator is an alias); auto takes CUDA, then MPS, then CPU")
+    device: Device = option(
+        "auto", "device to compute on (--accelerator is an alias); auto takes CUDA, then MPS, then CPU"
+    )
     logger: Literal["mlflow", "tensorboard", "csv", "none"] = option(
         "mlflow", "tracker beside history.csv, which is always written (--disable_mlflow is --logger csv)"
     )
@@ -93,6 +100,8 @@ class TrainConfig(Reading):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ConfigError(f"--{name} is {value}: it must not be negative")
+        if self.width > MAX_WIDTH:
+            raise ConfigError(f"--width is {self.width}: it must be at most {MAX_WIDTH}")
         if self.seed >= 2**63:
             raise ConfigError(f"--seed is {self.seed}: it must be below 2**63")
 
@@ -108,7 +117,9 @@ class InferenceConfig(Reading):
     gridsize: int | None = option(None, "g: a group is a position and its g*g-1 nearest; default: as trained")
     batch_size: int = option(64, "patterns computed together; the result does not depend on it")
     precision: Literal["fp32", "bf16"] = option("fp32", "arithmetic of the network; physics is always complex64")
-    device: Device = option("auto", "device to compute on (--accelerator is an alias); auto takes CUDA, then MPS, then CPU")
+    device: Device = option(
+        "auto", "device to compute on (--accelerator is an alias); auto takes CUDA, then MPS, then CPU"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

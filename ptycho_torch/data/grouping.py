@@ -68,9 +68,7 @@ def compact_batches(
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def _bisect(
-    indices: Indices, positions: NDArray[np.float64], cell: int, rng: np.random.Generator
-) -> list[Indices]:
+def _bisect(indices: Indices, positions: NDArray[np.float64], cell: int, rng: np.random.Generator) -> list[Indices]:
     if len(indices) <= cell:
         return [indices] if len(indices) else []
     angle = rng.uniform(0, np.pi)
@@ -133,7 +131,7 @@ def hold_out_region(positions: NDArray[np.float64], share: float = 0.05, at_leas
     if held.all():
         raise ConfigError(
             f"of {len(positions)} positions none is left when the lowest rows are held out for validation: "
-            "give --test_data_file"
+            f"give --test_data_file{' or choose a smaller --gridsize' if at_least > 1 else ''}"
         )
     region = f"y >= {bound:.2f} px ({held.sum()} of {len(positions)} positions)"
     return Split(np.flatnonzero(~held), np.flatnonzero(held), region)

@@ -62,9 +62,14 @@ def covered_region(reconstruction: Reconstruction) -> Region:
     """True where the illumination is at least :data:`COVERED_SHARE` of its maximum, (rows, columns).
 
     Raises:
-        DataError: nothing is lit, or the object is not finite.
+        DataError: nothing is lit, the object is not finite, or object and coverage are not of one shape.
     """
     coverage = reconstruction.coverage
+    if coverage.shape != reconstruction.object.shape:
+        raise DataError(
+            f"the reconstruction's coverage is {coverage.shape} and its object {reconstruction.object.shape} pixels, "
+            "expected one shape"
+        )
     highest = float(coverage.max(initial=0.0))
     if not (highest > 0 and np.isfinite(highest)):
         raise DataError(f"the reconstruction's largest coverage is {highest}, expected a positive number of photons")

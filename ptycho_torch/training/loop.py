@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import math
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -245,7 +246,9 @@ class Trainer:
         loader = torch.utils.data.DataLoader(
             _BatchList(scan.to(torch.device("cpu")), chosen), batch_size=None, num_workers=self.settings.num_workers
         )
-        for groups, batch in loader:
+        with _interrupts_held_back():  # workers inherit that, so that ctrl-C is for this process alone
+            prepared = iter(loader)
+        for groups, batch in prepared:
             yield groups, batch.to(device)
 
     def _autocast(self) -> torch.autocast:
@@ -287,7 +290,9 @@ class Trainer:
             if self.fingerprint.get(name) != value
         ]
         if differing:
-            raise ConfigError(f"{path}: cannot go on with another {', '.join(differing)}; set it back, or drop --resume")
+            raise ConfigError(
+                f"{path}: cannot go on with another {', '.join(differing)}; set it back, or drop --resume"
+            )
         try:
             self.model.load_state_dict(_part(tensors, "model."), strict=True)
             device = self.model.probe_parts.device
@@ -325,6 +330,16 @@ class Trainer:
             "scan": self.patterns.digest,
             "validation": self.validation.digest,
         }
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Ctrl-C waits until the context ends; processes started within never see it."""
+    kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, kept)
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

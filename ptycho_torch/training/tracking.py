@@ -54,13 +54,17 @@ class MlflowTracker:
     EXPERIMENT = "ptycho_torch"
 
     def __init__(self, folder: Path) -> None:
-        logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of each table of a new store
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
         from mlflow import MlflowClient
 
+        # After the import, which sets levels of its own: both tell of each table of a new store.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         _require_reachable(uri)
-        self._client = MlflowClient(uri or f"sqlite:///{(folder / 'mlflow.db').resolve()}")
+        store = (folder / "mlflow.db").resolve()
+        if not uri and set(str(store)) & set("?#%"):
+            raise OSError(f"{store} holds a ?, # or %, which the address of an SQLite store cannot hold")
+        self._client = MlflowClient(uri or f"sqlite:///{store}")
         found = self._client.get_experiment_by_name(self.EXPERIMENT)
         artifacts = None if uri else (folder / "mlruns").resolve().as_uri()
         experiment = found.experiment_id if found else self._client.create_experiment(self.EXPERIMENT, artifacts)

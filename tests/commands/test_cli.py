@@ -69,7 +69,7 @@ def test_wrong_flags(words: tuple[str, ...], said: str) -> None:
 
 @pytest.mark.parametrize("config", [TrainConfig, InferenceConfig, DescribeConfig])
 def test_what_is_missing_is_named(config: Any) -> None:
-    with pytest.raises(ConfigError, match="missing; see ptycho-torch x --help"):
+    with pytest.raises(ConfigError, match=r"missing; see ptycho-torch x --help"):
         cli.parse(config, [], "ptycho-torch x")
     with pytest.raises(ConfigError, match="^--output_dir missing"):
         cli.parse(TrainConfig, ["--train_data_file", "a"], "ptycho-torch train")
@@ -126,6 +126,8 @@ def test_what_a_run_records_runs_the_same_again(tmp_path: Path, words: tuple[str
         ("train_data_file: null", "train_data_file is None, expected a path"),
         ("test_data_file: 5", "test_data_file is 5, expected a path"),
         ("output_dir: {a: b}", "expected a path"),
+        ("output_dir: ''", "output_dir is '', expected a path"),
+        ('output_dir: "a\\0b"', "expected a path"),
     ],
 )
 def test_files_of_settings_that_make_no_sense(tmp_path: Path, text: str, said: str) -> None:

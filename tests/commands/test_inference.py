@@ -31,9 +31,7 @@ def words_for(model: Path, scan: Path, folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def result(
-    tmp_path_factory: pytest.TempPathFactory, model_folder: Path, scan_file: Path, command: Command
-) -> Path:
+def result(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, scan_file: Path, command: Command) -> Path:
     """The folder that one command wrote, in a process of its own."""
     folder = tmp_path_factory.mktemp("result") / "a result"
     done = command("-m", "ptycho_torch.inference", *words_for(model_folder, scan_file, folder), CUDA_VISIBLE_DEVICES="")
@@ -143,15 +141,15 @@ def test_a_scan_of_another_size_is_refused(
     ("words", "said"),
     [
         (("--model_path", "none"), "no model bundle"),
-        (("--model_path", ""), "no model bundle"),
+        (("--model_path", ""), "--model_path: an empty path"),
         (("--test_data", "none.npz"), "no such file"),
-        (("--test_data", ""), "folder"),
+        (("--test_data", "."), "folder"),
         (("--n_images", "0"), "--n_images is 0"),
         (("--n_images", "37"), "--n_images is 37"),
         (("--gridsize", "7"), "--gridsize 7 needs groups of 49 positions, and there are 36"),
         (("--batch_size", "0"), "--batch_size is 0"),
         (("--photons_per_unit", "nan"), "--photons_per_unit is nan"),
-        (("--output_dir", ""), "--output_dir"),
+        (("--output_dir", ""), "--output_dir: an empty path"),
         (("--output_dir", "file"), "the output folder cannot be made"),
         (("--output_dir", "file/below"), "the output folder cannot be made"),
         (("--train_data_file", "x"), "--train_data_file"),

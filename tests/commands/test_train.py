@@ -108,12 +108,18 @@ def test_quiet_says_nothing(tmp_path: Path, scan_file: Path, call: Command) -> N
     assert outcome == (0, "", "")
 
 
-def test_ctrl_c_and_going_on(tmp_path: Path, scan_file: Path, train_to: Train) -> None:
-    """A real signal to a real process: the last complete epoch is kept, and going on gives the same bytes."""
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ctrl_c_and_going_on(workers: int, tmp_path: Path, scan_file: Path, train_to: Train) -> None:
+    """A real signal to real processes: the last complete epoch is kept, and going on gives the same bytes."""
     folder = tmp_path / "stopped"
     words = ["--train_data_file", scan_file, "--output_dir", folder, "--max_epochs", "1000000", "--batch_size", "6"]
-    words += ["--width", "4", "--device", "cpu", "--logger", "none"]
-    run = subprocess.Popen([sys.executable, "-m", "ptycho_torch.train", *words], stderr=subprocess.PIPE, text=True)
+    words += ["--width", "4", "--device", "cpu", "--logger", "none", "--num_workers", str(workers)]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "ptycho_torch.train", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     state = folder / "checkpoints" / "last" / "state.safetensors"
     deadline = time.monotonic() + 60
     untrained = None
@@ -123,7 +129,7 @@ def test_ctrl_c_and_going_on(tmp_path: Path, scan_file: Path, train_to: Train) -
             if state.stat().st_mtime_ns > untrained:
                 break
         time.sleep(0.01)
-    run.send_signal(signal.SIGINT)
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does it: to the workers too
     _, err = run.communicate(timeout=60)
     assert run.returncode == 130
     assert "Traceback" not in err
@@ -184,9 +190,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("fault", sorted(BAD_FILES))
-def test_a_bad_file_is_one_line_and_leaves_nothing(
-    fault: str, tmp_path: Path, scan_file: Path, call: Command
-) -> None:
+def test_a_bad_file_is_one_line_and_leaves_nothing(fault: str, tmp_path: Path, scan_file: Path, call: Command) -> None:
     file = tmp_path / "scan.npz"
     if fault == "folder":
         file.mkdir()
@@ -212,15 +216,15 @@ def test_a_bad_file_is_one_line_and_leaves_nothing(
     [
         (("--n_images", "0"), "--n_images is 0"),
         (("--n_images", "37"), "--n_images is 37, and there are 34 groups"),
-        (("--gridsize", "6"), "--gridsize"),
-        (("--gridsize", "1000000"), "--gridsize 1000000 needs groups"),
+        (("--gridsize", "6"), "choose a smaller --gridsize"),
+        (("--gridsize", "1000000"), "choose a smaller --gridsize"),
         (("--nonsense", "1"), "--nonsense"),
         (("--network", "vgg"), "--network is vgg: known are"),
         (("--head", "tanh"), "--head is tanh: known are"),
         (("--resume",), "no checkpoint to go on from"),
         (("--test_data_file", "none.npz"), "none.npz: there is no such file"),
         (("--photons_per_unit", "inf"), "--photons_per_unit is inf"),
-        (("--output_dir", ""), "--output_dir"),
+        (("--output_dir", ""), "--output_dir: an empty path"),
         (("--seed", "9" * 30), "--seed"),
         (("--config", "none.yaml"), "none.yaml"),
     ],

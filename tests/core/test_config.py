@@ -26,7 +26,7 @@ def test_every_setting_is_explained_and_frozen(kind: type) -> None:
         ("n_images", [0, -1]),
         ("gridsize", [0, -2]),
         ("batch_size", [0]),
-        ("width", [0]),
+        ("width", [0, 200_000]),
         ("learning_rate", [0.0, -1e-3, float("nan"), float("inf")]),
         ("photons_per_unit", [0.0, float("nan"), float("inf")]),
         ("max_epochs", [-1]),

@@ -14,9 +14,14 @@ from ptycho_torch.core.files import make_output_dir, write_json, write_text, wri
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "result.txt"
     write_text(path, "old")
-    with pytest.raises(RuntimeError), written_whole(path) as aside:
-        aside.write_text("half")
-        raise RuntimeError
+
+    def write_half() -> None:
+        with written_whole(path) as aside:
+            aside.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -51,7 +51,7 @@ def test_true_patches_give_the_true_object(gridsize: int, modes: int, scan_of: C
     row, column = result.origin_yx
     lit = np.argwhere(result.coverage > 0)
     found = result.object[tuple(lit.T)]
-    expected = scan.truth[tuple((lit + [row, column]).T)]
+    expected = scan.truth[tuple((lit + np.array([row, column])).T)]
     assert np.abs(found - expected).max() < 1e-5
     assert len(lit) > 24 * 24
 
@@ -60,7 +60,7 @@ def test_positions_may_be_anywhere(scan: Scan) -> None:
     """Moved by whole pixels, far out and below zero: the same object, with its origin moved alike."""
     model = knowing(scan)
     here = reconstruct_by_network(model, scan, 1.0)
-    moved = replace(scan, positions=scan.positions + [-100_000, 7_000_000])
+    moved = replace(scan, positions=scan.positions + np.array([-100_000, 7_000_000]))
     there = reconstruct_by_network(model, moved, 1.0)
     assert (there.origin_yx - here.origin_yx).tolist() == [-100_000, 7_000_000]
     assert np.abs(there.object - here.object).max() < 1e-5

@@ -165,6 +165,8 @@ def test_what_cannot_be_compared_is_refused(known: Any) -> None:
         overlap(rec, known.truth[:3])
     with pytest.raises(DataError, match=r"largest coverage is 0\.0"):
         covered_region(replace(rec, coverage=0 * rec.coverage))
+    with pytest.raises(DataError, match="expected one shape"):
+        covered_region(replace(rec, coverage=rec.coverage[1:]))
     broken = rec.object.copy()
     broken[0, 0] = np.nan
     with pytest.raises(DataError, match="NaN or infinity at 1 pixels"):

@@ -19,9 +19,7 @@ def amplitude_of(obj: torch.Tensor, probe: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("modes", [1, 2])
 @pytest.mark.parametrize("size", [24, 31])
-def test_a_flat_object_is_seen_where_the_probe_is_bright(
-    size: int, modes: int, scan_of: Callable[..., Scan]
-) -> None:
+def test_a_flat_object_is_seen_where_the_probe_is_bright(size: int, modes: int, scan_of: Callable[..., Scan]) -> None:
     probe = probe_of(scan_of, size, modes)
     lifted = lift(amplitude_of(torch.ones(size, size), probe), probe)
     power = probe.abs().square().sum(-3)

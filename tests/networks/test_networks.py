@@ -168,9 +168,7 @@ def test_the_unit_of_stored_amplitudes_does_not_matter(scan: Scan) -> None:
         model = PtychoModel(NetworkConfig(width=4), probe_in_photons(other, factor**-2))
         batch = batch_of_scan(other, factor**-2)
         intensity = model(batch).intensity
-        return [
-            masked_mean(noise_model(name).deviance(intensity, batch.counts), None).item() for name in NOISE_MODELS
-        ]
+        return [masked_mean(noise_model(name).deviance(intensity, batch.counts), None).item() for name in NOISE_MODELS]
 
     reference = losses(1.0)
     for factor in (1e-3, 37.0, 1e4):

@@ -69,6 +69,17 @@ def test_mlflow_goes_where_the_environment_says(
     assert rows(store, "select count(*) from metrics where key = 'loss' group by run_uuid order by 1") == [(1,), (2,)]
 
 
+@pytest.mark.parametrize("name", ["why?", "run #3", "100%"])
+def test_a_folder_that_no_store_can_be_in(
+    name: str, tmp_path: Path, train_to: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the address of an SQLite store these mean something else: its file would lie elsewhere, or nowhere."""
+    folder = train_to(tmp_path / name, logger="mlflow")
+    assert "holds a ?, # or %" in caplog.text
+    assert (folder / "bundle.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 @pytest.mark.parametrize(
     "uri",
     [

@@ -110,9 +110,9 @@ def test_going_on_with_other_settings_is_refused(
 def test_going_on_with_another_scan_is_refused(tmp_path: Path, train_to: Train, scan: Scan, scan_file: Path) -> None:
     save_scan(tmp_path / "other.npz", dataclasses.replace(scan, amplitudes=scan.amplitudes[::-1]))
     folder = train_to(tmp_path / "model")
-    with pytest.raises(ConfigError, match="cannot go on with another .*scan"):
+    with pytest.raises(ConfigError, match=r"cannot go on with another .*scan"):
         train_to(folder, resume=True, train_data_file=tmp_path / "other.npz", max_epochs=2)
-    with pytest.raises(ConfigError, match="cannot go on with another .*validation"):
+    with pytest.raises(ConfigError, match=r"cannot go on with another .*validation"):
         train_to(folder, resume=True, test_data_file=tmp_path / "other.npz", n_images=None, max_epochs=2)
 
 
@@ -126,7 +126,9 @@ def test_going_on_without_a_beginning_is_refused(tmp_path: Path, train_to: Train
 def test_going_on_from_a_damaged_checkpoint(tmp_path: Path, train_to: Train, damage: str) -> None:
     state = train_to(tmp_path) / "checkpoints" / "last" / "state.safetensors"
     data = state.read_bytes()
-    state.write_bytes({"truncated": data[:-9], "empty": b"", "other": (tmp_path / "model.safetensors").read_bytes()}[damage])
+    state.write_bytes(
+        {"truncated": data[:-9], "empty": b"", "other": (tmp_path / "model.safetensors").read_bytes()}[damage]
+    )
     with pytest.raises(PtychoError, match=r"state\.safetensors"):
         train_to(tmp_path, max_epochs=2, resume=True)
 
@@ -149,9 +151,7 @@ def config_of(scan_file: Path, folder: Path, **settings: Any) -> TrainConfig:
 
 
 @pytest.mark.parametrize("batches", [7, 13])
-def test_ctrl_c_leaves_the_last_complete_epoch(
-    tmp_path: Path, train_to: Train, scan_file: Path, batches: int
-) -> None:
+def test_ctrl_c_leaves_the_last_complete_epoch(tmp_path: Path, train_to: Train, scan_file: Path, batches: int) -> None:
     """Of about six batches an epoch: 7 is within the second, 13 within the third."""
     result = train(config_of(scan_file, tmp_path / "stopped"), StopsAt(batches))
     done = len(result.history)
@@ -162,9 +162,7 @@ def test_ctrl_c_leaves_the_last_complete_epoch(
     assert contents(resumed) == contents(train_to(tmp_path / "four", max_epochs=4))
 
 
-def test_ctrl_c_in_the_first_epoch_leaves_the_untrained_model(
-    tmp_path: Path, train_to: Train, scan_file: Path
-) -> None:
+def test_ctrl_c_in_the_first_epoch_leaves_the_untrained_model(tmp_path: Path, train_to: Train, scan_file: Path) -> None:
     result = train(config_of(scan_file, tmp_path / "stopped"), StopsAt(2))
     assert (result.completed, result.history) == (False, [])
     assert contents(tmp_path / "stopped") == contents(train_to(tmp_path / "untrained", max_epochs=0))
@@ -224,9 +222,7 @@ def test_what_is_validated_on_is_told(tmp_path: Path, train_to: Train, scan: Sca
     assert told[2] == told[3], "a copy is the same scan"
 
 
-def test_validation_of_another_size_is_refused(
-    tmp_path: Path, train_to: Train, scan_of: Callable[..., Scan]
-) -> None:
+def test_validation_of_another_size_is_refused(tmp_path: Path, train_to: Train, scan_of: Callable[..., Scan]) -> None:
     save_scan(tmp_path / "large.npz", scan_of(9, 32))
     with pytest.raises(PtychoError, match=r"patterns of 32 × 32 pixels, where .* 24 × 24"):
         train_to(tmp_path / "model", test_data_file=tmp_path / "large.npz")
