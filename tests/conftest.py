@@ -59,8 +59,8 @@ def make_scan(n: int = 36, size: int = 24, seed: int = 0, modes: int = 1, photon
     positions = grid + rng.uniform(-1, 1, (n, 2)) + size // 2 + 4
     obj = an_object(*(int(extent) + size for extent in positions.max(0) + 4)).astype(np.complex64)
     probe = a_probe(size, modes)
-    fields = [torch.from_numpy(array).to(torch.complex128) for array in (obj, probe)]
-    expected = from_object(*fields, torch.from_numpy(positions)).intensity.numpy()
+    lit, light = (torch.from_numpy(array).to(torch.complex128) for array in (obj, probe))
+    expected = from_object(lit, light, torch.from_numpy(positions)).intensity.numpy()
     expected *= (photons or 1e4) / expected.sum((1, 2)).mean()
     counts = rng.poisson(expected) if photons else expected
     amplitudes = np.fft.fftshift(np.sqrt(counts), axes=(1, 2)).astype(np.float32)
@@ -102,8 +102,9 @@ def train_to(scan_file: Path) -> Callable[..., Path]:
     from ptycho_torch.train import train
 
     def train_to_folder(folder: Path, **settings: Any) -> Path:
-        chosen = {"max_epochs": 1, "batch_size": 6, "width": 4, "device": "cpu", "logger": "none"} | settings
-        train(TrainConfig(**({"train_data_file": scan_file, "output_dir": folder} | chosen)))
+        chosen: dict[str, Any] = {"max_epochs": 1, "batch_size": 6, "width": 4, "device": "cpu", "logger": "none"}
+        paths = {"train_data_file": scan_file, "output_dir": folder}
+        train(TrainConfig(**(paths | chosen | settings)))
         return folder
 
     return train_to_folder

@@ -71,12 +71,18 @@ def load_reconstruction(path: Path) -> Reconstruction:
             f"{path}: no reconstruction: {', '.join(missing)} missing (found {', '.join(sorted(arrays)) or 'nothing'}); "
             "give the reconstruction.npz that inference wrote"
         )
-    extra = json.loads(str(arrays.pop("metadata")))
+    try:
+        extra = json.loads(str(arrays["metadata"]))
+        scale, history, metadata = (extra[key] for key in ("photons_per_unit", "history", "metadata"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: its metadata are not those of a reconstruction ({error!r}); infer again") from error
     return Reconstruction(
         object=arrays["object"],
         coverage=arrays["coverage"],
         origin_yx=arrays["origin_yx"],
         probe=arrays["probe"],
         positions=arrays["positions"],
-        **extra,
+        photons_per_unit=scale,
+        history=history,
+        metadata=metadata,
     )

@@ -81,8 +81,8 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
 def noise_floor(rates: Tensor) -> Tensor:
     """Exact expectation of (√k − √λ)² for k ~ Poisson(λ), at each of ``rates``.
 
-    It is λ + λ − 2 √λ E[√k]: about ¼ for λ of 10 and more, 2λ for λ near zero. The sum for E[√k] runs over all counts that
-    matter up to λ = 50; above, the expansion ¼ + 7/(64 λ) + … is used, which is right to 1e-5 there.
+    It is λ + λ − 2 √λ E[√k]: about ¼ for λ of 10 and more, 2λ for λ near zero. The sum for E[√k] runs over all counts
+    that matter up to λ = 50; above, the expansion ¼ + 7/(64 λ) + … is used, which is right to 1e-5 there.
 
     Args:
         rates: any shape, not negative, in photons.

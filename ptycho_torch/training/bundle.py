@@ -88,7 +88,7 @@ def load_bundle(folder: Path, device: torch.device | str = "cpu") -> Bundle:
 def _description(path: Path) -> dict[str, Any]:
     """What is in ``bundle.json``, of this schema or an older one, with sound numbers."""
     try:
-        content = json.loads(_bytes(path))
+        content: dict[str, Any] = json.loads(_bytes(path))
         schema = content["schema"]
         sound = {
             "schema": isinstance(schema, int) and schema >= 1,

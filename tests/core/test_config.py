@@ -17,7 +17,7 @@ CONFIGS = [value for value in vars(config).values() if isinstance(value, type) a
 def test_every_setting_is_explained_and_frozen(kind: type) -> None:
     for field in dataclasses.fields(kind):
         assert len(field.metadata["help"]) > 10, field.name
-    assert kind.__dataclass_params__.frozen
+    assert vars(kind)["__dataclass_params__"].frozen
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,9 @@ def test_numbers_out_of_range(name: str, values: list[Any]) -> None:
 
 @pytest.mark.parametrize("name", ["n_images", "gridsize", "batch_size", "photons_per_unit"])
 def test_inference_refuses_the_same(name: str) -> None:
+    paths: dict[str, Any] = {"model_path": Path("a"), "test_data": Path("b"), "output_dir": Path("c")}
     with pytest.raises(ConfigError, match=f"--{name} is 0"):
-        InferenceConfig(model_path=Path("a"), test_data=Path("b"), output_dir=Path("c"), **{name: 0})
+        InferenceConfig(**paths, **{name: 0})
 
 
 @pytest.mark.parametrize("value", [0, 3])

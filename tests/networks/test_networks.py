@@ -17,7 +17,8 @@ EVERY = [(name, head) for name in sorted(NETWORKS) for head in sorted(HEADS)]
 
 @pytest.fixture(params=EVERY, ids=["-".join(pair) for pair in EVERY])
 def config(request: pytest.FixtureRequest) -> NetworkConfig:
-    return NetworkConfig(*request.param, width=4)
+    name, head = request.param
+    return NetworkConfig(name, head, width=4)
 
 
 @pytest.fixture(autouse=True)

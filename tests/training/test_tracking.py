@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ def no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def rows(store: Path, query: str) -> list[tuple[object, ...]]:
+def rows(store: Path, query: str) -> list[tuple[Any, ...]]:
     connection = sqlite3.connect(store)
     try:
         return connection.execute(query).fetchall()
@@ -42,7 +43,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory, train_to: Train) -> Path:
 
 def test_mlflow_keeps_the_run_under_the_output_folder(tracked: Path) -> None:
     store = tracked / "mlflow.db"
-    parameters = dict(rows(store, "select key, value from params"))
+    parameters: dict[str, str] = dict(rows(store, "select key, value from params"))
     assert parameters["batch_size"] == "6"
     assert parameters["width"] == "4"
     assert rows(store, "select step from metrics where key = 'loss' order by step") == [(1,), (2,)]

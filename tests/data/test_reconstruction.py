@@ -1,0 +1,55 @@
+"""A reconstruction survives its file, and what is no reconstruction is refused in a sentence."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ptycho_torch.core.errors import DataError
+from ptycho_torch.data.reconstruction import Reconstruction, load_reconstruction
+
+
+@pytest.fixture
+def reconstruction() -> Reconstruction:
+    rng = np.random.default_rng(0)
+    return Reconstruction(
+        object=(rng.standard_normal((11, 14)) + 1j * rng.standard_normal((11, 14))).astype(np.complex64),
+        coverage=rng.uniform(0, 1, (11, 14)).astype(np.float32),
+        origin_yx=np.array([-3, 5]),
+        probe=np.ones((1, 6, 6), np.complex64),
+        positions=rng.uniform(0, 5, (4, 2)),
+        photons_per_unit=784.25,
+        history={"epoch": [1.0, 2.0], "loss": [3.5, 1.25]},
+        metadata={"method": "network", "epochs": 2},
+    )
+
+
+def test_what_is_saved_is_what_is_loaded(reconstruction: Reconstruction, tmp_path: Path) -> None:
+    reconstruction.save(tmp_path / "a.npz")
+    reconstruction.save(tmp_path / "b.npz")
+    loaded = load_reconstruction(tmp_path / "a.npz")
+    for name in ("object", "coverage", "origin_yx", "probe", "positions"):
+        assert np.array_equal(getattr(loaded, name), getattr(reconstruction, name))
+        assert getattr(loaded, name).dtype == getattr(reconstruction, name).dtype
+    assert loaded.photons_per_unit == 784.25
+    assert loaded.history == reconstruction.history
+    assert loaded.metadata == reconstruction.metadata
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+@pytest.mark.parametrize("text", ["nonsense", "[]", "{}", json.dumps({"photons_per_unit": 1.0})])
+def test_damaged_metadata_are_refused(reconstruction: Reconstruction, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "r.npz"
+    reconstruction.save(path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **(arrays | {"metadata": np.array(text)}))
+    with pytest.raises(DataError, match="metadata"):
+        load_reconstruction(path)
+
+
+def test_a_scan_file_is_no_reconstruction(tmp_path: Path) -> None:
+    np.savez(tmp_path / "scan.npz", diffraction=np.zeros((2, 4, 4)))
+    with pytest.raises(DataError, match="no reconstruction"):
+        load_reconstruction(tmp_path / "scan.npz")
