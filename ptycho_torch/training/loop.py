@@ -133,8 +133,8 @@ class Trainer:
     """A training in progress: model, optimiser, running mean of the weights, and history.
 
     The learning rate falls with the square root of the steps, and what counts is a running mean of the weights whose
-    memory is a fixed share of the steps so far. Nothing depends on how many epochs are still to come, so that a training may
-    be continued to any length with the same bytes as one that was never interrupted.
+    memory is a fixed share of the steps so far. Nothing depends on how many epochs are still to come, so that a
+    training may be continued to any length with the same bytes as one that was never interrupted.
 
     Args:
         model: trained in place, on the device that it and ``patterns`` are on.

@@ -71,7 +71,7 @@ def test_wrong_flags(words: tuple[str, ...], said: str) -> None:
 def test_what_is_missing_is_named(config: Any) -> None:
     with pytest.raises(ConfigError, match=r"missing; see ptycho-torch x --help"):
         cli.parse(config, [], "ptycho-torch x")
-    with pytest.raises(ConfigError, match="^--output_dir missing"):
+    with pytest.raises(ConfigError, match=r"^--output_dir missing"):
         cli.parse(TrainConfig, ["--train_data_file", "a"], "ptycho-torch train")
 
 

@@ -65,9 +65,8 @@ def test_both_layouts_are_the_same_scan(tmp_path: Path, scan_file: Path, legacy_
 
 
 @pytest.mark.skipif(not os.environ.get("PTYCHO_TORCH_DATA"), reason="PTYCHO_TORCH_DATA is not set")
-@pytest.mark.parametrize("name", ["Run1084_twin.npz", "Run1084_twin_legacy.npz"])
-def test_the_verbatim_command_on_the_twin(name: str, tmp_path: Path, call: Command) -> None:
-    file = Path(os.environ["PTYCHO_TORCH_DATA"]) / "run1084" / name
+def test_the_verbatim_command_on_the_twin(tmp_path: Path, call: Command) -> None:
+    file = Path(os.environ["PTYCHO_TORCH_DATA"]) / "run1084" / "Run1084_twin_legacy.npz"
     if not file.is_file():
         pytest.skip(f"{file} is not there")
     assert call("train", *verbatim(file, tmp_path / "model", 64)).code == 0

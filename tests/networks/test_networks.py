@@ -1,6 +1,7 @@
 """What every network and head keeps to: independence of patterns, no ceiling, gradients everywhere."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -104,9 +105,9 @@ def test_gradients_reach_everything_that_learns(config: NetworkConfig, update_pr
 
 def test_one_batch_can_be_learnt_by_heart(config: NetworkConfig, scan_of: Callable[..., Scan]) -> None:
     scan = scan_of(photons=0)  # without counting noise, which no object explains
-    model = model_of(scan, config, stirred=False)
+    model = model_of(scan, replace(config, width=8), stirred=False)
     batch = batch_of_scan(scan, 1.0).take(torch.arange(4))
-    optimizer = torch.optim.Adam(model.network.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.network.parameters(), lr=3e-3)
     losses = []
     for _ in range(100):
         loss = (model(batch).intensity.sqrt() - batch.amplitudes).square().mean()
@@ -114,7 +115,7 @@ def test_one_batch_can_be_learnt_by_heart(config: NetworkConfig, scan_of: Callab
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < losses[0] / 3
+    assert losses[-1] < losses[0] / 10
 
 
 @pytest.mark.parametrize("modes", [1, 3])
@@ -159,8 +160,6 @@ def test_unknown_names_are_refused(scan: Scan) -> None:
 
 def test_the_unit_of_stored_amplitudes_does_not_matter(scan: Scan) -> None:
     """Amplitudes c times as large, with 1/c² photons a squared unit, are the same measurement."""
-    from dataclasses import replace
-
     from ptycho_torch.physics.noise import NOISE_MODELS, masked_mean, noise_model
 
     def losses(factor: float) -> list[float]:
@@ -178,8 +177,6 @@ def test_the_unit_of_stored_amplitudes_does_not_matter(scan: Scan) -> None:
 
 def test_masked_pixels_are_not_looked_at(config: NetworkConfig, scan: Scan) -> None:
     """Whatever a masked pixel holds, prediction, probe power and loss are the same."""
-    from dataclasses import replace
-
     import numpy as np
 
     from ptycho_torch.physics.noise import masked_mean, noise_model
@@ -202,8 +199,6 @@ def test_masked_pixels_are_not_looked_at(config: NetworkConfig, scan: Scan) -> N
 
 def test_mask_of_the_detector_is_shifted_with_the_patterns(scan: Scan) -> None:
     """The centre of the detector, masked in the file, is the zero frequency at [0, 0] inside."""
-    from dataclasses import replace
-
     import numpy as np
 
     mask = np.ones((24, 24), dtype=bool)
