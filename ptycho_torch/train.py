@@ -120,7 +120,7 @@ def _settings(config: TrainConfig, size: int, groups: int) -> "Settings":
 
     batch_size = config.batch_size or recipe_batch_size(size)
     return Settings(
-        max_epochs=recipe_epochs(groups, batch_size) if config.max_epochs is None else config.max_epochs,
+        max_epochs=recipe_epochs(size, groups, batch_size) if config.max_epochs is None else config.max_epochs,
         batch_size=batch_size,
         learning_rate=config.learning_rate,
         loss=config.loss,

@@ -6,20 +6,20 @@ from ptycho_torch.core.errors import ConfigError
 
 
 class ResidualBlock(nn.Module):
-    """``x + conv(act(conv(act(x))))``. No statistics over the batch, so that patterns stay independent."""
+    """``x + conv(act(x))``. No statistics over the batch, so that patterns stay independent."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        self.activation = nn.SiLU()
+        self.convolution = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        return image + self.second(self.activation(self.first(self.activation(image))))
+        return image + self.convolution(nn.functional.silu(image))
 
 
 class UNet(nn.Module):
     """Three scales, the finest on a grid of half the resolution; skips add; the last layer starts at zero.
+
+    Most blocks are on the coarsest scale, where they are cheap and see far.
 
     Args:
         channels_in: channels of the input.
@@ -36,8 +36,8 @@ class UNet(nn.Module):
             nn.PixelUnshuffle(2), nn.Conv2d(4 * channels_in, fine, 3, padding=1), ResidualBlock(fine)
         )
         self.down_half = nn.Sequential(nn.Conv2d(fine, half, 2, stride=2), ResidualBlock(half))
-        self.down_quarter = nn.Sequential(nn.Conv2d(half, quarter, 2, stride=2), ResidualBlock(quarter))
-        self.bottom = ResidualBlock(quarter)
+        self.down_quarter = nn.Conv2d(half, quarter, 2, stride=2)
+        self.bottom = nn.Sequential(*(ResidualBlock(quarter) for _ in range(4)))
         self.up_half = nn.ConvTranspose2d(quarter, half, 2, stride=2)
         self.merge_half = ResidualBlock(half)
         self.up_fine = nn.ConvTranspose2d(half, fine, 2, stride=2)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,8 +77,10 @@ class MlflowTracker:
         self._client.log_batch(self._run, params=[Param(key, str(value)) for key, value in values.items()])
 
     def figures(self, epoch: int, values: dict[str, float]) -> None:
-        for key, value in values.items():
-            self._client.log_metric(self._run, key, value, step=epoch)
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._client.log_batch(self._run, metrics=[Metric(key, value, now, epoch) for key, value in values.items()])
 
     def artifact(self, path: Path) -> None:
         self._client.log_artifact(self._run, str(path))

@@ -293,4 +293,4 @@ def test_the_recipe_fits_any_scan(size: int) -> None:
     batch_size = recipe_batch_size(size)
     assert batch_size >= 1
     for groups in (1, 50, 1087, 10**6):
-        assert recipe_epochs(groups, batch_size) >= 1
+        assert recipe_epochs(size, groups, batch_size) >= 1
