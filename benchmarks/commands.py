@@ -56,9 +56,7 @@ def of_twin(twin: Path, folder: Path, repeats: int) -> None:
     row("the verbatim command (2 epochs of 64 patterns)", [measured(short) for _ in range(repeats)])
     model, result = folder / "model", folder / "result"
     train = shlex.split(f"ptycho_torch.train --train_data_file {twin} --output_dir {model} --quiet")
-    infer = shlex.split(
-        f"ptycho_torch.inference --model_path {model} --test_data {twin} --output_dir {result} --quiet"
-    )
+    infer = shlex.split(f"ptycho_torch.inference --model_path {model} --test_data {twin} --output_dir {result} --quiet")
     trained, inferred, rates = [], [], []
     for _ in range(repeats):
         trained.append(measured(train))
@@ -80,9 +78,7 @@ def of_star(source: Path, folder: Path, repeats: int) -> None:
     convert = ["ptycho_torch.convert", str(source), str(star), "--measurement", "counts", "--origin", "corner"]
     row("star: convert", [measured(convert) for _ in range(repeats)])
     train = shlex.split(f"ptycho_torch.train --train_data_file {star} --output_dir {model} --update_probe --quiet")
-    infer = shlex.split(
-        f"ptycho_torch.inference --model_path {model} --test_data {star} --output_dir {result} --quiet"
-    )
+    infer = shlex.split(f"ptycho_torch.inference --model_path {model} --test_data {star} --output_dir {result} --quiet")
     trained, inferred = [], []
     for _ in range(repeats):
         trained.append(measured(train))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ptycho_torch.data.reconstruction import Reconstruction
     from ptycho_torch.data.scan import Scan
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("ptycho_torch.evaluate")  # __name__ is "__main__" under python -m
 
 
 def evaluate(config: EvaluateConfig, command: str = "") -> dict[str, Any]:

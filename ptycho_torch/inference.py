@@ -38,7 +38,7 @@ def inference(
         PtychoError: bad input, before anything is written.
     """
     from ptycho_torch.core.clock import Clock
-    from ptycho_torch.core.files import write_json
+    from ptycho_torch.core.files import make_output_dir, write_json
     from ptycho_torch.data.npz import load_scan
     from ptycho_torch.engines.neural import reconstruct_by_network
     from ptycho_torch.imaging.results import write_results
@@ -49,6 +49,7 @@ def inference(
     bundle = load_bundle(config.model_path, select_device(config.device))
     scan = load_scan(config.test_data, axis_order=config.axis_order, measurement=config.measurement)
     centres, photons_per_unit = _check(config, bundle, scan)
+    make_output_dir(config.output_dir)
     clock.lap("load")
     reconstruction = reconstruct_by_network(
         bundle.model,
@@ -84,6 +85,7 @@ def _check(config: InferenceConfig, bundle: "Bundle", scan: "Scan") -> "tuple[In
     import numpy as np
 
     from ptycho_torch.core.errors import ConfigError, DataError
+    from ptycho_torch.data.grouping import require_group
 
     size = bundle.model.probe.shape[-1]
     if scan.size != size:
@@ -91,6 +93,7 @@ def _check(config: InferenceConfig, bundle: "Bundle", scan: "Scan") -> "tuple[In
             f"{config.test_data}: patterns of {scan.size} × {scan.size} pixels, and {config.model_path} was trained on "
             f"{size} × {size}; give a scan of that size, or train on this one"
         )
+    require_group(config.gridsize or bundle.gridsize, len(scan))
     count = config.n_images or len(scan)
     if count > len(scan):
         raise ConfigError(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ptycho_torch import cli
 from ptycho_torch.core.config import TrainConfig
+from ptycho_torch.core.errors import PtychoError
 from ptycho_torch.core.observer import Observer, SilentObserver
 
 if TYPE_CHECKING:
@@ -84,7 +85,11 @@ def train(config: TrainConfig, observer: Observer | None = None) -> TrainResult:
         log.info("going on after epoch %d", len(trainer.history))
     clock.lap("prepare")
 
-    completed = trainer.run(observer or SilentObserver(), tracker, checkpoint)
+    try:
+        completed = trainer.run(observer or SilentObserver(), tracker, checkpoint)
+    except PtychoError:
+        tracker.finish(completed=False)
+        raise
     clock.lap("train")
     with trainer.averaged() as model:
         bundle = _bundle(config, trainer, model, scale, validation)

@@ -27,11 +27,7 @@ def nearest_groups(positions: NDArray[np.float64], gridsize: int, centres: Indic
     from scipy.spatial import cKDTree
 
     members = gridsize**2
-    if members > len(positions):
-        raise ConfigError(
-            f"--gridsize {gridsize} needs groups of {members} positions, and there are {len(positions)}: "
-            "choose a smaller --gridsize"
-        )
+    require_group(gridsize, len(positions))
     if members == 1:
         return centres[:, None]
     # One more than needed, because a position that stands twice may come before the centre itself.
@@ -41,6 +37,15 @@ def nearest_groups(positions: NDArray[np.float64], gridsize: int, centres: Indic
         groups[row, 0] = centre
         groups[row, 1:] = candidates[candidates != centre][: members - 1]
     return groups
+
+
+def require_group(gridsize: int, positions: int) -> None:
+    """Raise ConfigError unless ``positions`` are enough for one group of ``gridsize``²."""
+    if gridsize**2 > positions:
+        raise ConfigError(
+            f"--gridsize {gridsize} needs groups of {gridsize**2} positions, and there are {positions}: "
+            "choose a smaller --gridsize"
+        )
 
 
 def compact_batches(

@@ -68,12 +68,12 @@ def load_reconstruction(path: Path) -> Reconstruction:
     missing = [key for key in wanted if key not in arrays]
     if missing:
         raise DataError(
-            f"{path}: no reconstruction: {', '.join(missing)} missing (found {', '.join(sorted(arrays)) or 'nothing'}); "
-            "give the reconstruction.npz that inference wrote"
+            f"{path}: no reconstruction: {', '.join(missing)} missing "
+            f"(found {', '.join(sorted(arrays)) or 'nothing'}); give the reconstruction.npz that inference wrote"
         )
     try:
         extra = json.loads(str(arrays["metadata"]))
-        scale, history, metadata = (extra[key] for key in ("photons_per_unit", "history", "metadata"))
+        scale, history, metadata = extra["photons_per_unit"], extra.get("history", {}), extra.get("metadata", {})
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: its metadata are not those of a reconstruction ({error!r}); infer again") from error
     return Reconstruction(

@@ -59,9 +59,10 @@ class Scan:
         return int(self.amplitudes.shape[-1])
 
     def digest(self) -> str:
-        """A short fingerprint of the patterns and positions: tells whether two files hold the same scan."""
-        found = hashlib.sha256(self.amplitudes.tobytes())
-        found.update(self.positions.tobytes())
+        """A short fingerprint of what is computed with: tells whether two files hold the same scan."""
+        found = hashlib.sha256()
+        for array in (self.amplitudes, self.positions, self.probe, self.mask):
+            found.update(b"" if array is None else array.tobytes())
         return found.hexdigest()[:16]
 
     def select(self, indices: NDArray[np.intp]) -> "Scan":

@@ -49,9 +49,7 @@ def stitch(patches: Tensor, weights: Tensor, corners: Tensor, frame: Frame, alig
     return Stitched(torch.where(coverage > 0, canvas, torch.ones_like(canvas)), coverage)
 
 
-def align_phases(
-    patches: Tensor, weights: Tensor, corners: Tensor, shape: tuple[int, int], rounds: int
-) -> Tensor:
+def align_phases(patches: Tensor, weights: Tensor, corners: Tensor, shape: tuple[int, int], rounds: int) -> Tensor:
     """Factors of modulus one that make patches agree where they overlap.
 
     Each round turns every patch by the phase between it and the weighted mean of all, over-relaxed because a phase

@@ -46,4 +46,3 @@ class PtychoModel(nn.Module):
         weights = power_of(probe.detach())
         merged = merge_patches(patches[None], weights[None], batch.corners[None])[0]
         return from_patches(merged, probe)
-

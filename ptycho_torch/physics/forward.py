@@ -50,9 +50,7 @@ def from_patches(patches: Tensor, probe: Tensor, background: Tensor | float = 0.
     return Wavefields(patches, exit_wave, detector, intensity)
 
 
-def from_object(
-    obj: Tensor, probe: Tensor, positions: Tensor, background: Tensor | float = 0.0
-) -> Wavefields:
+def from_object(obj: Tensor, probe: Tensor, positions: Tensor, background: Tensor | float = 0.0) -> Wavefields:
     """Propagate an object lit by ``probe`` at each scan position.
 
     Args:
@@ -91,15 +89,11 @@ def merge_patches(patches: Tensor, weights: Tensor, corners: Tensor) -> Tensor:
     # The canvases stand below each other on one sheet, so that all groups are merged by one sum.
     sheet_row = torch.arange(groups, device=corners.device)[:, None] * rows
     on_sheet = torch.stack([corners[..., 0] + sheet_row, corners[..., 1]], -1).reshape(-1, 2)
-    sheet, _ = weighted_canvas(
-        patches.flatten(0, 1), weights.flatten(0, 1), on_sheet, (groups * rows, columns)
-    )
+    sheet, _ = weighted_canvas(patches.flatten(0, 1), weights.flatten(0, 1), on_sheet, (groups * rows, columns))
     return extract_patches(sheet, on_sheet, size).reshape(patches.shape)
 
 
-def weighted_canvas(
-    patches: Tensor, weights: Tensor, corners: Tensor, shape: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
+def weighted_canvas(patches: Tensor, weights: Tensor, corners: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Weighted mean of patches on a canvas, and the summed weights.
 
     A constant of 1e-6 of the largest weight is added above and below (to the patches' unweighted sum and the

@@ -1,6 +1,5 @@
 """A reconstruction survives its file, and what is no reconstruction is refused in a sentence."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +37,7 @@ def test_what_is_saved_is_what_is_loaded(reconstruction: Reconstruction, tmp_pat
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
-@pytest.mark.parametrize("text", ["nonsense", "[]", "{}", json.dumps({"photons_per_unit": 1.0})])
+@pytest.mark.parametrize("text", ["nonsense", "[]", "{}", "3"])
 def test_damaged_metadata_are_refused(reconstruction: Reconstruction, tmp_path: Path, text: str) -> None:
     path = tmp_path / "r.npz"
     reconstruction.save(path)

@@ -48,9 +48,7 @@ def test_far_field_keeps_energy_and_its_adjoint_is_its_inverse(rng: np.random.Ge
 
 
 @pytest.mark.parametrize("shape", [(7, 10), (8, 8), (9, 5)])
-def test_shift_is_undone_by_its_opposite_which_is_its_adjoint(
-    rng: np.random.Generator, shape: tuple[int, int]
-) -> None:
+def test_shift_is_undone_by_its_opposite_which_is_its_adjoint(rng: np.random.Generator, shape: tuple[int, int]) -> None:
     shifts = torch.tensor([[0.3, -0.45], [0.0, 0.2]], dtype=torch.float64)
     x, y = waves(rng, 2, *shape), waves(rng, 2, *shape)
     assert (fourier_shift(fourier_shift(x, shifts), -shifts) - x).abs().max() < EXACT

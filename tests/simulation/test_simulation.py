@@ -106,8 +106,8 @@ def test_moving_the_object_is_moving_the_positions() -> None:
     obj, probe = OBJECTS["letters"]((80, 81), rng), PROBES["structured"](32)
     positions = np.array([[30.3, 40.2], [41.7, 35.5]])
     still = simulate_scan(obj, probe, positions, 0, rng)
-    moved = simulate_scan(np.roll(obj, (3, -2), (0, 1)), probe, positions + [3, -2], 0, rng)
-    other = simulate_scan(np.roll(obj, (3, -2), (0, 1)), probe, positions - [3, -2], 0, rng)
+    moved = simulate_scan(np.roll(obj, (3, -2), (0, 1)), probe, positions + np.array([3, -2]), 0, rng)
+    other = simulate_scan(np.roll(obj, (3, -2), (0, 1)), probe, positions - np.array([3, -2]), 0, rng)
     assert np.allclose(still.amplitudes, moved.amplitudes, rtol=1e-4, atol=1e-2)
     assert not np.allclose(still.amplitudes, other.amplitudes, rtol=1e-2, atol=1)
 
@@ -141,8 +141,9 @@ def test_presets_are_what_they_are_said_to_be(name: str) -> None:
 
 
 def test_a_position_outside_the_object_is_refused() -> None:
+    rng = np.random.default_rng(0)
     with pytest.raises(ConfigError, match="too near the edge"):
-        simulate_scan(np.ones((40, 40), complex), PROBES["disk"](32), np.array([[5.0, 20.0]]), 0, np.random.default_rng())
+        simulate_scan(np.ones((40, 40), complex), PROBES["disk"](32), np.array([[5.0, 20.0]]), 0, rng)
 
 
 @pytest.mark.skipif(not DATA, reason="PTYCHO_TORCH_DATA is not set: no independent simulator to compare with")
