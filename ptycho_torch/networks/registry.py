@@ -18,7 +18,7 @@ class NetworkConfig:
     name: str = "lifted_unet"
     """Key of :data:`NETWORKS`."""
 
-    head: str = "residual"
+    head: str = "polar"
     """Key of :data:`~ptycho_torch.networks.heads.HEADS`."""
 
     width: int = 16

@@ -269,7 +269,7 @@ def test_incoherent_modes_and_masks(tmp_path: Path, train_to: Train, scan_of: Ca
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_a_training_that_runs_away_is_ended_by_a_sentence(tmp_path: Path, train_to: Train, epochs: int) -> None:
     with pytest.raises(ConfigError, match="choose a smaller --learning_rate"):
-        train_to(tmp_path / "model", learning_rate=1e30, max_epochs=epochs, batch_size=100)
+        train_to(tmp_path / "model", learning_rate=1e30, max_epochs=epochs, batch_size=100, head="residual")
     assert not (tmp_path / "model" / "bundle.json").exists()
     assert not (tmp_path / "model" / "model.safetensors").exists()
 
