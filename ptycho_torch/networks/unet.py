@@ -19,8 +19,6 @@ class ResidualBlock(nn.Module):
 class UNet(nn.Module):
     """Three scales, the finest on a grid of half the resolution; skips add; the last layer starts at zero.
 
-    Most blocks are on the coarsest scale, where they are cheap and see far.
-
     Args:
         channels_in: channels of the input.
         width: channels of the finest scale; each coarser one has twice as many.
@@ -37,7 +35,7 @@ class UNet(nn.Module):
         )
         self.down_half = nn.Sequential(nn.Conv2d(fine, half, 2, stride=2), ResidualBlock(half))
         self.down_quarter = nn.Conv2d(half, quarter, 2, stride=2)
-        self.bottom = nn.Sequential(*(ResidualBlock(quarter) for _ in range(4)))
+        self.bottom = nn.Sequential(*(ResidualBlock(quarter) for _ in range(2)))
         self.up_half = nn.ConvTranspose2d(quarter, half, 2, stride=2)
         self.merge_half = ResidualBlock(half)
         self.up_fine = nn.ConvTranspose2d(half, fine, 2, stride=2)

@@ -26,7 +26,7 @@ from ptycho_torch.training.bundle import load_tensors, save_tensors
 from ptycho_torch.training.tracking import Tracker
 
 CHECKPOINT = Path("checkpoints") / "last" / "state.safetensors"
-SPREAD = 5
+SPREAD = 4
 """Batches that share a compact cell of the field: they reach further than compact ones for the same cost."""
 
 PROBE_STEP = 100.0
@@ -42,8 +42,8 @@ VALIDATION_BATCH = 64
 """Groups a batch of validation, where no gradient is kept."""
 
 
-RECIPE_STEPS = 900
-"""Optimiser steps of the default recipe for patterns of 64 pixels; with the square root of the side for others."""
+RECIPE_STEPS = 600
+"""Optimiser steps of the default recipe for patterns up to 64 pixels; in proportion to the side for larger ones."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,13 @@ class Settings:
 
 
 def recipe_batch_size(size: int) -> int:
-    """Groups a batch, for patterns of ``size`` pixels: 20 of 64², fewer of larger ones, at least 8."""
-    return max(8, round(20 * (64 / size) ** 2))
+    """Groups a batch, for patterns of ``size`` pixels: 24 of 64², fewer of larger ones, at least 8."""
+    return max(8, round(24 * (64 / size) ** 2))
 
 
 def recipe_epochs(size: int, groups: int, batch_size: int) -> int:
     """Epochs of ``groups`` groups that make the recipe's steps, for patterns of ``size`` pixels."""
-    steps = RECIPE_STEPS * math.sqrt(size / 64)
+    steps = RECIPE_STEPS * max(1.0, size / 64)
     return max(1, round(steps * batch_size / groups))
 
 
