@@ -77,7 +77,9 @@ class TrainConfig(Reading):
     learning_rate: float = option(3e-3, "step of Adam for the network, after a short warm-up")
     seed: int = option(0, "seed of every random choice")
     network: str = option("lifted_unet", "name of the network: lifted_unet or unet")
-    head: str = option("polar", "how the network states the object: polar (amplitude and phase) or residual (1 + a + ib)")
+    head: str = option(
+        "polar", "how the network states the object: polar (amplitude and phase) or residual (1 + a + ib)"
+    )
     width: int = option(16, "channels of the network's finest scale")
     loss: Literal["poisson", "amplitude"] = option(
         "amplitude", "noise model whose negative log likelihood is minimised"

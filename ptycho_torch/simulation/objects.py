@@ -101,6 +101,7 @@ def band_limited_noise(shape: Shape, rng: np.random.Generator, period: float) ->
 def text_mask(text: str, shape: Shape) -> Field:
     """``text`` in the middle half of a picture of ``shape``, 1 on the letters and 0 beside them, edges smoothed."""
     from matplotlib.font_manager import FontProperties
+    from matplotlib.path import Path
     from matplotlib.textpath import TextPath
     from scipy.ndimage import gaussian_filter
 
@@ -120,6 +121,9 @@ def text_mask(text: str, shape: Shape) -> Field:
                 rows, columns = np.meshgrid(np.arange(shape[0]) + dy, np.arange(shape[1]) + dx, indexing="ij")
                 x = (columns - shape[1] / 2) / scale + (box.x0 + box.x1) / 2
                 y = -(rows - middle_y) / scale + (box.y0 + box.y1) / 2  # letters stand upright in rows that go down
-                inside = path.contains_points(np.stack([x.ravel(), y.ravel()], 1)).reshape(shape)
+                points = np.stack([x.ravel(), y.ravel()], 1)
+                # Even-odd over the outlines, so that the holes of P and O stay open.
+                crossed = sum(Path(outline).contains_points(points).astype(int) for outline in path.to_polygons())
+                inside = np.reshape(crossed, shape) % 2
                 mask += inside / oversampling**2
     return np.asarray(gaussian_filter(np.minimum(mask, 1.0), 0.6))
