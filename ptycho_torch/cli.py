@@ -77,8 +77,7 @@ def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
 
 def build_parser(config_type: type[Config], prog: str) -> argparse.ArgumentParser:
     """The parser for ``config_type``. Flags that are not typed stay out of the namespace, so the file can fill them."""
-    description = (sys.modules[config_type.__module__].__doc__ and config_type.__doc__) or ""
-    parser = _Parser(prog=prog, description=description, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    parser = _Parser(prog=prog, description=config_type.__doc__, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     hints = typing.get_type_hints(config_type)
     for field in dataclasses.fields(config_type):
         help_text = field.metadata["help"]

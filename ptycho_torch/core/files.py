@@ -12,7 +12,7 @@ from ptycho_torch.core.errors import DataError
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: str | Path) -> Iterator[Path]:
     """Yield a path beside ``path`` to write to; rename it to ``path`` on success, delete it on failure.
 
     The temporary name keeps the suffix of ``path``, because writers choose the format by it.

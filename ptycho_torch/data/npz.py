@@ -112,7 +112,7 @@ def _read_header(member: IO[bytes]) -> Header:
 
 
 def load_scan(
-    path: Path,
+    path: str | Path,
     *,
     axis_order: AxisOrder | None = None,
     measurement: Measurement | None = None,
@@ -191,7 +191,7 @@ def _pair(arrays: dict[str, NDArray[Any]], y: str, x: str) -> NDArray[np.float64
     return np.stack([arrays[y], arrays[x]], axis=1).astype(np.float64)
 
 
-def save_scan(path: Path, scan: Scan, layout: Literal["canonical", "legacy"] = "canonical") -> None:
+def save_scan(path: str | Path, scan: Scan, layout: Literal["canonical", "legacy"] = "canonical") -> None:
     """Write ``scan`` to ``path`` (compressed NPZ), whole or not at all; the same scan gives the same bytes.
 
     ``canonical`` keeps the amplitudes to the bit and records how to read them. ``legacy`` is the layout of the

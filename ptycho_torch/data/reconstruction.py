@@ -40,7 +40,7 @@ class Reconstruction:
     metadata: dict[str, Any] = field(default_factory=dict)
     """Where it came from: method, scan file, indices of the patterns used, command. JSON."""
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write to ``path`` (NPZ), whole or not at all; the same values give the same bytes."""
         extra = {"photons_per_unit": self.photons_per_unit, "history": self.history, "metadata": self.metadata}
         with written_whole(path) as aside:
@@ -55,7 +55,7 @@ class Reconstruction:
             )
 
 
-def load_reconstruction(path: Path) -> Reconstruction:
+def load_reconstruction(path: str | Path) -> Reconstruction:
     """Read what :meth:`Reconstruction.save` wrote.
 
     Raises:
@@ -63,7 +63,7 @@ def load_reconstruction(path: Path) -> Reconstruction:
     """
     from ptycho_torch.data.npz import read_arrays
 
-    arrays = read_arrays(path)
+    arrays = read_arrays(Path(path))
     wanted = ("object", "coverage", "origin_yx", "probe", "positions", "metadata")
     missing = [key for key in wanted if key not in arrays]
     if missing:

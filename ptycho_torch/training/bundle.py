@@ -58,7 +58,7 @@ def save_bundle(folder: Path, bundle: Bundle) -> None:
     )
 
 
-def load_bundle(folder: Path, device: torch.device | str = "cpu") -> Bundle:
+def load_bundle(folder: str | Path, device: torch.device | str = "cpu") -> Bundle:
     """Read a bundle from ``folder``, strictly: every weight must be there, of its shape, and nothing else.
 
     Raises:
