@@ -70,3 +70,13 @@ def test_bad_settings_are_one_line_and_no_file(
 def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "no" / "s.npz"), "--preset", "tiny"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_help_names_every_object_and_probe(capsys: pytest.CaptureFixture[str]) -> None:
+    from ptycho_torch.simulation.objects import OBJECTS
+    from ptycho_torch.simulation.probes import PROBES
+
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = capsys.readouterr().out
+    assert all(name in told for name in [*OBJECTS, *PROBES])

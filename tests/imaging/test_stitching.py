@@ -19,7 +19,7 @@ def make_patches(object_at: Callable[..., Any], dtype: torch.dtype, size: int = 
     corners = corners.astype(np.int64)
     patches = np.stack([object_at(y + np.arange(size), x + np.arange(size)) for y, x in corners])
     axis = np.arange(size) - size // 2
-    spot = np.exp(-(axis[:, None] ** 2 + 0.6 * axis**2) / 20)
+    spot = np.exp(-(axis[:, None] ** 2 + 0.6 * axis**2) / (0.12 * size**2))
     weights = spot * rng.uniform(0.5, 2, (64, 1, 1)) * 1e4
     real = torch.float64 if dtype == torch.complex128 else torch.float32
     return torch.from_numpy(patches).to(dtype), torch.from_numpy(weights).to(real), torch.from_numpy(corners)
@@ -54,8 +54,9 @@ def test_coverage_is_the_sum_of_the_weights(object_at: Callable[..., Any]) -> No
     np.testing.assert_allclose(stitch(patches, weights, corners, frame).coverage, expected, rtol=0, atol=1e-4 * 1e4)
 
 
-def test_random_phases_are_brought_to_one(object_at: Callable[..., Any]) -> None:
-    patches, weights, corners = make_patches(object_at, torch.complex128)
+@pytest.mark.parametrize("size", [13, 33, 50])  # compared on every pixel, every second one, every third one
+def test_random_phases_are_brought_to_one(object_at: Callable[..., Any], size: int) -> None:
+    patches, weights, corners = make_patches(object_at, torch.complex128, size)
     frame = frame_of(corners, patches.shape[-1])
     angles = torch.from_numpy(np.random.default_rng(1).uniform(-0.9, 0.9, (len(patches), 1, 1)))
     turned = patches * torch.polar(torch.ones_like(angles), angles)
@@ -69,8 +70,8 @@ def test_random_phases_are_brought_to_one(object_at: Callable[..., Any]) -> None
         return float(np.linalg.norm(rec - true) / np.linalg.norm(true))
 
     rounds = [error(align) for align in (0, 2, 8, 32, 400)]
-    assert rounds[0] > 0.3
-    assert rounds == sorted(rounds, reverse=True)
+    assert rounds[0] > 0.15
+    assert rounds[0] > rounds[1] > rounds[2]
     assert rounds[2] < 0.4 * rounds[0]
     assert rounds[-1] < 1e-6
 
