@@ -11,6 +11,8 @@ VERBS = {
     "simulate": "make a scan file from a simulated object",
     "describe": "say what is in a scan file, and what breaks the contract",
     "convert": "make a canonical scan file from a foreign one",
+    "subset": "cut a small deterministic fixture out of a big scan",
+    "sweep": "measure what the runtime of training depends on",
     "demo": "simulate, train, infer and evaluate in one go",
 }
 

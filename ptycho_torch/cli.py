@@ -66,7 +66,10 @@ def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
     """
     fields = {field.name: field for field in dataclasses.fields(config_type)}
     namespace = vars(build_parser(config_type, prog).parse_args([_spelling(word) for word in argv]))
-    typed = {name: value for name, value in namespace.items() if value is not None}
+    typed: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in namespace.items()
+    }
+    typed = {name: value for name, value in typed.items() if value is not None}
     config_file = typed.pop("config", None)
     values = (_from_yaml(Path(config_file), config_type) if config_file else {}) | typed
     missing = [_flag(field) for field in fields.values() if field.default is MISSING and field.name not in values]
@@ -91,6 +94,8 @@ def build_parser(config_type: type[Config], prog: str) -> argparse.ArgumentParse
             parser.add_argument(
                 field.name, type=_reader(kind), nargs="?", default=None, metavar=field.name.upper(), **keywords
             )
+        elif _repeats(hints[field.name]):
+            parser.add_argument(f"--{field.name}", type=_reader(kind), action="append", metavar="TEXT", **keywords)
         else:
             keywords["metavar"] = None if choices else kind.__name__.upper()
             parser.add_argument(f"--{field.name}", type=_reader(kind), choices=choices, **keywords)
@@ -133,8 +138,15 @@ def _flag(field: "dataclasses.Field[Any]") -> str:
     return field.name.upper() if field.metadata["positional"] else f"--{field.name}"
 
 
+def _repeats(hint: Any) -> bool:
+    """Whether the annotation is a tuple: the flag may then be typed several times."""
+    return typing.get_origin(hint) is tuple
+
+
 def _kind(hint: Any) -> tuple[type, list[Any] | None]:
     """The type that reads a flag's text, and the choices where the annotation is a Literal."""
+    if _repeats(hint):
+        hint = typing.get_args(hint)[0]
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
     if typing.get_origin(hint) is typing.Literal:
@@ -178,6 +190,9 @@ _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 def _typed(value: Any, hint: Any) -> Any:
     """``value`` of a YAML file as the flag would have given it. Raises ValueError or the like where it cannot be."""
     kind, choices = _kind(hint)
+    if _repeats(hint):
+        items = value if isinstance(value, list) else [value]
+        return tuple(_typed(item, typing.get_args(hint)[0]) for item in items)
     if value is None:
         if type(None) not in typing.get_args(hint):
             raise ValueError("nothing where something is needed")
@@ -198,7 +213,8 @@ def _typed(value: Any, hint: Any) -> Any:
 def resolved(config: Verbosity) -> dict[str, Any]:
     """Every setting by name as JSON and YAML can hold it: what a run records about itself."""
     return {
-        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()
+        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(config).items()
     }
 
 

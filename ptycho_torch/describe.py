@@ -69,6 +69,8 @@ def _findings(found: "Profile") -> Iterator[str]:
         yield f"  object       {place} the coordinate grid; the patterns see {_box(found.object['seen'])}"
         if found.object["structure"]:
             yield f"               and it differs from its corner pixel in {_box(found.object['structure'])}"
+        if found.object["coordinate_factor"] != 1:
+            yield f"               with coordinates × {found.object['coordinate_factor']:g} it would be (see R27)"
 
 
 def _geometry(geometry: dict[str, Any]) -> Iterator[str]:

@@ -203,6 +203,47 @@ class ConvertConfig(Verbosity):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SubsetConfig(Reading):
+    """Settings of ``python -m ptycho_torch.subset``."""
+
+    source: Path = option(MISSING, "scan file (NPZ) to cut from, canonical or legacy")
+    output: Path = option(MISSING, "canonical scan file to write")
+    subset_size: int = option(64, "number of patterns to keep")
+    strategy: Literal["even", "compact", "seeded"] = option(
+        "even",
+        "which patterns: even spreads neighbourhoods of four over the field, compact is a contiguous window, seeded "
+        "is drawn by --seed",
+    )
+    seed: int = option(0, "seed of the seeded strategy")
+    crop: int = option(1, "c: keep the central N/c detector pixels; the object pixel grows by c")
+    bin: int = option(1, "b: sum the counts of b x b detector pixels; the field of the probe shrinks by b")
+    metadata_out: Path | None = option(None, "JSON record of the cut; default: beside the output, same name, .json")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(self, "subset_size", "crop", "bin")
+        if self.seed < 0:
+            raise ConfigError(f"--seed is {self.seed}: it must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(Verbosity):
+    """Settings of ``python -m ptycho_torch.sweep``."""
+
+    train_data_file: Path = option(MISSING, "scan file (NPZ) to train on")
+    output_dir: Path = option(MISSING, "folder for scope.json, scope.md and the log of each run")
+    run: tuple[str, ...] = option(
+        MISSING, "one training as name=value,name=value with names of train's flags; epochs is max_epochs; repeat it"
+    )
+    device: Device = option("cpu", "device of every run; with cpu, CUDA is hidden from them")
+    limit: float = option(120.0, "seconds after which a run is stopped and said to be so")
+    keep: bool = option(False, "keep what the runs wrote; else only their logs and small text files stay")
+
+    def __post_init__(self) -> None:
+        require_positive(self, "limit")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Reading):
     """Settings of ``python -m ptycho_torch.evaluate``."""
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ptycho_torch.core.config import AxisOrder, Measurement
 from ptycho_torch.core.errors import ContractError
+from ptycho_torch.data.grid import coordinate_scale
 from ptycho_torch.data.layout import (
     Arrays,
     Header,
@@ -301,6 +302,7 @@ def _advice(key: str, arrays: Arrays, layout: Layout, size: int | None) -> Itera
     yield from _looks_like_counts(key, arrays[key], layout)
     yield from _looks_corner_origin(key, arrays[key], layout, size)
     yield from _off_the_object(arrays, size)
+    yield from _coordinate_scale(arrays, size)
 
 
 def _looks_like_counts(key: str, array: "NDArray[Any] | Header", layout: Layout) -> Iterator[Violation]:
@@ -348,6 +350,25 @@ def _off_the_object(arrays: Arrays, size: int | None) -> Iterator[Violation]:
                 f"the patterns see {name} {low:.1f} to {high:.1f} and objectGuess has {name} "
                 f"0 to {extent - 1}: it is not on the coordinate grid and cannot serve as truth",
             )
+
+
+def _coordinate_scale(arrays: Arrays, size: int | None) -> Iterator[Violation]:
+    obj, x, y = (arrays.get(key) for key in ("objectGuess", "xcoords", "ycoords"))
+    if not (isinstance(obj, np.ndarray) and isinstance(x, np.ndarray) and isinstance(y, np.ndarray)) or size is None:
+        return
+    broken = any(_coordinates(arrays, len(x) if x.shape else None))
+    if broken or obj.ndim != 2 or not obj.size or not x.size:
+        return
+    scale = coordinate_scale(np.stack([y, x], axis=1).astype(np.float64), size, obj)
+    if scale.factor != 1:
+        top, bottom, left, right = scale.seen
+        yield _should(
+            "R27",
+            f"the coordinates seem to be object pixels divided by {scale.factor:g}: multiplied by it the patterns see "
+            f"rows {top:.1f} to {bottom:.1f}, columns {left:.1f} to {right:.1f}, which is where the object is "
+            f"(to {scale.misfit[scale.factor]:.1f} pixels, and to {scale.misfit[1.0]:.1f} as they are); "
+            f"run the convert command with --position_scale {scale.factor:g}",
+        )
 
 
 def inside(low: float, high: float, extent: int) -> bool:

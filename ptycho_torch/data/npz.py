@@ -155,7 +155,7 @@ def scan_from_arrays(
     contract.require(found, name)
     layout = find_layout(arrays, axis_order, measurement)
     for violation in found:
-        if violation.rule in ("R24", "R26"):
+        if violation.rule in ("R24", "R26", "R27"):
             logger.warning("%s: %s", name, violation.message)
     patterns = arrays[str(diffraction_key(arrays))]
     count = int(stack_size(patterns, layout)[1] or 0)

@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 from ptycho_torch.core.config import AxisOrder, Measurement
 from ptycho_torch.data import contract
 from ptycho_torch.data.contract import Violation
+from ptycho_torch.data.grid import coordinate_scale, seen_box, structure_box
 from ptycho_torch.data.layout import Arrays, Header, Layout, diffraction_key, find_layout, probe_shape, stack_size
 from ptycho_torch.data.npz import read_arrays, read_headers, scan_from_arrays
 from ptycho_torch.data.scaling import photon_scale
-
-VACUUM_TOLERANCE = 1e-6
-"""Object pixels this near (of the largest modulus) to the corner pixel count as vacuum."""
 
 GEOMETRY_RULES = {"R2", "R5", "R6", "R7", "R11", "R12", "R13", "R14", "R15"}
 """Rules without which positions and probe mean nothing together."""
@@ -48,7 +46,8 @@ class Profile:
     """``patterns``, ``size``, ``x`` and ``y`` (lowest, highest), ``step``, ``probe_diameter`` and ``overlap``."""
 
     object: dict[str, Any] | None
-    """``shape``, ``seen`` and ``structure`` (first row, last row, first column, last column) and ``on_grid``."""
+    """``shape``, ``seen`` and ``structure`` (first row, last row, first column, last column), ``on_grid``,
+    ``coordinate_factor`` (what the coordinates must be multiplied by to be object pixels) and ``misfit_by_factor``."""
 
     metadata: dict[str, Any]
     """The file's own metadata."""
@@ -183,25 +182,20 @@ def _object(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> dict[str, Any
     size, _ = stack_size(arrays[str(diffraction_key(arrays))], layout)
     if obj is None or size is None:
         return None
-    seen: list[float] = []
-    for key in ("ycoords", "xcoords"):
-        first = np.asarray(arrays[key], dtype=np.float64) - size // 2
-        seen += [float(first.min()), float(first.max()) + size - 1]
-    structure = structure_box(obj)
-    inside = all(contract.inside(seen[2 * axis], seen[2 * axis + 1], obj.shape[axis]) for axis in (0, 1))
+    positions = np.stack([arrays["ycoords"], arrays["xcoords"]], axis=1).astype(np.float64)
+    seen, structure, scale = seen_box(positions, size), structure_box(obj), coordinate_scale(positions, size, obj)
+    fits = all(contract.inside(seen[2 * axis], seen[2 * axis + 1], obj.shape[axis]) for axis in (0, 1))
     met = structure is None or (
         all(structure[2 * i] <= seen[2 * i + 1] and structure[2 * i + 1] >= seen[2 * i] for i in (0, 1))
     )
-    return {"shape": list(obj.shape), "seen": seen, "structure": structure, "on_grid": inside and met}
-
-
-def structure_box(obj: NDArray[Any]) -> list[int] | None:
-    """First and last row, first and last column of what differs from the corner pixel of ``obj``; None if empty."""
-    differs = np.abs(obj - obj[0, 0]) > VACUUM_TOLERANCE * np.abs(obj).max()
-    if not differs.any():
-        return None
-    rows, columns = np.flatnonzero(differs.any(1)), np.flatnonzero(differs.any(0))
-    return [int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])]
+    return {
+        "shape": list(obj.shape),
+        "seen": seen,
+        "structure": structure,
+        "on_grid": fits and met and scale.factor == 1,
+        "coordinate_factor": scale.factor,
+        "misfit_by_factor": {f"{factor:g}": found for factor, found in scale.misfit.items()},
+    }
 
 
 def _json_safe(value: Any) -> Any:

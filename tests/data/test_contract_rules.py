@@ -114,6 +114,11 @@ ADVISED: list[tuple[str, Change, str]] = [
     ("R25", reshaped("xcoords", lambda a: a - 40), "columns"),
     ("R25", reshaped("objectGuess", lambda a: a[:20]), "rows"),
     ("R26", reshaped("diffraction", lambda a: np.fft.ifftshift(a, axes=(1, 2))), "corner"),
+    (
+        "R27",
+        lambda a: a | {"ycoords": np.linspace(4, 24, 5) / 2, "xcoords": np.linspace(27, 4, 5) / 2},
+        "--position_scale 2",
+    ),
 ]
 
 

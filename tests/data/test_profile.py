@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ptycho_torch.data.profile import nearest_step, probe_diameter, profile, structure_box
+from ptycho_torch.data.grid import structure_box
+from ptycho_torch.data.profile import nearest_step, probe_diameter, profile
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
