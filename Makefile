@@ -10,10 +10,12 @@ demo: env
 	$(RUN) -m ptycho_torch.demo --output_dir demo_output
 
 test: env
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 --ignore tests/integration
+	$(RUN) -m pytest tests/integration  # alone, because it tells how long it takes
 
 test-all: env
-	$(RUN) -m pytest -n 2 -m ""
+	$(RUN) -m pytest -n 2 -m "" --ignore tests/integration
+	$(RUN) -m pytest -m "" tests/integration
 
 lint: env
 	$(RUN) -m ruff check .

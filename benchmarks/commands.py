@@ -10,27 +10,25 @@ Prints one Markdown table, with what the results are worth beside what they cost
 import argparse
 import csv
 import json
-import os
 import shlex
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
+
+from ptycho_torch.core.process import measure
 
 MODULE = [sys.executable, "-m"]
 
 
 def measured(words: list[str]) -> tuple[float, float]:
-    """Run a command; return its wall seconds and the peak memory of its process in MB. Raises if it fails."""
-    started = time.perf_counter()
-    process = subprocess.Popen(MODULE + words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - started
-    if status:
-        raise SystemExit(f"{shlex.join(words)}: {process.stderr.read() if process.stderr else status}")
-    return seconds, usage.ru_maxrss / 1024  # Linux counts in KiB
+    """Run a command; return its wall seconds and the peak memory of its largest process in MB. Raises if it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log.txt"
+        found = measure(MODULE + words, log)
+        if found.exit_code or found.peak_bytes is None:
+            raise SystemExit(f"{shlex.join(words)}: exit code {found.exit_code}\n{log.read_text()}")
+    return found.wall_seconds, found.peak_bytes / 2**20
 
 
 def row(name: str, runs: list[tuple[float, float]], worth: str = "") -> None:

@@ -53,6 +53,16 @@ def run_verb(
             traceback.print_exc()
         print(f"{prog.split()[-1]}: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_BAD_INPUT
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        if debug or missing == "ptycho_torch":
+            raise
+        print(
+            f"{prog.split()[-1]}: {missing} is not installed in this Python ({sys.executable}), and ptycho-torch needs "
+            "it: install the package with its dependencies (pip install ptycho-torch, or make env in a checkout)",
+            file=sys.stderr,
+        )
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print(f"{prog.split()[-1]}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

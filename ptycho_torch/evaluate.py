@@ -24,7 +24,7 @@ log = logging.getLogger("ptycho_torch.evaluate")  # __name__ is "__main__" under
 
 
 def evaluate(config: EvaluateConfig, command: str = "") -> dict[str, Any]:
-    """Write ``metrics.json``, ``report.html`` and two pictures into the output folder; return the metrics.
+    """Write ``metrics.json``, and unless told not to ``report.html`` and two pictures; return the metrics.
 
     The photons for one squared unit of amplitude are the reconstruction's, unless the configuration gives them.
     ``command`` is what the report says it was made by.
@@ -57,7 +57,9 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict[str, Any]:
         remove_ramp=config.remove_ramp,
         remove_shift=config.remove_shift,
     )
-    return write_judgement(make_output_dir(config.output_dir), reconstruction, judgement, command=command)
+    return write_judgement(
+        make_output_dir(config.output_dir), reconstruction, judgement, command=command, report=config.report
+    )
 
 
 def _photons_per_unit(config: EvaluateConfig, reconstruction: "Reconstruction", scan: "Scan | None") -> float:
@@ -100,7 +102,8 @@ def _print_table(metrics: dict[str, Any], config: EvaluateConfig) -> None:
             table.add_row(figure.label, shown(metrics[name]), figure.unit)
     console = Console()
     console.print(table)
-    console.print(f"report: {config.output_dir / 'report.html'}", soft_wrap=True, highlight=False)
+    if config.report:
+        console.print(f"report: {config.output_dir / 'report.html'}", soft_wrap=True, highlight=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

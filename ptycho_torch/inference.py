@@ -71,6 +71,7 @@ def inference(
         photons_per_unit=photons_per_unit,
         command=command,
         validation=_held_out(bundle, scan, centres),
+        report=config.report,
     )
     clock.lap("judge and write")
     write_json(config.output_dir / "timing.json", clock.seconds)
@@ -147,9 +148,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _, metrics = inference(
             config, cli.observer_for(config), shlex.join(["python", "-m", "ptycho_torch.inference", *words])
         )
+        written = "report.html" if config.report else "metrics.json"
         if not config.quiet:
             print(f"R {metrics['r']:.4f} (counting noise alone {metrics['r_floor']:.4f})")
-            print(f"report: {config.output_dir / 'report.html'}")
+            print(f"{written.split('.')[0]}: {config.output_dir / written}")
 
     return cli.run_verb(InferenceConfig, command, argv, "ptycho-torch inference")
 

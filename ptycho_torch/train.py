@@ -112,10 +112,9 @@ def _model(config: TrainConfig, scan: "Scan", scale: "PhotonScale", device: "tor
     from ptycho_torch.networks.model import PtychoModel
     from ptycho_torch.networks.registry import NetworkConfig
 
-    with torch.random.fork_rng(devices=[]):  # torch's layers draw from the global generator: lend them a seeded one
-        torch.manual_seed(config.seed)
-        network = NetworkConfig(config.network, config.head, config.width)
-        model = PtychoModel(network, probe_in_photons(scan, scale.photons_per_unit), config.update_probe)
+    network = NetworkConfig(config.network, config.head, config.width)
+    probe = probe_in_photons(scan, scale.photons_per_unit)
+    model = PtychoModel(network, probe, config.update_probe, torch.Generator().manual_seed(config.seed))
     return model.to(device)
 
 

@@ -122,6 +122,7 @@ class InferenceConfig(Reading):
     device: Device = option(
         "auto", "device to compute on (--accelerator is an alias); auto takes CUDA, then MPS, then CPU"
     )
+    report: bool = option(True, "write report.html and the pictures, which take about half of the time")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -253,6 +254,7 @@ class EvaluateConfig(Reading):
     scan: Path | None = option(None, "scan file with the measured patterns, for R and its floor")
     remove_ramp: bool = option(False, "also divide out a linear phase ramp before comparing with the truth")
     remove_shift: bool = option(False, "also register the result to the truth by a sub-pixel shift")
+    report: bool = option(True, "write report.html and the pictures, which take about half of the time")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -241,11 +241,22 @@ def _extras(arrays: Arrays, count: int | None, size: int | None, layout: Layout)
     ):
         expected = f"({count},)" if count is not None else "(n,)"
         yield _must("R19", f"scan_index is {index.dtype} of shape {index.shape}; expected integers, {expected}")
+    yield from _source_index(arrays.get("source_index"), count)
     starts = ("xcoords_start", "ycoords_start")
     present = [key for key in starts if key in arrays]
     if len(present) == 1:
         yield _must("R20", f"{present[0]} is there without its partner; give both of {' and '.join(starts)}")
     yield from _pair(arrays, starts, count, "R20", "R20")
+
+
+def _source_index(index: "NDArray[Any] | Header | None", count: int | None) -> Iterator[Violation]:
+    if index is None:
+        return
+    if index.dtype.kind not in "iu" or len(index.shape) != 1 or count not in (None, *index.shape):
+        expected = f"({count},)" if count is not None else "(n,)"
+        yield _must("R28", f"source_index is {index.dtype} of shape {index.shape}; expected integers, {expected}")
+    elif isinstance(index, np.ndarray) and (index < 0).any():
+        yield _must("R28", f"source_index has {_count_and_place(index < 0)} negative; expected indices from 0")
 
 
 def _mask(
@@ -386,6 +397,7 @@ def arrays_of(scan: Scan) -> dict[str, NDArray[Any]]:
         "mask": scan.mask,
         "objectGuess": scan.truth,
         "scan_index": scan.scan_index,
+        "source_index": scan.source_index,
         "Y": scan.labels,
     }
     if scan.nominal_positions is not None:

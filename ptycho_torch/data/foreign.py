@@ -149,7 +149,8 @@ def _renamed(arrays: dict[str, NDArray[Any]], config: ConvertConfig) -> dict[str
         "objectGuess": None if obj is None else squeezed(obj, 2),
         "mask": None if mask is None else squeezed(mask, 2),
     }
-    kept = {key: arrays[key] for key in ("Y", "scan_index", "xcoords_start", "ycoords_start") if key in arrays}
+    per_pattern = ("Y", "scan_index", "source_index", "xcoords_start", "ycoords_start")
+    kept = {key: arrays[key] for key in per_pattern if key in arrays}
     return {key: array for key, array in found.items() if array is not None} | kept
 
 

@@ -171,6 +171,7 @@ def scan_from_arrays(
         mask=None if mask is None else moved(mask.astype(bool), layout, count),
         truth=None if truth is None else np.ascontiguousarray(truth, dtype=np.complex64),
         scan_index=arrays["scan_index"].astype(np.int64) if "scan_index" in arrays else None,
+        source_index=arrays["source_index"].astype(np.int64) if "source_index" in arrays else None,
         nominal_positions=_pair(arrays, "ycoords_start", "xcoords_start") if "xcoords_start" in arrays else None,
         labels=None if labels is None else moved(labels.astype(np.complex64), layout, count),
         photons_per_unit=declared if photons_per_unit is None else photons_per_unit,

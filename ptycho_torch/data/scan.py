@@ -35,6 +35,9 @@ class Scan:
     scan_index: NDArray[np.int64] | None = None
     """Which scan each pattern belongs to, (n,)."""
 
+    source_index: NDArray[np.int64] | None = None
+    """Index of each pattern in the file that it was cut from, (n,); None: this is no cut."""
+
     nominal_positions: NDArray[np.float64] | None = None
     """Commanded positions (y, x) in object pixels, (n, 2), where the file keeps them."""
 
@@ -77,6 +80,7 @@ class Scan:
             positions=self.positions[indices],
             mask=cut(self.mask) if self.mask is not None and self.mask.ndim == 3 else self.mask,
             scan_index=cut(self.scan_index),
+            source_index=cut(self.source_index),
             nominal_positions=cut(self.nominal_positions),
             labels=cut(self.labels),
         )

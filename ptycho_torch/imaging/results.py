@@ -3,7 +3,7 @@
 import math
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,11 @@ from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.imaging import figures
 from ptycho_torch.imaging.alignment import covered_region
-from ptycho_torch.imaging.consistency import Consistency, consistency, expected_photons, measured_photons
 from ptycho_torch.imaging.metrics import TruthComparison, compare_with_truth
 from ptycho_torch.imaging.report import Picture, render_report
+
+if TYPE_CHECKING:
+    from ptycho_torch.imaging.consistency import Consistency
 
 
 class ExamplePatterns(NamedTuple):
@@ -34,8 +36,8 @@ class ExamplePatterns(NamedTuple):
 class Judgement(NamedTuple):
     """All that is found out about a reconstruction, from what was given."""
 
-    consistency: Consistency | None = None
-    validation: Consistency | None = None
+    consistency: "Consistency | None" = None
+    validation: "Consistency | None" = None
     patterns: ExamplePatterns | None = None
     comparison: TruthComparison | None = None
 
@@ -50,6 +52,7 @@ def write_results(
     truth: NDArray[np.complexfloating] | None = None,
     validation: NDArray[np.intp] | None = None,
     device: str = "cpu",
+    report: bool = True,
 ) -> dict[str, Any]:
     """Write ``reconstruction.npz``, two pictures, ``metrics.json`` and ``report.html`` into ``output_dir``.
 
@@ -62,6 +65,7 @@ def write_results(
         truth: the true object (rows, columns; origin (0, 0)), given by the user and by nobody else.
         validation: indices into ``scan`` of patterns held out of training, for the held-out figures.
         device: where the patterns are predicted.
+        report: write the report and the pictures too.
 
     Returns:
         What is in ``metrics.json``.
@@ -74,7 +78,7 @@ def write_results(
     )
     output_dir = make_output_dir(output_dir)
     reconstruction.save(output_dir / "reconstruction.npz")
-    return write_judgement(output_dir, reconstruction, judgement, command=command)
+    return write_judgement(output_dir, reconstruction, judgement, command=command, report=report)
 
 
 def judge(
@@ -96,6 +100,8 @@ def judge(
     covered_region(reconstruction)  # raises before anything is computed or written
     judgement = Judgement()
     if scan is not None:
+        from ptycho_torch.imaging.consistency import consistency  # torch, which a truth alone does without
+
         measured = consistency(reconstruction, scan, photons_per_unit=photons_per_unit, device=device)
         patterns = example_patterns(reconstruction, scan, measured, photons_per_unit)
         judgement = Judgement(measured, None, patterns)
@@ -111,10 +117,13 @@ def judge(
 
 
 def write_judgement(
-    output_dir: Path, reconstruction: Reconstruction, judgement: Judgement, *, command: str
+    output_dir: Path, reconstruction: Reconstruction, judgement: Judgement, *, command: str, report: bool = True
 ) -> dict[str, Any]:
-    """Write the two plain pictures, ``metrics.json`` and ``report.html``; return the metrics."""
+    """Write ``metrics.json`` and, with ``report``, the two plain pictures and ``report.html``; return the metrics."""
     metrics = metrics_of(reconstruction, judgement)
+    if not report:
+        write_json(output_dir / "metrics.json", metrics)
+        return metrics
     page = render_report(
         title="Ptychographic reconstruction",
         subtitle=_subtitle(reconstruction),
@@ -175,9 +184,11 @@ def metrics_of(reconstruction: Reconstruction, judgement: Judgement) -> dict[str
 
 
 def example_patterns(
-    reconstruction: Reconstruction, scan: Scan, found: Consistency, photons_per_unit: float
+    reconstruction: Reconstruction, scan: Scan, found: "Consistency", photons_per_unit: float
 ) -> ExamplePatterns:
     """The patterns that the model explains best, middling and worst, by their R."""
+    from ptycho_torch.imaging.consistency import expected_photons, measured_photons
+
     order = np.argsort(found.per_pattern, kind="stable")  # patterns without a photon have R = NaN and come last
     usable = order[: max(1, int(np.isfinite(found.per_pattern).sum()))]
     places = usable[[0, len(usable) // 2, len(usable) - 1]]

@@ -16,12 +16,19 @@ class PtychoModel(nn.Module):
         config: which network.
         probe: (M, N, N) complex64, in √photons.
         update_probe: whether the probe learns.
+        generator: source of the network's weights; without one they are those of seed 0.
     """
 
-    def __init__(self, config: NetworkConfig, probe: Tensor, update_probe: bool = False) -> None:
+    def __init__(
+        self,
+        config: NetworkConfig,
+        probe: Tensor,
+        update_probe: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
-        self.network = build_network(config, probe.shape[-1])
+        self.network = build_network(config, probe.shape[-1], generator)
         # A real view: optimisers and safetensors then need no complex arithmetic.
         self.probe_parts = nn.Parameter(torch.view_as_real(probe).clone(), requires_grad=update_probe)
 

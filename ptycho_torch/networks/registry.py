@@ -63,8 +63,10 @@ NETWORKS: dict[str, type[LiftedUNet] | type[AmplitudeUNet]] = {"lifted_unet": Li
 (n, N, N) complex."""
 
 
-def build_network(config: NetworkConfig, size: int) -> nn.Module:
-    """Build the network of ``config`` for patterns of ``size`` pixels, with weights from torch's current generator.
+def build_network(config: NetworkConfig, size: int, generator: torch.Generator | None = None) -> nn.Module:
+    """Build the network of ``config`` for patterns of ``size`` pixels, with weights drawn from ``generator``.
+
+    Torch's global generator is neither read nor moved. Without a generator the weights are those of seed 0.
 
     Raises:
         ConfigError: an unknown network or head, or a size that the network cannot take.
@@ -78,4 +80,8 @@ def build_network(config: NetworkConfig, size: int) -> nn.Module:
             f"patterns of {size} × {size} pixels: --network {config.name} needs a side divisible by {UNet.divisor}; "
             "crop or pad the patterns"
         )
-    return NETWORKS[config.name](config)
+    with torch.device("meta"):  # layers made here draw nothing
+        network = NETWORKS[config.name](config)
+    network = network.to_empty(device="cpu")
+    network.unet.initialise(generator or torch.Generator().manual_seed(0))
+    return network

@@ -1,5 +1,6 @@
 """A small U-Net from channels of N × N pixels to two channels of N × N pixels."""
 
+import torch
 from torch import Tensor, nn
 
 from ptycho_torch.core.errors import ConfigError
@@ -41,9 +42,16 @@ class UNet(nn.Module):
         self.up_fine = nn.ConvTranspose2d(half, fine, 2, stride=2)
         self.merge_fine = ResidualBlock(fine)
         self.leave = nn.Conv2d(fine, 4 * 2, 3, padding=1)
-        nn.init.zeros_(self.leave.weight)
-        if self.leave.bias is not None:
-            nn.init.zeros_(self.leave.bias)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw all weights as torch's layers do by themselves, but from ``generator``; the last layer is zero."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                bound = layer.weight[0].numel() ** -0.5  # kaiming_uniform with a = √5, and the bound of the bias
+                for parameter in layer.parameters():
+                    nn.init.uniform_(parameter, -bound, bound, generator=generator)
+        for parameter in self.leave.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, image: Tensor) -> Tensor:
         """Map (n, channels_in, N, N) to (n, 2, N, N).

@@ -216,3 +216,18 @@ def test_the_command_without_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
         err = capsys.readouterr().err
         assert err.count("\n") == 1
         assert said in err
+
+
+@pytest.mark.parametrize("missing", ["torch", "safetensors", "yaml"])
+def test_a_missing_dependency_is_a_sentence(
+    scan_file: Path, tmp_path: Path, command: Callable[..., Any], missing: str
+) -> None:
+    code = (
+        f"import sys; sys.modules['{missing}'] = None; from ptycho_torch.train import main; "
+        f"words = ['--train_data_file', {str(scan_file)!r}, '--output_dir', 'out', '--max_epochs', '0', '--quiet']; "
+        "raise SystemExit(main(words))"
+    )
+    done = command("-c", code, cwd=tmp_path)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert f"{missing} is not installed" in done.err
+    assert "pip install" in done.err

@@ -192,3 +192,15 @@ def test_the_run1084_twin_is_its_own_truth(tmp_path: Path) -> None:
     assert metrics["photons_per_pattern"] == pytest.approx(1e6, rel=1e-3)
     assert metrics["r_floor"] == pytest.approx(0.0011, rel=0.05)
     assert metrics["r"] < metrics["r_floor"] + 0.0013
+
+
+def test_without_the_report_only_the_metrics_are_written(
+    call: Callable[..., Any], model_folder: Path, scan_file: Path, tmp_path: Path
+) -> None:
+    result, judged = tmp_path / "result", tmp_path / "judged"
+    words = ("--model_path", model_folder, "--test_data", scan_file, "--output_dir", result, "--no_report")
+    assert call("inference", *words).code == 0
+    assert {path.name for path in result.iterdir()} == {"reconstruction.npz", "metrics.json", "timing.json"}
+    words = (result / "reconstruction.npz", "--scan", scan_file, "--output_dir", judged, "--no-report")
+    assert call("evaluate", *words).code == 0
+    assert {path.name for path in judged.iterdir()} == {"metrics.json"}

@@ -98,6 +98,9 @@ BROKEN: list[tuple[str, Change, str]] = [
     ("R21", metadata('{"measurement": "intensity"}'), "amplitude or counts"),
     ("R21", metadata('{"photons_per_unit": -1}'), "positive"),
     ("R21", with_array("metadata", np.zeros(3)), "JSON text"),
+    ("R28", with_array("source_index", np.arange(4)), "(5,)"),
+    ("R28", with_array("source_index", np.arange(5.0)), "integers"),
+    ("R28", with_array("source_index", np.arange(5) - 1), "at [0]"),
 ]
 
 ADVISED: list[tuple[str, Change, str]] = [
@@ -176,7 +179,7 @@ def test_every_broken_rule_is_listed_at_once(canonical: Callable[..., Arrays]) -
     assert [v.rule for v in violations(arrays) if v.level == "MUST"] == ["R10", "R11", "R15"]
 
 
-@pytest.mark.parametrize("rule", ["R2", "R4", "R6", "R7", "R8", "R11", "R13", "R14", "R16", "R17", "R19", "R20"])
+@pytest.mark.parametrize("rule", ["R2", "R4", "R6", "R7", "R8", "R11", "R13", "R14", "R16", "R17", "R19", "R20", "R28"])
 def test_headers_alone_show_what_shapes_and_dtypes_break(
     canonical: Callable[..., Arrays], write: Callable[..., Path], rule: str
 ) -> None:
@@ -195,7 +198,14 @@ def hand_made(**changes: Any) -> Scan:
 
 
 def test_a_valid_scan_made_by_hand_passes() -> None:
-    check_scan(hand_made(mask=np.ones((6, 6), bool), scan_index=np.zeros(4, np.int64), labels=np.ones((4, 6, 6), "c8")))
+    check_scan(
+        hand_made(
+            mask=np.ones((6, 6), bool),
+            scan_index=np.zeros(4, np.int64),
+            source_index=np.arange(4),
+            labels=np.ones((4, 6, 6), "c8"),
+        )
+    )
 
 
 @pytest.mark.parametrize(

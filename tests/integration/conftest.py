@@ -1,0 +1,118 @@
+"""Stages of the regression: each is one command in a process of its own, timed, and told at the end of the run."""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+WARN_SECONDS, FAIL_SECONDS = 45, 90
+"""For everything in this folder together, on two cores."""
+
+PASS = 5
+"""Stages of one pass, the first ones: simulate, fixture, train, infer and stitch, evaluate."""
+
+PAGE = """# What the regression takes
+
+Wall seconds of each stage of `tests/integration`, every stage a process of its own. Written by
+
+    python -m pytest tests/integration --runtime_profile docs/runtime_profile.md
+
+on {cores} cores, Python {python}, torch {torch}. A pass should stay below 15 s; all of it warns past {warn} s and
+fails past {fail} s. About half of every stage but the fixture and the evaluation is torch's own import.
+
+| stage | seconds |
+|---|---|
+{rows}
+"""
+
+_seconds = pytest.StashKey[list[tuple[str, float]]]()
+
+Run = Callable[..., str]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--runtime_profile", type=Path, help="Markdown page to write the seconds of all stages to")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_seconds] = []
+
+
+@pytest.fixture(scope="session")
+def run(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Runs ``python …`` in a folder: ``run("train", folder, "-m", "ptycho_torch.train", …)``; returns what it printed.
+
+    ``expect`` is the exit code that must come back.
+    """
+    # As people run it: with the threads that torch takes by itself.
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+
+    def run_stage(stage: str, folder: Path, *words: str | Path, expect: int = 0) -> str:
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, *map(str, words)],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=FAIL_SECONDS,
+        )
+        pytestconfig.stash[_seconds].append((stage, time.perf_counter() - started))
+        assert done.returncode == expect, f"{' '.join(map(str, words))}\n{done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    return run_stage
+
+
+@pytest.fixture(scope="session")
+def seconds(pytestconfig: pytest.Config) -> Callable[[], float]:
+    """Wall seconds of all stages so far."""
+    return lambda: sum(took for _, took in pytestconfig.stash[_seconds])
+
+
+@pytest.fixture(scope="session")
+def limit() -> float:
+    """Seconds past which the regression fails."""
+    return FAIL_SECONDS
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    stages = config.stash[_seconds]
+    if not stages:
+        return
+    total = sum(took for _, took in stages)
+    terminalreporter.section("regression")
+    for stage, took in [*stages, ("all", total)]:
+        terminalreporter.line(f"{stage:<36} {took:6.2f} s")
+    if total > WARN_SECONDS:
+        terminalreporter.line(f"WARNING: more than {WARN_SECONDS} s, the target on two cores", yellow=True, bold=True)
+    page = config.getoption("--runtime_profile", default=None)
+    if page is not None:
+        page.write_text(profile_page(stages), encoding="utf-8")
+        terminalreporter.line(f"written: {page}")
+
+
+def profile_page(stages: list[tuple[str, float]]) -> str:
+    """The page of the stages: what one pass takes, and what all of the regression takes."""
+    one_pass, total = (sum(took for _, took in some) for some in (stages[:PASS], stages))
+    told = [
+        *((stage, took) for stage, took in stages[:PASS]),
+        ("**one pass**", one_pass),
+        *((stage, took) for stage, took in stages[PASS:]),
+        ("**all**", total),
+    ]
+    return PAGE.format(
+        cores=os.cpu_count(),
+        python=platform.python_version(),
+        torch=metadata.version("torch"),
+        rows="\n".join(f"| {stage} | {took:.2f} |" for stage, took in told),
+        warn=WARN_SECONDS,
+        fail=FAIL_SECONDS,
+    )

@@ -1,0 +1,170 @@
+"""The whole way as people type it: simulate → fixture → train → infer in a new process → stitch → evaluate."""
+
+import csv
+import hashlib
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+Run = Callable[..., str]
+
+ROOT = Path(__file__).parents[2]
+GENERATOR = ROOT / "scripts" / "tools" / "make_pytorch_integration_fixture.py"
+
+EPOCHS = 6
+NRMSE_BAR, R_BAR = 0.27, 0.025
+"""What the trained network must beat, over the box of scan positions and over all patterns. Measured: 0.204
+and 0.011 trained, 0.336 and 0.052 untrained (docs/fixture_scope.md)."""
+
+SIMULATE = (
+    "-m ptycho_torch.simulate scan.npz --preset run1084 --object texture --positions 400 --overlap 0.9 --layout legacy "
+    "--seed 3"
+)
+TRAIN = (
+    "-m ptycho_torch.train --train_data_file fixture.npz --test_data_file fixture.npz --output_dir {model} "
+    "--max_epochs {epochs} --n_images 64 --gridsize 1 --batch_size 4 --device cpu --disable_mlflow --seed {seed}"
+)
+INFER = "-m ptycho_torch.inference --model_path {model} --test_data fixture.npz --output_dir {result} --device cpu"
+EVALUATE = "-m ptycho_torch.evaluate {result}/reconstruction.npz --truth fixture.npz --output_dir {result} --no_report"
+
+
+def words(line: str, **names: object) -> list[str]:
+    return shlex.split(line.format(**names))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
+    """One pass."""
+    folder = tmp_path_factory.mktemp("regression")
+    run("simulate", folder, *words(SIMULATE))
+    run("fixture", folder, GENERATOR, "--source", "scan.npz", "--output", "fixture.npz", "--subset-size", "64")
+    run("train", folder, *words(TRAIN, model="model", epochs=EPOCHS, seed=0))
+    run("infer and stitch", folder, *words(INFER, model="model", result="result"), "--no_report")
+    judge(folder, run, "result", "evaluate")
+    return folder
+
+
+def judge(folder: Path, run: Run, result: str, stage: str) -> None:
+    """Evaluate beside what inference measured: ``metrics.json`` then stands for the truth, ``r.json`` for R."""
+    shutil.copy(folder / result / "metrics.json", folder / result / "r.json")
+    run(stage, folder, *words(EVALUATE, result=result))
+
+
+def figures(result: Path) -> tuple[float, float]:
+    """NRMSE in the scanned box, and R."""
+    found = [json.loads((result / name).read_text()) for name in ("metrics.json", "r.json")]
+    return found[0]["nrmse_scanned_box"], found[1]["r"]
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_fixture_is_the_same_made_again_and_its_record_is_true(folder: Path, run: Run) -> None:
+    record = json.loads((folder / "fixture.json").read_text())
+    assert record["fixture"]["sha256"] == digest(folder / "fixture.npz")
+    assert record["source"]["sha256"] == digest(folder / "scan.npz")
+    (folder / "again").mkdir()
+    shutil.copy(folder / "scan.npz", folder / "again" / "scan.npz")
+    run("fixture again", folder / "again", GENERATOR, "--source", "scan.npz", "--output", "fixture.npz")
+    for name in ("fixture.npz", "fixture.json"):
+        assert digest(folder / "again" / name) == digest(folder / name)
+
+
+def test_the_history_is_finite_and_falls(folder: Path) -> None:
+    with (folder / "model" / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    losses = np.array([[float(row["loss"]), float(row["val_loss"])] for row in rows])
+    assert len(rows) == EPOCHS
+    assert np.isfinite(losses).all()
+    assert (losses[-1] < losses[0] / 2).all()
+    assert (losses[1:].mean(0) < losses[0]).all()
+
+
+def test_a_bundle_that_lacks_a_tensor_is_refused(folder: Path, run: Run) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(folder / "model", folder / "lacking")
+    tensors = load_file(folder / "model" / "model.safetensors")
+    tensors.pop(sorted(tensors)[0])
+    save_file(tensors, folder / "lacking" / "model.safetensors")
+    said = run("infer, damaged bundle", folder, *words(INFER, model="lacking", result="none"), expect=2)
+    assert said.count("\n") == 1
+    assert "Traceback" not in said
+    assert not (folder / "none").exists()
+
+
+def test_the_reconstruction_is_finite_and_covers_what_the_positions_say(folder: Path) -> None:
+    with np.load(folder / "result" / "reconstruction.npz") as file:
+        result = dict(file)
+    with np.load(folder / "fixture.npz") as file:
+        fixture = dict(file)
+    size = fixture["diffraction"].shape[-1]
+    corners = np.floor(np.stack([fixture["ycoords"], fixture["xcoords"]], 1) - size // 2 + 0.5).astype(int)
+    seen = np.zeros(result["object"].shape, bool)
+    assert (corners >= result["origin_yx"]).all()
+    assert (corners + size <= result["origin_yx"] + seen.shape).all()
+    for row, column in corners - result["origin_yx"]:
+        seen[row : row + size, column : column + size] = True
+    assert np.isfinite(result["object"]).all()
+    np.testing.assert_array_equal(result["coverage"] > 0, seen)
+    power = np.square(np.abs(result["probe"]), dtype=np.float64).sum()
+    assert result["coverage"].sum(dtype=np.float64) == pytest.approx(len(corners) * power, rel=1e-3)
+
+
+def test_the_trained_network_beats_the_bar(folder: Path) -> None:
+    nrmse, r = figures(folder / "result")
+    assert nrmse < NRMSE_BAR
+    assert r < R_BAR
+
+
+def test_an_untrained_network_fails_the_bar(folder: Path, run: Run) -> None:
+    run("train, no epochs", folder, *words(TRAIN, model="untrained", epochs=0, seed=0))
+    run("infer, untrained", folder, *words(INFER, model="untrained", result="flat"), "--no_report")
+    judge(folder, run, "flat", "evaluate, untrained")
+    nrmse, r = figures(folder / "flat")
+    assert nrmse > NRMSE_BAR
+    assert r > R_BAR
+
+
+def test_the_same_seed_gives_the_same_bytes_with_its_report(folder: Path, run: Run) -> None:
+    run("train, same seed", folder, *words(TRAIN, model="same", epochs=EPOCHS, seed=0))
+    run("infer with report, same seed", folder, *words(INFER, model="same", result="same_result"))
+    for model, result in (("model.safetensors", "reconstruction.npz"), ("history.csv", "metrics.json")):
+        assert digest(folder / "same" / model) == digest(folder / "model" / model)
+        kept = "r.json" if result == "metrics.json" else result
+        assert digest(folder / "same_result" / result) == digest(folder / "result" / kept)
+    assert (folder / "same_result" / "report.html").stat().st_size > 10_000
+
+
+def test_another_seed_gives_other_bytes(folder: Path, run: Run) -> None:
+    run("train, another seed", folder, *words(TRAIN, model="other", epochs=1, seed=1))
+    assert digest(folder / "other" / "model.safetensors") != digest(folder / "model" / "model.safetensors")
+    with (folder / "other" / "history.csv").open() as other, (folder / "model" / "history.csv").open() as first:
+        rows = [next(csv.DictReader(file)) for file in (other, first)]
+    assert rows[0]["loss"] != rows[1]["loss"]  # the first epoch already differs
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("PTYCHO_TORCH_DATA" not in os.environ, reason="needs the data folder PTYCHO_TORCH_DATA")
+def test_the_way_from_the_twin_of_run_1084(tmp_path: Path, run: Run) -> None:
+    twin = Path(os.environ["PTYCHO_TORCH_DATA"]) / "run1084" / "Run1084_twin_legacy.npz"
+    run("twin: fixture", tmp_path, GENERATOR, "--source", twin, "--output", "fixture.npz")
+    run("twin: train", tmp_path, *words(TRAIN, model="model", epochs=EPOCHS, seed=0))
+    run("twin: infer and stitch", tmp_path, *words(INFER, model="model", result="result"))
+    judge(tmp_path, run, "result", "twin: evaluate")
+    # Its phase is too strong for so short a training: NRMSE 0.84, where the untrained network has 0.89. R tells: 0.018
+    # and 0.090.
+    nrmse, r = figures(tmp_path / "result")
+    assert nrmse < 0.88
+    assert r < R_BAR
+
+
+def test_all_of_it_took_less_than_the_limit(seconds: Callable[[], float], limit: float, folder: Path) -> None:
+    assert seconds() < limit, "too slow: see the table of stages"
