@@ -130,6 +130,69 @@ class InferenceConfig(Reading):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """Settings of one engine. None means: the engine's own default."""
+
+    engine: str = option("pie", "pie, lsqml, dm, raar, gradient or neural")
+    epochs: int | None = option(None, "passes over all patterns; default: the engine's")
+    time_limit: float | None = option(None, "seconds after which no batch is begun; default: none")
+    batch_size: int | None = option(None, "patterns a batch; default: the engine's")
+    batches: Literal["random", "compact"] | None = option(
+        None, "random: each batch from all over the field; compact: each a neighbourhood; default: the engine's"
+    )
+    loss: Literal["amplitude", "poisson"] = option("amplitude", "noise model of the patterns")
+    step: float | None = option(None, "step of the object, 1 being the exact one; default: the engine's")
+    momentum: float | None = option(None, "share of the last step that is taken again; default: the engine's")
+    update_probe: bool = option(False, "learn the probe too, which measured data needs")
+    probe_start: int = option(0, "epoch from which on the probe is learned")
+    probe_modes: int | None = option(None, "incoherent probe modes; default: as many as the start has")
+    update_positions: bool = option(False, "refine the scan positions")
+    position_start: int = option(3, "epoch from which on positions are refined")
+    position_bound: float = option(5.0, "farthest that a position is moved, in pixels")
+    update_background: bool = option(False, "learn a background that is the same in all patterns")
+    relaxation: float | None = option(None, "beta of dm and raar; default: the engine's")
+    optimizer: Literal["adam", "sgd", "lbfgs"] | None = option(None, "optimiser of the gradient engine; default: adam")
+    tv: float = option(0.0, "weight of the object's total variation, gradient engine")
+    smoothness: float = option(0.0, "weight of the object's squared differences, gradient engine")
+    model_path: Path | None = option(None, "folder of a bundle written by train, neural engine")
+
+    def __post_init__(self) -> None:
+        require_positive(self, "time_limit", "batch_size", "step", "probe_modes", "position_bound", "relaxation")
+        for name in ("epochs", "probe_start", "position_start", "tv", "smoothness"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ConfigError(f"--{name} is {value}: it must not be negative")
+        if self.momentum is not None and not 0 <= self.momentum < 1:
+            raise ConfigError(f"--momentum is {self.momentum}: it must be at least 0 and below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructConfig(StageConfig, Reading):
+    """Settings of ``python -m ptycho_torch.reconstruct``."""
+
+    scan: Path = option(MISSING, "scan file (NPZ) to reconstruct", positional=True)
+    output_dir: Path = option(MISSING, "folder for the reconstruction, pictures and report")
+    then: tuple[str, ...] = option(
+        (), 'a further engine with settings of its own, as "gradient:epochs=20,batch_size=64"; may be repeated'
+    )
+    init_object: Path | None = option(None, "reconstruction.npz or scan file whose object to start from; default: ones")
+    init_probe: str = option("file", "file: the scan's; gaussian:SIGMA: no phase, sigma in pixels; or an NPZ file's")
+    init_positions: Path | None = option(None, "reconstruction.npz or scan file whose positions to start from")
+    seed: int = option(0, "seed of every random choice")
+    device: Device = option(
+        "auto", "device to compute on (--accelerator is an alias); auto takes CUDA, then MPS, then CPU"
+    )
+    resume: bool = option(False, "go on from the checkpoint in the output folder")
+    report: bool = option(True, "write report.html and the pictures, which take about half of the time")
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        Reading.__post_init__(self)
+        if self.seed < 0:
+            raise ConfigError(f"--seed is {self.seed}: it must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SimulateConfig(Verbosity):
     """Settings of ``python -m ptycho_torch.simulate``. None means: the preset's."""
 

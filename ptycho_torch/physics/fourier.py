@@ -14,6 +14,17 @@ def inverse_far_field(wave: Tensor) -> Tensor:
     return torch.fft.ifft2(wave, norm="ortho")
 
 
+def shift_factors(shifts: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """The two factors of :func:`shift_phase`, one an axis: (*, rows, 1) and (*, 1, columns) complex."""
+
+    def axis(shift: Tensor, n: int) -> Tensor:
+        frequency = torch.fft.fftfreq(n, dtype=shifts.dtype, device=shifts.device)
+        angle = -2 * torch.pi * frequency * shift[..., None]
+        return torch.polar(torch.ones_like(angle), angle)
+
+    return axis(shifts[..., 0], rows)[..., :, None], axis(shifts[..., 1], columns)[..., None, :]
+
+
 def shift_phase(shifts: Tensor, rows: int, columns: int) -> Tensor:
     """Factor in Fourier space that moves an image by ``shifts``.
 
@@ -25,13 +36,8 @@ def shift_phase(shifts: Tensor, rows: int, columns: int) -> Tensor:
     Returns:
         (*, rows, columns) complex of modulus one, so that a shift keeps energy and its adjoint is its inverse.
     """
-
-    def axis(shift: Tensor, n: int) -> Tensor:
-        frequency = torch.fft.fftfreq(n, dtype=shifts.dtype, device=shifts.device)
-        angle = -2 * torch.pi * frequency * shift[..., None]
-        return torch.polar(torch.ones_like(angle), angle)
-
-    return axis(shifts[..., 0], rows)[..., :, None] * axis(shifts[..., 1], columns)[..., None, :]
+    down, across = shift_factors(shifts, rows, columns)
+    return down * across
 
 
 def fourier_shift(image: Tensor, shifts: Tensor) -> Tensor:

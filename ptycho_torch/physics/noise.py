@@ -49,8 +49,8 @@ class GaussianAmplitude:
 
     def wave_update(self, detector: Tensor, intensity: Tensor, counts: Tensor) -> Tensor:
         # The modulus projection: replace the amplitude, keep the phase (Fienup, Appl. Opt. 21, 2758 (1982)).
-        ratio = torch.sqrt((counts + AMPLITUDE_SHIFT) / (intensity + AMPLITUDE_SHIFT))
-        return (ratio - 1)[..., None, :, :] * detector
+        ratio = (counts + AMPLITUDE_SHIFT).div_(intensity + AMPLITUDE_SHIFT).sqrt_()  # in place: engines live on this
+        return ratio.sub_(1)[..., None, :, :] * detector
 
 
 NOISE_MODELS: dict[str, type[Poisson] | type[GaussianAmplitude]] = {

@@ -1,6 +1,6 @@
 """Cutting patches out of an object and placing them back: an adjoint pair on the integer grid."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,14 +27,6 @@ def split_positions(positions: Tensor, size: int) -> Placement:
     return Placement(corners.to(torch.int64), exact - corners)
 
 
-def patch_indices(corners: Tensor, size: int, columns: int) -> Tensor:
-    """Flat indices (n, size, size) into an object with ``columns`` columns of the patches at ``corners`` (n, 2)."""
-    offset = torch.arange(size, device=corners.device)
-    rows = corners[:, 0, None] + offset
-    cols = corners[:, 1, None] + offset
-    return rows[:, :, None] * columns + cols[:, None, :]
-
-
 def extract_patches(obj: Tensor, corners: Tensor, size: int) -> Tensor:
     """Cut ``size`` × ``size`` patches out of ``obj``.
 
@@ -49,9 +41,8 @@ def extract_patches(obj: Tensor, corners: Tensor, size: int) -> Tensor:
     Raises:
         IndexError: a patch reaches outside the object.
     """
-    check_inside(corners, size, obj.shape[-2:])
-    index = patch_indices(corners, size, obj.shape[-1])
-    return obj.reshape(-1).index_select(0, index.reshape(-1)).reshape(index.shape)
+    check_inside(corners, size, obj.shape)
+    return _Extract.apply(obj, corners, size)
 
 
 def place_patches(patches: Tensor, corners: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -69,9 +60,48 @@ def place_patches(patches: Tensor, corners: Tensor, shape: tuple[int, int]) -> T
         IndexError: a patch reaches outside the canvas.
     """
     check_inside(corners, patches.shape[-1], shape)
-    index = patch_indices(corners, patches.shape[-1], shape[1])
-    canvas = patches.new_zeros(shape[0] * shape[1])
-    return canvas.index_add(0, index.reshape(-1), patches.reshape(-1)).reshape(shape)
+    return _Place.apply(patches, corners, tuple(shape))
+
+
+class _Extract(torch.autograd.Function):
+    """Cutting out, whose gradient is placing back."""
+
+    @staticmethod
+    def forward(ctx: Any, obj: Tensor, corners: Tensor, size: int) -> Tensor:
+        ctx.save_for_backward(corners)
+        ctx.shape = tuple(obj.shape)
+        windows = obj.unfold(0, size, 1).unfold(1, size, 1)  # a view of all windows: no index for every pixel
+        return windows[corners[:, 0], corners[:, 1]]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (corners,) = ctx.saved_tensors
+        return _Place.apply(gradients[0], corners, ctx.shape), None, None
+
+
+class _Place(torch.autograd.Function):
+    """Placing back, whose gradient is cutting out."""
+
+    @staticmethod
+    def forward(ctx: Any, patches: Tensor, corners: Tensor, shape: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(corners)
+        ctx.size = size = patches.shape[-1]
+        canvas = patches.new_zeros(shape)
+        if patches.device.type == "cpu":
+            # Adding windows one by one is several times faster here than adding pixels by index.
+            sheet, pieces = canvas.numpy(), patches.detach().resolve_conj().numpy()
+            for piece, (row, column) in zip(pieces, corners.tolist(), strict=True):
+                sheet[row : row + size, column : column + size] += piece
+            return canvas
+        offset = torch.arange(size, device=corners.device)
+        rows, columns = corners[:, 0, None] + offset, corners[:, 1, None] + offset
+        index = rows[:, :, None] * shape[1] + columns[:, None, :]
+        return canvas.view(-1).index_add_(0, index.reshape(-1), patches.reshape(-1)).view(shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (corners,) = ctx.saved_tensors
+        return _Extract.apply(gradients[0], corners, ctx.size), None, None
 
 
 def check_inside(corners: Tensor, size: int, shape: tuple[int, int] | torch.Size) -> None:

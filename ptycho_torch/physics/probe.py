@@ -5,4 +5,5 @@ from torch import Tensor
 
 def power_of(modes: Tensor) -> Tensor:
     """Power of a wave summed over its incoherent modes: (*, M, N, N) complex to (*, N, N) real."""
-    return (modes.real.square() + modes.imag.square()).sum(-3)
+    power = modes.real.square() + modes.imag.square()
+    return power.squeeze(-3) if power.shape[-3] == 1 else power.sum(-3)

@@ -1,0 +1,64 @@
+"""The iterative engines by name. A new one is a new entry here; its tests follow from the name."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ptycho_torch.core.config import StageConfig
+from ptycho_torch.core.errors import ConfigError
+from ptycho_torch.engines.loop import Engine, Schedule
+from ptycho_torch.engines.pie import Pie, PieSettings
+from ptycho_torch.engines.problem import Estimate, Measurement
+
+
+class Entry(NamedTuple):
+    """How to make an engine, and what it runs with unless told otherwise."""
+
+    make: Callable[[Measurement, Estimate, StageConfig, int], Engine]
+    """From the measurement, the estimate that it improves, the settings and the batch size."""
+
+    epochs: int
+    batch_size: int
+    probe_batch_size: int
+    """Patterns a batch where the probe is learned too."""
+
+    batches: str = "random"
+
+
+def _pie(measurement: Measurement, estimate: Estimate, stage: StageConfig, batch_size: int) -> Engine:
+    given = {"step": stage.step, "momentum": stage.momentum}
+    settings = PieSettings(
+        update_probe=stage.update_probe,
+        probe_start=stage.probe_start,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    return Pie(measurement, estimate, settings, batch_size)
+
+
+ENGINES: dict[str, Entry] = {"pie": Entry(_pie, epochs=24, batch_size=64, probe_batch_size=32)}
+
+
+def schedule_of(stage: StageConfig) -> Schedule:
+    """The schedule of a stage: what it says, else its engine's.
+
+    Raises:
+        ConfigError: there is no engine of that name.
+    """
+    if stage.engine not in ENGINES:
+        raise ConfigError(f"--engine is {stage.engine}: known are {', '.join(sorted(ENGINES))}")
+    entry = ENGINES[stage.engine]
+    return Schedule(
+        entry.epochs if stage.epochs is None else stage.epochs,
+        stage.batch_size or (entry.probe_batch_size if stage.update_probe else entry.batch_size),
+        stage.batches or entry.batches,
+        stage.time_limit,
+    )
+
+
+def make_engine(measurement: Measurement, estimate: Estimate, stage: StageConfig) -> Engine:
+    """The engine of ``stage``, ready to run.
+
+    Raises:
+        ConfigError: there is no engine of that name.
+    """
+    batch_size = min(schedule_of(stage).batch_size, len(measurement))
+    return ENGINES[stage.engine].make(measurement, estimate, stage, batch_size)
