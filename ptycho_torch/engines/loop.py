@@ -85,6 +85,7 @@ class Engine(ABC):
 
     def forget(self) -> None:
         """Drop the memory: after a step back."""
+        self.recall({name: torch.zeros_like(tensor) for name, tensor in self.memory().items()})
 
 
 @dataclass

@@ -48,10 +48,10 @@ class PieSettings:
 class Pie(Engine):
     """Batched PIE: the changes of a batch are summed and divided by the illumination.
 
-    The step of a batch is ``s Σ P* Δψ / D`` with Nesterov's momentum, where D is the light that a batch brings on average.
-    Where a batch brings more than that, D is raised so far that the step with all its momentum stays within the exact one:
-    a sparse scan, in which a batch is a large share of all light on a pixel, would else diverge. After a part of the run the
-    momentum is dropped and the steps fall, so that the noise of the batches averages out.
+    The step of a batch is ``s Σ P* Δψ / D`` with Nesterov's momentum, where D is the light that a batch brings on
+    average. Where a batch brings more than that, D is raised so far that the step with all its momentum stays within
+    the exact one: a sparse scan, in which a batch is a large share of all light on a pixel, would else diverge. After a
+    part of the run the momentum is dropped and the steps fall, so that the noise of the batches averages out.
 
     For single patterns it is ePIE with a shared denominator: Maiden & Rodenburg, Ultramicroscopy 109, 1256 (2009);
     momentum as in mPIE: Maiden, Johnson & Li, Optica 4, 736 (2017).
@@ -124,9 +124,6 @@ class Pie(Engine):
 
     def recall(self, memory: dict[str, Tensor]) -> None:
         self.velocity = memory["velocity"]
-
-    def forget(self) -> None:
-        self.velocity = torch.zeros_like(self.velocity)
 
 
 def sum_of_modes(waves: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What an iterative engine is given, and what it changes: the measurement, and the estimate of all that is unknown."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ class Estimate:
 
     def copy(self) -> "Estimate":
         """An estimate of its own."""
-        return replace(self, **{name: tensor.clone() for name, tensor in self.tensors().items()})
+        return Estimate(frame=self.frame, **{name: tensor.clone() for name, tensor in self.tensors().items()})
 
 
 def flat_estimate(positions: Tensor, probe: Tensor, margin: int = 2) -> Estimate:
