@@ -7,6 +7,7 @@ from importlib import import_module
 VERBS = {
     "train": "train a network on a scan, without labels",
     "inference": "reconstruct a scan with a trained network",
+    "reconstruct": "reconstruct a scan by iterative engines, a network, or a chain of them",
     "evaluate": "measure a reconstruction against the truth or the patterns",
     "simulate": "make a scan file from a simulated object",
     "describe": "say what is in a scan file, and what breaks the contract",
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0] in VERBS:
         return int(import_module(f"ptycho_torch.{argv[0]}").main(argv[1:]))
-    listing = "\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())
+    listing = "\n".join(f"  {name:<11} {text}" for name, text in VERBS.items())
     usage = f"usage: ptycho-torch VERB [options]   (ptycho-torch VERB --help)\n\nverbs:\n{listing}"
     if argv and argv[0] == "--version":
         from ptycho_torch import __version__

@@ -13,12 +13,13 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 from ptycho_torch.core.config import Verbosity
 from ptycho_torch.core.errors import ConfigError, PtychoError
 
 Config = TypeVar("Config", bound=Verbosity)
+Settings = TypeVar("Settings")
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -68,13 +69,13 @@ def run_verb(
         return EXIT_INTERRUPTED
 
 
-def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
+def parse(config_type: type[Settings], argv: Sequence[str], prog: str) -> Settings:
     """Build a ``config_type`` from flags and an optional YAML file; what is typed wins over the file.
 
     Raises:
         ConfigError: an unknown or missing flag, a bad value, or a ``--config`` file that cannot be used.
     """
-    fields = {field.name: field for field in dataclasses.fields(config_type)}
+    fields = {field.name: field for field in dataclasses.fields(cast(Any, config_type))}
     namespace = vars(build_parser(config_type, prog).parse_args([_spelling(word) for word in argv]))
     typed: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in namespace.items()
@@ -88,7 +89,7 @@ def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
     return config_type(**values)
 
 
-def build_parser(config_type: type[Config], prog: str) -> argparse.ArgumentParser:
+def build_parser(config_type: type[Any], prog: str) -> argparse.ArgumentParser:
     """The parser for ``config_type``. Flags that are not typed stay out of the namespace, so the file can fill them."""
     parser = _Parser(prog=prog, description=config_type.__doc__, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     hints = typing.get_type_hints(config_type)
@@ -165,7 +166,7 @@ def _kind(hint: Any) -> tuple[type, list[Any] | None]:
     return hint, None
 
 
-def _from_yaml(path: Path, config_type: type[Verbosity]) -> dict[str, Any]:
+def _from_yaml(path: Path, config_type: type[Any]) -> dict[str, Any]:
     """Settings from a YAML file, of the types that the flags would have given."""
     import yaml
 

@@ -9,6 +9,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,8 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict[str, Any]:
     # The same file twice is read once.
     scans = {path: _read(path, config) for path in (config.scan, config.truth) if path is not None}
     scan = scans[config.scan] if config.scan is not None else None
+    if scan is not None and reconstruction.metadata.get("positions") == "refined":
+        scan = at_refined_positions(scan, reconstruction)
     truth = scans[config.truth].truth if config.truth is not None else None
     if config.truth is not None and truth is None:
         raise DataError(
@@ -60,6 +63,20 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict[str, Any]:
     return write_judgement(
         make_output_dir(config.output_dir), reconstruction, judgement, command=command, report=config.report
     )
+
+
+def at_refined_positions(scan: "Scan", reconstruction: "Reconstruction") -> "Scan":
+    """``scan`` at the positions that the reconstruction found, by which alone its patterns can be judged.
+
+    Raises:
+        DataError: it has another number of patterns.
+    """
+    if len(scan) != len(reconstruction.positions):
+        raise DataError(
+            f"{scan.source}: {len(scan)} patterns, and the reconstruction has refined positions of "
+            f"{len(reconstruction.positions)}; give the scan that was reconstructed"
+        )
+    return replace(scan, positions=reconstruction.positions)
 
 
 def _photons_per_unit(config: EvaluateConfig, reconstruction: "Reconstruction", scan: "Scan | None") -> float:

@@ -34,6 +34,9 @@ class Reconstruction:
     photons_per_unit: float = 1.0
     """Photons for one squared unit of the scan file's amplitude: compares the model with the measurement."""
 
+    background: NDArray[np.float32] | None = None
+    """Photons added to every pattern, (N, N), zero frequency at [0, 0]; None: none."""
+
     history: dict[str, list[float]] = field(default_factory=dict)
     """Figures by name, one an epoch, where the maker kept them (``"epoch"``, ``"loss"``, ``"val_loss"``, …)."""
 
@@ -43,9 +46,11 @@ class Reconstruction:
     def save(self, path: str | Path) -> None:
         """Write to ``path`` (NPZ), whole or not at all; the same values give the same bytes."""
         extra = {"photons_per_unit": self.photons_per_unit, "history": self.history, "metadata": self.metadata}
+        background: dict[str, Any] = {} if self.background is None else {"background": self.background}
         with written_whole(path) as aside:
             np.savez(
                 aside,
+                **background,
                 object=self.object,
                 coverage=self.coverage,
                 origin_yx=self.origin_yx,
@@ -83,6 +88,7 @@ def load_reconstruction(path: str | Path) -> Reconstruction:
         probe=arrays["probe"],
         positions=arrays["positions"],
         photons_per_unit=scale,
+        background=arrays.get("background"),
         history=history,
         metadata=metadata,
     )

@@ -1,9 +1,12 @@
 """The loop around every iterative engine: epochs of batches, a schedule, a guard against divergence, and a history."""
 
+import logging
 import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +18,8 @@ from ptycho_torch.engines.problem import Estimate, Measurement
 
 GROWTH = 1.2
 """An epoch whose error is this many times the one before it is taken back, and the steps are halved."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,10 +103,6 @@ class History:
     seconds: list[float] = field(default_factory=list)
     """Since the start of the run, at the end of each epoch."""
 
-    def columns(self) -> dict[str, list[float]]:
-        """As a reconstruction keeps them."""
-        return {"epoch": [float(i + 1) for i in range(len(self.r))], "r": self.r, "seconds": self.seconds}
-
 
 class Run:
     """A run of an engine in progress."""
@@ -109,21 +110,26 @@ class Run:
     def __init__(self, engine: Engine, schedule: Schedule, seed: int) -> None:
         self.engine, self.schedule, self.seed = engine, schedule, seed
         self.history = History()
-        self._safe: list[dict[str, Tensor]] = []
+        self._safe: dict[str, Tensor] = {}
+        """Everything as it was before the last epoch whose error did not grow."""
 
-    def go(self, observer: Observer) -> bool:
+    def go(self, observer: Observer, after_epoch: Callable[[], None] | None = None) -> bool:
         """Run to the end of the schedule.
+
+        Args:
+            observer: is told of every epoch.
+            after_epoch: called when an epoch is complete; ctrl-C within it takes that epoch back.
 
         Returns:
             True, or False when ctrl-C ended it: then the estimate is as it was after the last whole epoch.
         """
         schedule, estimate = self.schedule, self.engine.estimate
         started = time.perf_counter() - (self.history.seconds[-1] if self.history.seconds else 0.0)
-        whole = self._everything()
-        observer.begin("reconstruction", schedule.epochs)
+        whole, done = self._everything(), len(self.history.r)
+        observer.begin("reconstruction", max(0, schedule.epochs - len(self.history.r)))
         try:
             for epoch in range(len(self.history.r), schedule.epochs):
-                whole = self._everything()
+                whole, done = self._everything(), epoch
                 # A generator for each epoch, so that a run goes on exactly from wherever it was left.
                 rng = np.random.default_rng([self.seed, epoch])
                 batches = schedule.order(estimate.positions, rng)
@@ -145,8 +151,11 @@ class Run:
                 self.history.seconds.append(time.perf_counter() - started)
                 observer.advance(r=self.history.r[-1])
                 self._guard(whole)
+                if after_epoch is not None:
+                    after_epoch()
         except KeyboardInterrupt:
             self._back_to(whole)
+            del self.history.r[done:], self.history.seconds[done:]
             return False
         finally:
             observer.end()
@@ -168,8 +177,22 @@ class Run:
             return
         spoilt = not math.isfinite(r[-1]) or (len(r) > 1 and r[-1] > GROWTH * r[-2])
         if spoilt and self._safe:
-            self._back_to(self._safe[-1])
+            log.info("epoch %d: the error grew from %.4g to %.4g; half the steps from here", len(r), *r[-2:])
+            self._back_to(self._safe)
             self.engine.forget()
             self.engine.caution /= 2
         else:
-            self._safe = [whole]
+            self._safe = whole
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that :meth:`resume` needs to go on exactly: tensors, and what JSON can hold."""
+        safe = {f"safe.{name}": tensor for name, tensor in self._safe.items()}
+        note = {"r": self.history.r, "seconds": self.history.seconds, "caution": self.engine.caution}
+        return self._everything() | safe, note
+
+    def resume(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
+        """Go on from what :meth:`state` gave."""
+        self._safe = {name.removeprefix("safe."): tensors[name] for name in tensors if name.startswith("safe.")}
+        self._back_to(tensors)
+        self.history = History(list(note["r"]), list(note["seconds"]))
+        self.engine.caution = note["caution"]

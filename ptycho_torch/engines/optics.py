@@ -34,22 +34,16 @@ class Correction(NamedTuple):
     """Σ (√intensity − √counts)² over the pixels that count, to first order."""
 
 
-class Optics:
-    """An estimate seen through the forward model.
+class Scene:
+    """An estimate seen from its scan positions: probes and patches, and the adjoints of both.
 
-    Args:
-        measurement: the patterns.
-        estimate: looked at anew for every batch.
-        fixed_probe: whether probe and positions stay as they are, so that shifted probes may be kept.
+    The estimate is looked at anew for every batch; after its positions changed, :meth:`moved` must be called.
     """
 
-    def __init__(self, measurement: Measurement, estimate: Estimate, *, fixed_probe: bool) -> None:
-        self.measurement, self.estimate = measurement, estimate
+    def __init__(self, estimate: Estimate) -> None:
+        self.estimate = estimate
         self._kept: Tensor | None = None
         self.moved()
-        wanted = len(measurement) * estimate.probe.numel() * estimate.probe.element_size()
-        if fixed_probe and wanted <= KEPT_BYTES:
-            self._kept = torch.cat([self.probes(part) for part in torch.arange(len(measurement)).split(64)])
 
     def moved(self) -> None:
         """The positions changed: find corners and fractions anew."""
@@ -62,8 +56,11 @@ class Optics:
         """The probe at the fractions of some positions, (b, M, N, N)."""
         if self._kept is not None:
             return self._kept[indices]
-        spectrum = torch.fft.fft2(self.estimate.probe)
-        return torch.fft.ifft2(spectrum * self._down[indices, None] * self._across[indices, None])
+        return self.moved_to_fractions(self.estimate.probe, indices)
+
+    def moved_to_fractions(self, modes: Tensor, indices: Tensor) -> Tensor:
+        """Waves (M, N, N) moved by the fraction of each of some positions, (b, M, N, N)."""
+        return torch.fft.ifft2(torch.fft.fft2(modes) * self._down[indices, None] * self._across[indices, None])
 
     def probe_gradient(self, waves: Tensor, indices: Tensor) -> Tensor:
         """The adjoint of moving the probe: waves (b, M, N, N) moved back by each fraction and summed, (M, N, N)."""
@@ -80,6 +77,27 @@ class Optics:
         """The adjoint of :meth:`patches`: (b, N, N) added up on the canvas."""
         return place_patches(patches, self.corners[indices], self.estimate.frame.shape)
 
+    def light(self, coarse: int = 1) -> "Light":
+        """What the probe lights at whole pixels, averaged over blocks of ``coarse`` pixels a side, for speed."""
+        return Light(self.corners, power_of(self.estimate.probe), self.estimate.frame.shape, coarse)
+
+
+class Optics(Scene):
+    """An estimate compared with the measured patterns.
+
+    Args:
+        measurement: the patterns.
+        estimate: looked at anew for every batch.
+        fixed_probe: whether probe and positions stay as they are, so that shifted probes may be kept.
+    """
+
+    def __init__(self, measurement: Measurement, estimate: Estimate, *, fixed_probe: bool) -> None:
+        super().__init__(estimate)
+        self.measurement = measurement
+        wanted = len(measurement) * estimate.probe.numel() * estimate.probe.element_size()
+        if fixed_probe and wanted <= KEPT_BYTES:
+            self._kept = torch.cat([self.probes(part) for part in torch.arange(len(measurement)).split(64)])
+
     def correction(self, indices: Tensor, *, excess: bool = False) -> Correction:
         """Compare the patterns at ``indices`` with the measured ones."""
         measurement = self.measurement
@@ -95,10 +113,6 @@ class Optics:
         change = inverse_far_field(update)
         error = float(torch.linalg.vector_norm(torch.view_as_real(change), dtype=torch.float32).square())
         return Correction(patches, probes, change, beyond, error)
-
-    def light(self, coarse: int = 1) -> "Light":
-        """What the probe lights at whole pixels, averaged over blocks of ``coarse`` pixels a side, for speed."""
-        return Light(self.corners, power_of(self.estimate.probe), self.estimate.frame.shape, coarse)
 
 
 class Light:

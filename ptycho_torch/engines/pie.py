@@ -120,10 +120,13 @@ class Pie(Engine):
         estimate.probe = estimate.probe + size * towards / (seen + 0.1 * seen.amax())
 
     def memory(self) -> dict[str, Tensor]:
-        return {"velocity": self.velocity}
+        return {"velocity": self.velocity, "momentum": torch.tensor(self.momentum, dtype=torch.float64)}
 
     def recall(self, memory: dict[str, Tensor]) -> None:
-        self.velocity = memory["velocity"]
+        self.velocity, self.momentum = memory["velocity"], float(memory["momentum"])
+
+    def forget(self) -> None:
+        self.velocity = torch.zeros_like(self.velocity)
 
 
 def sum_of_modes(waves: Tensor) -> Tensor:

@@ -37,14 +37,20 @@ def _pie(measurement: Measurement, estimate: Estimate, stage: StageConfig, batch
 ENGINES: dict[str, Entry] = {"pie": Entry(_pie, epochs=24, batch_size=64, probe_batch_size=32)}
 
 
+def require_engine(stage: StageConfig) -> None:
+    """Raise ConfigError where there is no engine of that name."""
+    known = sorted([*ENGINES, "neural"])
+    if stage.engine not in known:
+        raise ConfigError(f"--engine is {stage.engine}: known are {', '.join(known)}")
+
+
 def schedule_of(stage: StageConfig) -> Schedule:
     """The schedule of a stage: what it says, else its engine's.
 
     Raises:
         ConfigError: there is no engine of that name.
     """
-    if stage.engine not in ENGINES:
-        raise ConfigError(f"--engine is {stage.engine}: known are {', '.join(sorted(ENGINES))}")
+    require_engine(stage)
     entry = ENGINES[stage.engine]
     return Schedule(
         entry.epochs if stage.epochs is None else stage.epochs,

@@ -106,7 +106,9 @@ def expected_photons(
     corners, fractions = split_positions(relative, probe.shape[-1])
     patches = extract_patches(obj, corners.to(device), probe.shape[-1])
     lit = forward.probe_at(probe, fractions.to(device, torch.float32))
-    return forward.from_patches(patches, lit).intensity
+    background = reconstruction.background
+    added = 0.0 if background is None else torch.from_numpy(background).to(device)
+    return forward.from_patches(patches, lit, added).intensity
 
 
 def measured_photons(

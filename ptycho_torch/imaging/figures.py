@@ -174,8 +174,9 @@ def patterns_figure(measured: NDArray[np.floating], predicted: NDArray[np.floati
 
 
 def history_figure(history: Mapping[str, Sequence[float]]) -> bytes | None:
-    """Every loss of a history against ``"epoch"`` (or 1, 2, …); None where it holds no finite loss."""
-    losses = {name: np.asarray(values, float) for name, values in history.items() if "loss" in name}
+    """Every loss and R of a history against ``"epoch"`` (or 1, 2, …); None where it holds no finite one."""
+    shown = {name: values for name, values in history.items() if "loss" in name or name == "r"}
+    losses = {name: np.asarray(values, float) for name, values in shown.items()}
     curves = {name: values for name, values in losses.items() if np.isfinite(values).any()}
     if not curves:
         return None
@@ -188,7 +189,7 @@ def history_figure(history: Mapping[str, Sequence[float]]) -> bytes | None:
         axis.set_yscale("log")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("epoch")
-    axis.set_ylabel("loss")
+    axis.set_ylabel("R" if set(curves) == {"r"} else "loss")
     _legend(axis)
     return _png(figure)
 

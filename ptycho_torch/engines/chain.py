@@ -1,0 +1,191 @@
+"""Engines one after the other: each starts from what the one before it left."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ptycho_torch.core.config import StageConfig
+from ptycho_torch.core.errors import ConfigError, DataError
+from ptycho_torch.core.observer import Observer
+from ptycho_torch.data.reconstruction import Reconstruction
+from ptycho_torch.data.scan import Scan
+from ptycho_torch.engines.loop import Run
+from ptycho_torch.engines.neural import reconstruct_by_network
+from ptycho_torch.engines.optics import Scene
+from ptycho_torch.engines.problem import Estimate, Measurement, measurement_of
+from ptycho_torch.engines.registry import make_engine, schedule_of
+from ptycho_torch.engines.start import fit_scale, placed_object
+from ptycho_torch.physics.noise import noise_model
+from ptycho_torch.physics.probe import power_of
+from ptycho_torch.training.bundle import Bundle, load_bundle, load_tensors, save_tensors
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Chain:
+    """A reconstruction by stages, in progress."""
+
+    scan: Scan
+    photons_per_unit: float
+    stages: list[StageConfig]
+    estimate: Estimate
+    seed: int = 0
+    finished: int = 0
+    """Stages that are complete."""
+
+    history: dict[str, list[float]] = field(default_factory=lambda: {"epoch": [], "stage": [], "r": []})
+    seconds: list[list[float]] = field(default_factory=list)
+    """For each iterative stage complete, the seconds since its start at the end of each epoch."""
+
+    run: Run | None = None
+    """The stage under way, where it is iterative."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+        return self.estimate.object.device
+
+    @torch.no_grad()
+    def next_stage(self, observer: Observer, after_epoch: Callable[[], None] | None = None) -> bool:
+        """Run the next stage, or what is left of it; ``after_epoch`` as in :meth:`~ptycho_torch.engines.loop.Run.go`.
+
+        Returns:
+            True, or False when ctrl-C ended it: then everything is as it was after the last whole epoch.
+        """
+        stage = self.stages[self.finished]
+        if stage.engine == "neural":
+            self._by_network(stage, observer)
+        else:
+            self.begin()
+            assert self.run is not None
+            if not self.run.go(observer, after_epoch):
+                return False
+            self._record(self.run.history.r)
+            self.seconds.append(self.run.history.seconds)
+        self.finished += 1
+        self.run = None
+        return True
+
+    def save(self, path: Path, fingerprint: dict[str, Any]) -> None:
+        """Write all that :meth:`load` needs to go on exactly."""
+        tensors = self.estimate.tensors()
+        note: dict[str, Any] = {}
+        if self.run is not None:
+            tensors, note = self.run.state()
+        note |= {"finished": self.finished, "under_way": self.run is not None, "history": self.history}
+        # A checkpoint may name one tensor twice, which the format does not: each is written as a copy of its own.
+        save_tensors(path, {name: tensor.clone() for name, tensor in tensors.items()}, note | {"of": fingerprint})
+
+    def load(self, path: Path, fingerprint: dict[str, Any]) -> None:
+        """Go on from the checkpoint at ``path``.
+
+        Raises:
+            BundleError: it is damaged.
+            ConfigError: it was made with other settings, so that going on would mix two runs.
+        """
+        tensors, note = load_tensors(path)
+        differing = [name for name, value in fingerprint.items() if note.get("of", {}).get(name) != value]
+        if differing:
+            raise ConfigError(
+                f"{path}: cannot go on with another {', '.join(differing)}; set it back, or drop --resume"
+            )
+        tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        tensors |= {name: tensors[name].cpu() for name in tensors if name.endswith("positions")}
+        self.finished, self.history = note["finished"], note["history"]
+        self.estimate.restore(tensors)
+        if note["under_way"]:
+            self.begin()
+            assert self.run is not None
+            self.run.resume(tensors, note)
+
+    def begin(self) -> None:
+        """Make ready the iterative stage that is next, unless it is under way."""
+        if self.run is None:
+            stage = self.stages[self.finished]
+            measurement = self.measurement(stage)
+            self.estimate.object = self.estimate.object * fit_scale(measurement, self.estimate)
+            engine = make_engine(measurement, self.estimate, stage)
+            self.run = Run(engine, schedule_of(stage), self.seed + self.finished)
+
+    def check(self) -> None:
+        """Raise PtychoError where a stage to come lacks something, before the first one runs."""
+        for stage in self.stages[self.finished :]:
+            if stage.engine == "neural":
+                self._bundle(stage)
+
+    def measurement(self, stage: StageConfig) -> Measurement:
+        """The patterns as ``stage`` sees them."""
+        return measurement_of(self.scan, self.photons_per_unit, noise_model(stage.loss), self.device)
+
+    def _record(self, r: list[float]) -> None:
+        done = len(self.history["epoch"])
+        self.history["epoch"] += [float(done + i + 1) for i in range(len(r))]
+        self.history["stage"] += [float(self.finished + 1)] * len(r)
+        self.history["r"] += r
+
+    def _bundle(self, stage: StageConfig) -> Bundle:
+        if stage.model_path is None:
+            raise ConfigError("--engine neural needs a trained network: give --model_path, a folder written by train")
+        bundle = load_bundle(stage.model_path, self.device)
+        if bundle.model.probe.shape[-1] != self.scan.size:
+            raise DataError(
+                f"{stage.model_path}: trained on patterns of {bundle.model.probe.shape[-1]} pixels a side, and the "
+                f"scan has {self.scan.size}; train on this scan"
+            )
+        return bundle
+
+    def _by_network(self, stage: StageConfig, observer: Observer) -> None:
+        bundle = self._bundle(stage)
+        result = reconstruct_by_network(
+            bundle.model,
+            self.scan,
+            bundle.photons_per_unit,
+            gridsize=bundle.gridsize,
+            batch_size=stage.batch_size or 64,
+            observer=observer,
+        )
+        # The network's object belongs to the network's probe.
+        self.estimate.probe = bundle.model.probe.detach().to(self.device, copy=True)
+        self.estimate.object = placed_object(self.estimate, result.object, result.origin_yx).to(self.device)
+
+    @torch.no_grad()
+    def result(self, metadata: dict[str, Any] | None = None) -> Reconstruction:
+        """The reconstruction as it stands. No clock is in it: the same work gives the same bytes."""
+        estimate = self.estimate
+        under_way = self.run.history.r if self.run is not None else []
+        done = len(self.history["r"])
+        history = {
+            "epoch": self.history["epoch"] + [float(done + i + 1) for i in range(len(under_way))],
+            "stage": self.history["stage"] + [float(self.finished + 1)] * len(under_way),
+            "r": self.history["r"] + under_way,
+        }
+        return Reconstruction(
+            object=estimate.object.cpu().numpy().astype(np.complex64),
+            coverage=coverage_of(estimate).cpu().numpy().astype(np.float32),
+            origin_yx=np.array(estimate.frame.origin, dtype=np.int64),
+            probe=estimate.probe.cpu().numpy().astype(np.complex64),
+            positions=estimate.positions.numpy().copy(),
+            photons_per_unit=self.photons_per_unit,
+            background=_background(estimate),
+            history=history,
+            metadata=metadata or {},
+        )
+
+
+def _background(estimate: Estimate) -> "np.ndarray[Any, np.dtype[np.float32]] | None":
+    return estimate.background.cpu().numpy().astype(np.float32) if bool(estimate.background.any()) else None
+
+
+def coverage_of(estimate: Estimate) -> torch.Tensor:
+    """Probe power summed over all positions, each at its fraction of a pixel, (rows, columns) real."""
+    total = torch.zeros(estimate.frame.shape, dtype=estimate.probe.real.dtype, device=estimate.probe.device)
+    scene = Scene(estimate)
+    for part in torch.arange(len(estimate.positions)).split(64):
+        total += scene.placed(power_of(scene.probes(part)), part)
+    return total

@@ -1,0 +1,134 @@
+"""Where a reconstruction starts from: an object, a probe and positions, each given or made."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ptycho_torch.core.config import ReconstructConfig
+from ptycho_torch.core.errors import ConfigError, DataError
+from ptycho_torch.data.npz import read_arrays
+from ptycho_torch.data.scan import Scan
+from ptycho_torch.engines.optics import Scene
+from ptycho_torch.engines.problem import Estimate, Measurement, flat_estimate
+from ptycho_torch.networks.batch import probe_in_photons
+from ptycho_torch.physics.forward import from_patches
+from ptycho_torch.simulation.probes import pixel_grid
+
+SCALE_PATTERNS = 64
+"""Patterns, spread over the scan, that a given object is brought to the measured photons by."""
+
+
+def start_of(config: ReconstructConfig, scan: Scan, photons_per_unit: float, device: torch.device) -> Estimate:
+    """The estimate that the first stage of ``config`` starts from.
+
+    The object is ones unless a file is given: what a scan file holds as its object is never read by itself.
+
+    Raises:
+        ConfigError: ``--init_probe`` is malformed.
+        DataError: a file that was named lacks what is needed from it, or does not fit the scan.
+    """
+    probe = _probe(config.init_probe, scan)
+    positions = scan.positions
+    if config.init_positions is not None:
+        positions = _positions(config.init_positions, len(scan))
+    scaled = probe_in_photons(replace(scan, probe=probe), photons_per_unit).to(device)
+    margin = 2 + (int(np.ceil(config.position_bound)) if config.update_positions else 0)
+    estimate = flat_estimate(torch.from_numpy(positions.copy()), scaled, margin)
+    if config.init_object is not None:
+        estimate.object = placed_object(estimate, *_object(config.init_object)).to(device)
+    return estimate
+
+
+def placed_object(estimate: Estimate, obj: NDArray[Any], origin_yx: NDArray[np.int64]) -> Tensor:
+    """``obj`` (rows, columns) with its [0, 0] pixel at ``origin_yx``, on the canvas of ``estimate``; ones elsewhere.
+
+    Raises:
+        DataError: the two share no pixel.
+    """
+    (top, left), shape = estimate.frame.origin, estimate.frame.shape
+    low = np.maximum(origin_yx, (top, left))
+    high = np.minimum(origin_yx + obj.shape, (top + shape[0], left + shape[1]))
+    if (high <= low).any():
+        raise DataError(
+            f"the object to start from lies at {origin_yx.tolist()} with {obj.shape} pixels, and the scan's canvas at "
+            f"{[top, left]} with {list(shape)}: they share no pixel; check --init_object"
+        )
+    there = np.s_[low[0] - origin_yx[0] : high[0] - origin_yx[0], low[1] - origin_yx[1] : high[1] - origin_yx[1]]
+    canvas = np.ones(shape, np.complex64)
+    canvas[low[0] - top : high[0] - top, low[1] - left : high[1] - left] = obj[there]
+    return torch.from_numpy(canvas)
+
+
+@torch.no_grad()
+def fit_scale(measurement: Measurement, estimate: Estimate) -> float:
+    """The factor on the object that fits the model's amplitudes best to those measured, in the least squares.
+
+    Over some patterns spread over the scan. A start from elsewhere, a network or another unit, then costs no epochs.
+    """
+    chosen = torch.linspace(0, len(measurement) - 1, min(SCALE_PATTERNS, len(measurement))).round().long()
+    scene = Scene(estimate)
+    waves = from_patches(scene.patches(chosen), scene.probes(chosen), estimate.background)
+    counts, mask = measurement.counts[chosen], measurement.mask_of(chosen)
+    modelled = waves.intensity if mask is None else torch.where(mask, waves.intensity, torch.zeros_like(counts))
+    power = float(modelled.sum(dtype=torch.float64))
+    return float((modelled * counts).sqrt().sum(dtype=torch.float64)) / power if power > 0 else 1.0
+
+
+def _probe(asked: str, scan: Scan) -> NDArray[np.complex64]:
+    """The probe's shape by ``--init_probe``: (M, N, N) of any power."""
+    if asked == "file":
+        return scan.probe
+    kind, _, value = asked.partition(":")
+    if kind == "gaussian":
+        try:
+            sigma = float(value)
+        except ValueError:
+            sigma = 0.0
+        if not 0 < sigma < np.inf:
+            raise ConfigError(f"--init_probe is {asked}: expected gaussian:SIGMA with a sigma above 0, in pixels")
+        y, x = pixel_grid(scan.size)
+        return np.exp(-(y**2 + x**2) / (2 * sigma**2))[None].astype(np.complex64)
+    arrays = read_arrays(Path(asked))
+    key = next((key for key in ("probe", "probeGuess") if key in arrays), None)
+    if key is None:
+        raise DataError(f"{asked}: no probe in it (found {', '.join(sorted(arrays)) or 'nothing'}); check --init_probe")
+    probe = arrays[key].reshape(-1, *arrays[key].shape[-2:]).astype(np.complex64)
+    if probe.shape[-2:] != (scan.size, scan.size) or not np.isfinite(probe).all() or not probe.any():
+        raise DataError(
+            f"{asked}: its probe is {arrays[key].shape}, expected finite modes of {scan.size} × {scan.size} pixels "
+            "like the patterns; check --init_probe"
+        )
+    return probe
+
+
+def _object(path: Path) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Object and origin of a reconstruction, or ``objectGuess`` of a scan file at (0, 0)."""
+    arrays = read_arrays(path)
+    obj = arrays.get("object", arrays.get("objectGuess"))
+    if obj is None or obj.ndim != 2 or not np.isfinite(obj).all():
+        raise DataError(
+            f"{path}: no finite object or objectGuess of two axes in it "
+            f"(found {', '.join(sorted(arrays)) or 'nothing'}); check --init_object"
+        )
+    return obj, np.asarray(arrays.get("origin_yx", (0, 0)), np.int64)
+
+
+def _positions(path: Path, count: int) -> NDArray[np.float64]:
+    arrays = read_arrays(path)
+    if "positions" in arrays:
+        found = np.asarray(arrays["positions"], np.float64)
+    elif "xcoords" in arrays and "ycoords" in arrays:
+        found = np.stack([arrays["ycoords"], arrays["xcoords"]], 1).astype(np.float64)
+    else:
+        raise DataError(f"{path}: neither positions nor xcoords and ycoords in it; check --init_positions")
+    if found.shape != (count, 2) or not np.isfinite(found).all():
+        raise DataError(
+            f"{path}: positions of shape {found.shape}, expected {(count, 2)} finite, one for each pattern; "
+            "check --init_positions"
+        )
+    return found

@@ -1,0 +1,201 @@
+"""Reconstruct a scan by iterative engines, by a trained network, or by a chain of them.
+
+::
+
+    python -m ptycho_torch.reconstruct scan.npz --output_dir result --engine pie
+    python -m ptycho_torch.reconstruct scan.npz --output_dir result --engine neural --model_path model --then pie
+
+The folder then holds ``reconstruction.npz``, two pictures, ``metrics.json``, ``timing.json``, ``config.yaml`` and
+``report.html``; of a chain also ``stages/``, the result of each stage.
+"""
+
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from ptycho_torch import cli
+from ptycho_torch.core.config import ReconstructConfig, StageConfig
+from ptycho_torch.core.errors import ConfigError
+from ptycho_torch.core.observer import Observer, SilentObserver
+
+if TYPE_CHECKING:
+    from ptycho_torch.data.reconstruction import Reconstruction
+    from ptycho_torch.data.scan import Scan
+
+log = logging.getLogger("ptycho_torch.reconstruct")  # __name__ is __main__ under python -m
+
+CHECKPOINT = Path("checkpoints") / "last" / "state.safetensors"
+CHECKPOINT_SECONDS = 30.0
+"""A checkpoint is written at the first epoch's end after so long, and when ctrl-C is pressed."""
+
+
+@dataclass(frozen=True)
+class ReconstructResult:
+    """What a reconstruction leaves."""
+
+    reconstruction: "Reconstruction"
+    metrics: dict[str, Any]
+    """What is in ``metrics.json``."""
+
+    completed: bool
+    """False where ctrl-C ended it early."""
+
+
+def reconstruct(config: ReconstructConfig, observer: Observer | None = None, command: str = "") -> ReconstructResult:
+    """Reconstruct as ``config`` says and write all results into ``config.output_dir``.
+
+    Raises:
+        PtychoError: bad input, before anything is written.
+    """
+    from ptycho_torch.core.clock import Clock
+    from ptycho_torch.core.files import make_output_dir, write_json
+    from ptycho_torch.data.npz import load_scan
+    from ptycho_torch.data.scaling import photon_scale
+    from ptycho_torch.engines.chain import Chain
+    from ptycho_torch.engines.start import start_of
+    from ptycho_torch.physics.devices import select_device
+
+    clock = Clock()
+    stages = stages_of(config)
+    device = select_device(config.device)
+    scan = load_scan(config.scan, axis_order=config.axis_order, measurement=config.measurement)
+    photons_per_unit = photon_scale(scan, config.photons_per_unit).photons_per_unit
+    chain = Chain(scan, photons_per_unit, stages, start_of(config, scan, photons_per_unit, device), config.seed)
+    checkpoint, fingerprint = config.output_dir / CHECKPOINT, _fingerprint(config, scan, photons_per_unit)
+    if config.resume:
+        if not os.path.isfile(checkpoint):  # unlike Path.is_file, also False for a name that no file can have
+            raise ConfigError(f"{checkpoint}: no checkpoint to go on from; run without --resume first")
+        chain.load(checkpoint, fingerprint)
+    chain.check()
+    make_output_dir(checkpoint.parent)
+    cli.write_config(config.output_dir / "config.yaml", config)
+    clock.lap("load")
+    save = _checkpoints(lambda: chain.save(checkpoint, fingerprint))
+    completed = True
+    while completed and chain.finished < len(stages):
+        number, stage = chain.finished + 1, stages[chain.finished]
+        completed = chain.next_stage(observer or SilentObserver(), save)
+        clock.lap(f"stage {number}: {stage.engine}")
+        chain.save(checkpoint, fingerprint)
+        if completed and len(stages) > 1:
+            folder = make_output_dir(config.output_dir / "stages")
+            chain.result().save(folder / f"{number}-{stage.engine}.npz")
+        clock.lap("save")
+    result = chain.result(_metadata(config, scan, stages))
+    metrics = _write(config, scan, result, command)
+    clock.lap("judge and write")
+    write_json(config.output_dir / "timing.json", clock.seconds | {"epochs": chain.seconds})
+    return ReconstructResult(result, metrics, completed)
+
+
+def stages_of(config: ReconstructConfig) -> list[StageConfig]:
+    """The first stage, made of the bare settings, and one for each ``--then``.
+
+    Raises:
+        ConfigError: an unknown engine or setting, or a bad value.
+    """
+    names = [field.name for field in fields(StageConfig)]
+    first = StageConfig(**{name: getattr(config, name) for name in names})
+    stages = [first, *(_stage(text) for text in config.then)]
+    from ptycho_torch.engines.registry import require_engine
+
+    for stage in stages:
+        require_engine(stage)
+    return stages
+
+
+def _stage(text: str) -> StageConfig:
+    """A stage from ``engine:name=value,name=value``."""
+    engine, _, rest = text.partition(":")
+    words = ["--engine", engine]
+    switches = {field.name for field in fields(StageConfig) if field.type is bool}
+    for part in filter(None, rest.split(",")):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        name = name.replace("-", "_")
+        if name in switches and value in ("", "true", "false"):
+            words.append(f"--{'no_' if value == 'false' else ''}{name}")
+        elif not equals or not value:
+            raise ConfigError(f"--then {text!r}: {part!r} is not name=value, as in gradient:epochs=20,batch_size=64")
+        else:
+            words += [f"--{name}", value]
+    try:
+        return cli.parse(StageConfig, words, "ptycho-torch reconstruct")
+    except ConfigError as error:
+        raise ConfigError(f"--then {text!r}: {error}") from error
+
+
+def _fingerprint(config: ReconstructConfig, scan: "Scan", photons_per_unit: float) -> dict[str, Any]:
+    """What must be the same for a resumed run to equal an uninterrupted one."""
+    free = {"output_dir", "resume", "report", "quiet", "debug", "scan", "device"}
+    settings = {name: value for name, value in cli.resolved(config).items() if name not in free}
+    return settings | {"scan": f"{scan.digest()} at {photons_per_unit:.9g} photons"}
+
+
+def _checkpoints(save: Callable[[], None]) -> Callable[[], None]:
+    """``save``, at most every so many seconds."""
+    last = perf_counter()
+
+    def sometimes() -> None:
+        nonlocal last
+        if perf_counter() - last > CHECKPOINT_SECONDS:
+            save()
+            last = perf_counter()
+
+    return sometimes
+
+
+def _metadata(config: ReconstructConfig, scan: "Scan", stages: list[StageConfig]) -> dict[str, Any]:
+    """Where the reconstruction comes from. No paths and no clock: the same work gives the same bytes anywhere."""
+    refined = any(stage.update_positions for stage in stages) or config.init_positions is not None
+    return {
+        "method": "engine " + " → ".join(stage.engine for stage in stages),
+        "scan": config.scan.name,
+        "scan_digest": scan.digest(),
+        "seed": config.seed,
+        "positions": "refined" if refined else "as in the scan",
+    }
+
+
+def _write(config: ReconstructConfig, scan: "Scan", result: "Reconstruction", command: str) -> dict[str, Any]:
+    from dataclasses import replace
+
+    from ptycho_torch.imaging.results import write_results
+
+    return write_results(
+        config.output_dir,
+        result,
+        replace(scan, positions=result.positions),
+        photons_per_unit=result.photons_per_unit,
+        command=command,
+        report=config.report,
+    )
+
+
+def _command(config: ReconstructConfig, words: list[str]) -> int:
+    command = shlex.join(["python", "-m", "ptycho_torch.reconstruct", *words])
+    result = reconstruct(config, cli.observer_for(config), command)
+    if not config.quiet:
+        written = config.output_dir / ("report.html" if config.report else "metrics.json")
+        print(f"R {result.metrics['r']:.4f} (counting noise alone {result.metrics['r_floor']:.4f})")
+        print(f"{written.stem}: {written}")
+    if not result.completed:
+        done = len(result.reconstruction.history["r"])
+        print(f"interrupted after epoch {done}; go on with --resume", file=sys.stderr)
+        return cli.EXIT_INTERRUPTED
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    return cli.run_verb(ReconstructConfig, lambda config: _command(config, words), words, "ptycho-torch reconstruct")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
