@@ -66,7 +66,8 @@ def reconstruct(config: ReconstructConfig, observer: Observer | None = None, com
     device = select_device(config.device)
     scan = load_scan(config.scan, axis_order=config.axis_order, measurement=config.measurement)
     photons_per_unit = photon_scale(scan, config.photons_per_unit).photons_per_unit
-    chain = Chain(scan, photons_per_unit, stages, start_of(config, scan, photons_per_unit, device), config.seed)
+    start = start_of(config, scan, photons_per_unit, device, stages)
+    chain = Chain(scan, photons_per_unit, stages, start, config.seed)
     checkpoint, fingerprint = config.output_dir / CHECKPOINT, _fingerprint(config, scan, photons_per_unit)
     if config.resume:
         if not os.path.isfile(checkpoint):  # unlike Path.is_file, also False for a name that no file can have

@@ -19,7 +19,7 @@ from ptycho_torch.engines.neural import reconstruct_by_network
 from ptycho_torch.engines.optics import Scene
 from ptycho_torch.engines.problem import Estimate, Measurement, measurement_of
 from ptycho_torch.engines.registry import make_engine, schedule_of
-from ptycho_torch.engines.start import fit_scale, placed_object
+from ptycho_torch.engines.start import fit_scale, placed_object, with_modes
 from ptycho_torch.physics.noise import noise_model
 from ptycho_torch.physics.probe import power_of
 from ptycho_torch.training.bundle import Bundle, load_bundle, load_tensors, save_tensors
@@ -109,6 +109,8 @@ class Chain:
         if self.run is None:
             stage = self.stages[self.finished]
             measurement = self.measurement(stage)
+            if stage.probe_modes is not None:
+                self.estimate.probe = with_modes(self.estimate.probe, stage.probe_modes)
             self.estimate.object = self.estimate.object * fit_scale(measurement, self.estimate)
             engine = make_engine(measurement, self.estimate, stage)
             self.run = Run(engine, schedule_of(stage), self.seed + self.finished)

@@ -71,7 +71,11 @@ class Scene:
 
     def patches(self, indices: Tensor) -> Tensor:
         """The object under some positions, (b, N, N)."""
-        return extract_patches(self.estimate.object, self.corners[indices], self.estimate.size)
+        return self.cut(self.estimate.object, indices)
+
+    def cut(self, canvas: Tensor, indices: Tensor) -> Tensor:
+        """Windows of a canvas (rows, columns) at some positions, (b, N, N)."""
+        return extract_patches(canvas, self.corners[indices], self.estimate.size)
 
     def placed(self, patches: Tensor, indices: Tensor) -> Tensor:
         """The adjoint of :meth:`patches`: (b, N, N) added up on the canvas."""

@@ -1,6 +1,6 @@
 """The ptychographic iterative engine: the exit wave's change, divided by the illumination, added to the object."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from ptycho_torch.engines.loop import Engine
 from ptycho_torch.engines.optics import Correction, Optics
 from ptycho_torch.engines.problem import Estimate, Measurement
+from ptycho_torch.engines.refine import Refinement, RefineSettings
 
 COARSE = 4
 """Pixels of the blocks on which the illumination of single batches is compared."""
@@ -32,8 +33,8 @@ class PieSettings:
     uneven: float = 1.5
     """Light of a batch, as a multiple of what a batch brings on average, beyond which it shortens the step."""
 
-    update_probe: bool = False
-    """Whether the probe learns too."""
+    refine: RefineSettings = field(default_factory=RefineSettings)
+    """What is learned besides the object."""
 
     probe_step: float = 1.0
     """Step of the probe, in units of the exact one for the object that a batch sees."""
@@ -60,7 +61,8 @@ class Pie(Engine):
     def __init__(self, measurement: Measurement, estimate: Estimate, settings: PieSettings, batch_size: int) -> None:
         super().__init__(measurement, estimate)
         self.settings = settings
-        self.optics = Optics(measurement, estimate, fixed_probe=not settings.update_probe)
+        self.optics = Optics(measurement, estimate, fixed_probe=settings.refine.fixed_probe)
+        self.refinement = Refinement(self.optics, settings.refine)
         self.share = min(1.0, batch_size / len(measurement))
         self.velocity = torch.zeros_like(estimate.object)
         self._illuminate()
@@ -79,7 +81,7 @@ class Pie(Engine):
 
     def begin_epoch(self, epoch: int, progress: float) -> None:
         self._epoch = epoch
-        if self.settings.update_probe and epoch:
+        if self.settings.refine.update_probe and epoch:
             self._illuminate()
 
     def step(self, indices: Tensor, progress: float) -> float:
@@ -88,13 +90,18 @@ class Pie(Engine):
         ahead = momentum * self.velocity
         held = estimate.object
         estimate.object = held + ahead  # Nesterov: the change is asked for where the momentum leads
-        found = self.optics.correction(indices)
+        found = self.optics.correction(indices, excess=self.settings.refine.update_background)
         towards = self.optics.placed(sum_of_modes(found.probes.conj() * found.change), indices)
         self.velocity = ahead + size * towards / self._divisor_of(indices, size / (1 - momentum))
-        if self.settings.update_probe and self._epoch >= self.settings.probe_start:
+        if self.settings.refine.update_probe and self._epoch >= self.settings.probe_start:
             self._step_probe(found, indices)
+        self.refinement.learn(found, indices, self._epoch)
         estimate.object = held + self.velocity
         return found.error
+
+    def end_epoch(self, epoch: int, progress: float) -> None:
+        if self.refinement.end_epoch():
+            self.velocity = self.refinement.gauge(self.velocity)
 
     def _divisor_of(self, indices: Tensor, effective: float) -> Tensor:
         """The light to divide by, (rows, columns), where a step comes to ``effective`` with all its momentum."""
@@ -120,10 +127,12 @@ class Pie(Engine):
         estimate.probe = estimate.probe + size * towards / (seen + 0.1 * seen.amax())
 
     def memory(self) -> dict[str, Tensor]:
-        return {"velocity": self.velocity, "momentum": torch.tensor(self.momentum, dtype=torch.float64)}
+        own = {"velocity": self.velocity, "momentum": torch.tensor(self.momentum, dtype=torch.float64)}
+        return own | self.refinement.memory()
 
     def recall(self, memory: dict[str, Tensor]) -> None:
         self.velocity, self.momentum = memory["velocity"], float(memory["momentum"])
+        self.refinement.recall(memory)
 
     def forget(self) -> None:
         self.velocity = torch.zeros_like(self.velocity)

@@ -8,6 +8,7 @@ from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.engines.loop import Engine, Schedule
 from ptycho_torch.engines.pie import Pie, PieSettings
 from ptycho_torch.engines.problem import Estimate, Measurement
+from ptycho_torch.engines.refine import RefineSettings
 
 
 class Entry(NamedTuple):
@@ -24,10 +25,21 @@ class Entry(NamedTuple):
     batches: str = "random"
 
 
+def refinement_of(stage: StageConfig) -> RefineSettings:
+    """What a stage learns besides the object."""
+    return RefineSettings(
+        stage.update_probe,
+        stage.update_positions,
+        stage.position_start,
+        stage.position_bound,
+        update_background=stage.update_background,
+    )
+
+
 def _pie(measurement: Measurement, estimate: Estimate, stage: StageConfig, batch_size: int) -> Engine:
     given = {"step": stage.step, "momentum": stage.momentum}
     settings = PieSettings(
-        update_probe=stage.update_probe,
+        refine=refinement_of(stage),
         probe_start=stage.probe_start,
         **{name: value for name, value in given.items() if value is not None},
     )

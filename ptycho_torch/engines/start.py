@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ptycho_torch.core.config import ReconstructConfig
+from ptycho_torch.core.config import ReconstructConfig, StageConfig
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.data.npz import read_arrays
 from ptycho_torch.data.scan import Scan
@@ -17,14 +17,20 @@ from ptycho_torch.engines.optics import Scene
 from ptycho_torch.engines.problem import Estimate, Measurement, flat_estimate
 from ptycho_torch.networks.batch import probe_in_photons
 from ptycho_torch.physics.forward import from_patches
-from ptycho_torch.simulation.probes import pixel_grid
+from ptycho_torch.physics.probe import orthogonalised
+from ptycho_torch.simulation.probes import incoherent_modes, pixel_grid
+
+NEW_MODE_SHARE = 0.02
+"""Share of the probe's power that each mode gets that is not in the start."""
 
 SCALE_PATTERNS = 64
 """Patterns, spread over the scan, that a given object is brought to the measured photons by."""
 
 
-def start_of(config: ReconstructConfig, scan: Scan, photons_per_unit: float, device: torch.device) -> Estimate:
-    """The estimate that the first stage of ``config`` starts from.
+def start_of(
+    config: ReconstructConfig, scan: Scan, photons_per_unit: float, device: torch.device, stages: list[StageConfig]
+) -> Estimate:
+    """The estimate that the first of ``stages`` starts from.
 
     The object is ones unless a file is given: what a scan file holds as its object is never read by itself.
 
@@ -37,7 +43,8 @@ def start_of(config: ReconstructConfig, scan: Scan, photons_per_unit: float, dev
     if config.init_positions is not None:
         positions = _positions(config.init_positions, len(scan))
     scaled = probe_in_photons(replace(scan, probe=probe), photons_per_unit).to(device)
-    margin = 2 + (int(np.ceil(config.position_bound)) if config.update_positions else 0)
+    farthest = [stage.position_bound for stage in stages if stage.update_positions]  # windows stay on the canvas
+    margin = 2 + int(np.ceil(sum(farthest)))
     estimate = flat_estimate(torch.from_numpy(positions.copy()), scaled, margin)
     if config.init_object is not None:
         estimate.object = placed_object(estimate, *_object(config.init_object)).to(device)
@@ -77,6 +84,21 @@ def fit_scale(measurement: Measurement, estimate: Estimate) -> float:
     modelled = waves.intensity if mask is None else torch.where(mask, waves.intensity, torch.zeros_like(counts))
     power = float(modelled.sum(dtype=torch.float64))
     return float((modelled * counts).sqrt().sum(dtype=torch.float64)) / power if power > 0 else 1.0
+
+
+def with_modes(probe: Tensor, modes: int) -> Tensor:
+    """``probe`` (M, N, N) with as many incoherent modes as asked for, of the same power.
+
+    Further ones are the strongest mode times polynomials, orthogonal and weak; of too many the strongest are kept.
+    """
+    power = probe.abs().square().sum()
+    ordered = orthogonalised(probe)[:modes]
+    if modes > len(ordered):
+        shapes = incoherent_modes(ordered[0].cpu().numpy().astype(np.complex128), modes)
+        shapes = shapes / np.sqrt(np.square(np.abs(shapes)).sum((1, 2), keepdims=True))
+        further = torch.from_numpy(shapes[len(ordered) :]).to(probe)
+        ordered = torch.cat([ordered, further * (NEW_MODE_SHARE * power).sqrt()])
+    return ordered * (power / ordered.abs().square().sum()).sqrt()
 
 
 def _probe(asked: str, scan: Scan) -> NDArray[np.complex64]:

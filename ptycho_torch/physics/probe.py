@@ -1,5 +1,6 @@
-"""What a probe of incoherent modes amounts to."""
+"""What a probe of incoherent modes amounts to, and the freedoms that leave its patterns as they are."""
 
+import torch
 from torch import Tensor
 
 
@@ -7,3 +8,29 @@ def power_of(modes: Tensor) -> Tensor:
     """Power of a wave summed over its incoherent modes: (*, M, N, N) complex to (*, N, N) real."""
     power = modes.real.square() + modes.imag.square()
     return power.squeeze(-3) if power.shape[-3] == 1 else power.sum(-3)
+
+
+def orthogonalised(modes: Tensor) -> Tensor:
+    """The same incoherent light by modes that are orthogonal and ordered by power, the strongest first.
+
+    Modes mixed by a unitary matrix give the same intensities everywhere, so the singular vectors may stand for them
+    (Odstrčil, Baksh, Boden, Card, Chad, Frey & Brocklesby, Opt. Express 24, 8360 (2016)). Each keeps the phase of the
+    part of it that was there before.
+
+    Args:
+        modes: (M, N, N) complex.
+    """
+    if len(modes) == 1:
+        return modes
+    flat = modes.flatten(1)
+    left, strengths, right = torch.linalg.svd(flat, full_matrices=False)
+    strongest = left.abs().argmax(0)
+    phase = torch.sgn(left[strongest, torch.arange(len(modes), device=modes.device)])
+    return (phase[:, None] * strengths[:, None] * right).reshape(modes.shape)
+
+
+def centre_of(power: Tensor) -> Tensor:
+    """Centre of mass (y, x) of ``power`` (N, N) real, in pixels, (2,)."""
+    total = power.sum()
+    rows, columns = (torch.arange(n, dtype=power.dtype, device=power.device) for n in power.shape)
+    return torch.stack([(power.sum(1) * rows).sum(), (power.sum(0) * columns).sum()]) / total

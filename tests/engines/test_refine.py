@@ -1,0 +1,149 @@
+"""What engines learn beside the object: positions, modes, a background; and the gauge that scans leave free."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ptycho_torch.core.config import StageConfig
+from ptycho_torch.core.observer import SilentObserver
+from ptycho_torch.data.scan import Scan
+from ptycho_torch.engines.chain import Chain
+from ptycho_torch.engines.optics import Optics
+from ptycho_torch.engines.problem import Estimate, flat_estimate, measurement_of
+from ptycho_torch.engines.refine import Refinement, RefineSettings, displacements
+from ptycho_torch.engines.start import placed_object, with_modes
+from ptycho_torch.imaging.consistency import consistency
+from ptycho_torch.physics.forward import from_object
+from ptycho_torch.physics.noise import noise_model
+from ptycho_torch.physics.probe import centre_of, orthogonalised, power_of
+
+
+@pytest.fixture(scope="module")
+def noiseless(scan_of: Callable[..., Scan]) -> Scan:
+    scan = scan_of(n=36, size=24, seed=1, photons=0)
+    assert scan.truth is not None
+    expected = from_object(*(torch.from_numpy(a) for a in (scan.truth, scan.probe, scan.positions))).intensity
+    scale = np.square(scan.amplitudes, dtype=np.float64).sum() / float(expected.sum())
+    return replace(scan, probe=(scan.probe * np.sqrt(scale)).astype(np.complex64))
+
+
+def at_truth(scan: Scan, margin: int = 2) -> Estimate:
+    estimate = flat_estimate(torch.from_numpy(scan.positions.copy()), torch.from_numpy(scan.probe), margin)
+    assert scan.truth is not None
+    estimate.object = placed_object(estimate, scan.truth, np.zeros(2, np.int64))
+    return estimate
+
+
+def optics_of(scan: Scan, estimate: Estimate) -> Optics:
+    measurement = measurement_of(scan, 1.0, noise_model("amplitude"), torch.device("cpu"))
+    return Optics(measurement, estimate, fixed_probe=False)
+
+
+@pytest.mark.parametrize("shift", [(0.1, 0.0), (0.0, -0.1), (0.07, 0.05)])
+def test_a_displaced_position_is_told_where_it_belongs(noiseless: Scan, shift: tuple[float, float]) -> None:
+    estimate = at_truth(noiseless)
+    estimate.positions = estimate.positions + torch.tensor(shift, dtype=torch.float64)
+    optics = optics_of(noiseless, estimate)
+    everything = torch.arange(len(noiseless))
+    found = displacements(optics, optics.correction(everything), everything).mean(0)
+    # The modulus alone is compared, so that a step goes only part of the way; its direction is what counts.
+    asked = -torch.tensor(shift)
+    share = float(found @ asked / (asked @ asked))
+    assert 0.15 < share < 1.2
+    assert float((found - share * asked).norm()) < 0.2 * float(asked.norm())
+
+
+def test_jittered_positions_are_found(noiseless: Scan) -> None:
+    jitter = np.random.default_rng(3).normal(0, 0.7, noiseless.positions.shape)
+    jitter -= jitter.mean(0)
+    stage = StageConfig(
+        engine="pie", epochs=60, batch_size=6, update_positions=True, position_start=2, position_bound=3.0
+    )
+    start = flat_estimate(torch.from_numpy(noiseless.positions + jitter), torch.from_numpy(noiseless.probe), 5)
+    chain = Chain(noiseless, 1.0, [stage], start)
+    chain.next_stage(SilentObserver())
+    left = chain.result().positions - noiseless.positions
+    left -= left.mean(0)
+    assert np.sqrt(np.square(left).mean()) < 0.3 * np.sqrt(np.square(jitter).mean())
+    np.testing.assert_allclose(chain.result().positions.mean(0), (noiseless.positions + jitter).mean(0), atol=1e-9)
+
+
+def test_positions_stay_within_their_bound(noiseless: Scan) -> None:
+    jitter = np.random.default_rng(3).normal(0, 1.5, noiseless.positions.shape)
+    stage = StageConfig(
+        engine="pie", epochs=12, batch_size=6, update_positions=True, position_start=1, position_bound=0.25
+    )
+    start = flat_estimate(torch.from_numpy(noiseless.positions + jitter), torch.from_numpy(noiseless.probe), 3)
+    chain = Chain(noiseless, 1.0, [stage], start)
+    chain.next_stage(SilentObserver())
+    moved = chain.result().positions - noiseless.positions - jitter
+    assert 0.1 < np.abs(moved).max() <= 0.25 + 1e-9
+
+
+def test_a_background_is_found_and_judged_with(noiseless: Scan) -> None:
+    added = np.float32(0.01 * np.square(noiseless.amplitudes).mean())
+    scan = replace(noiseless, amplitudes=np.sqrt(np.square(noiseless.amplitudes) + added).astype(np.float32))
+    results = []
+    for learned in (False, True):
+        stage = StageConfig(engine="pie", epochs=60, batch_size=6, update_background=learned)
+        start = flat_estimate(torch.from_numpy(scan.positions), torch.from_numpy(scan.probe))
+        chain = Chain(scan, 1.0, [stage], start)
+        chain.next_stage(SilentObserver())
+        results.append(chain.result())
+    plain, learnt = (consistency(result, scan, photons_per_unit=1.0).r for result in results)
+    assert results[0].background is None
+    assert learnt < 0.5 * plain
+    assert results[1].background is not None
+    assert results[1].background.min() >= 0
+    assert np.median(results[1].background) == pytest.approx(added, rel=0.3)
+
+
+def test_orthogonal_modes_give_the_same_light_ordered_by_power() -> None:
+    generator = torch.Generator().manual_seed(0)
+    modes = (
+        torch.randn(3, 7, 7, dtype=torch.complex128, generator=generator) * torch.tensor([1.0, 3.0, 2.0])[:, None, None]
+    )
+    found = orthogonalised(modes)
+    flat = found.flatten(1)
+    products = flat @ flat.mH
+    assert (products - torch.diag(torch.diagonal(products))).abs().max() < 1e-10 * products.abs().max()
+    powers = torch.diagonal(products).real
+    assert (powers.diff() < 0).all()
+    obj = torch.randn(7, 7, dtype=torch.complex128, generator=generator)
+    light = [power_of(torch.fft.fft2(obj * some)) for some in (modes, found)]
+    torch.testing.assert_close(light[0], light[1], rtol=1e-10, atol=1e-10)
+
+
+def test_modes_that_are_orthogonal_already_stay_as_they_are() -> None:
+    modes = torch.zeros(2, 5, 5, dtype=torch.complex128)
+    modes[0, 1, 2], modes[1, 3, 3] = 2j, 1 - 1j
+    torch.testing.assert_close(orthogonalised(modes), modes)
+
+
+@pytest.mark.parametrize("modes", [1, 2, 4])
+def test_more_or_fewer_modes_keep_the_power(noiseless: Scan, modes: int) -> None:
+    probe = torch.from_numpy(noiseless.probe)
+    found = with_modes(with_modes(probe, 3), modes)
+    assert found.shape == (modes, 24, 24)
+    assert float(found.abs().square().sum()) == pytest.approx(float(probe.abs().square().sum()), rel=1e-4)
+    strongest = (found[0].conj() * probe[0]).sum().abs() / found[0].norm() / probe[0].norm()
+    assert strongest > 0.999
+
+
+def test_the_gauge_leaves_every_pattern_as_it_is(noiseless: Scan) -> None:
+    estimate = at_truth(noiseless, margin=6)
+    estimate.probe = with_modes(estimate.probe, 2)
+    optics = optics_of(noiseless, estimate)
+    refinement = Refinement(optics, RefineSettings(update_probe=True))
+    estimate.probe = 1.7 * torch.roll(estimate.probe, (2, -1), (-2, -1))
+    everything = torch.arange(len(noiseless))
+    before = power_of(torch.fft.fft2(optics.patches(everything)[:, None] * optics.probes(everything)))
+    assert refinement.end_epoch()
+    assert float(power_of(estimate.probe).sum()) == pytest.approx(float(refinement.power), rel=1e-4)
+    assert (centre_of(power_of(estimate.probe)) - refinement.centre).abs().max() < 0.5
+    after = power_of(torch.fft.fft2(optics.patches(everything)[:, None] * optics.probes(everything)))
+    # The probe's faint tail (1 % at the window's edge) comes in again at the other side.
+    torch.testing.assert_close(after, before, rtol=0, atol=0.03 * float(before.max()))
