@@ -56,6 +56,7 @@ def reconstruct(config: ReconstructConfig, observer: Observer | None = None, com
     from ptycho_torch.core.clock import Clock
     from ptycho_torch.core.files import make_output_dir, write_json
     from ptycho_torch.data.npz import load_scan
+    from ptycho_torch.data.reconstruction import Reconstruction
     from ptycho_torch.data.scaling import photon_scale
     from ptycho_torch.engines.chain import Chain
     from ptycho_torch.engines.start import start_of
@@ -79,17 +80,19 @@ def reconstruct(config: ReconstructConfig, observer: Observer | None = None, com
     clock.lap("load")
     save = _checkpoints(lambda: chain.save(checkpoint, fingerprint))
     completed = True
+    stage_results: list[tuple[str, Reconstruction]] = []
     while completed and chain.finished < len(stages):
         number, stage = chain.finished + 1, stages[chain.finished]
         completed = chain.next_stage(observer or SilentObserver(), save)
         clock.lap(f"stage {number}: {stage.engine}")
         chain.save(checkpoint, fingerprint)
         if completed and len(stages) > 1:
+            stage_results.append((stage.engine, chain.result()))
             folder = make_output_dir(config.output_dir / "stages")
-            chain.result().save(folder / f"{number}-{stage.engine}.npz")
+            stage_results[-1][1].save(folder / f"{number}-{stage.engine}.npz")
         clock.lap("save")
     result = chain.result(_metadata(config, scan, stages))
-    metrics = _write(config, scan, result, command)
+    metrics = _write(config, scan, result, command, stage_results)
     clock.lap("judge and write")
     write_json(config.output_dir / "timing.json", clock.seconds | {"epochs": chain.seconds})
     return ReconstructResult(result, metrics, completed)
@@ -163,10 +166,16 @@ def _metadata(config: ReconstructConfig, scan: "Scan", stages: list[StageConfig]
     }
 
 
-def _write(config: ReconstructConfig, scan: "Scan", result: "Reconstruction", command: str) -> dict[str, Any]:
+def _write(
+    config: ReconstructConfig,
+    scan: "Scan",
+    result: "Reconstruction",
+    command: str,
+    stages: "list[tuple[str, Reconstruction]]",
+) -> dict[str, Any]:
     from dataclasses import replace
 
-    from ptycho_torch.imaging.results import write_results
+    from ptycho_torch.imaging.results import stage_pictures, write_results
 
     return write_results(
         config.output_dir,
@@ -175,6 +184,7 @@ def _write(config: ReconstructConfig, scan: "Scan", result: "Reconstruction", co
         photons_per_unit=result.photons_per_unit,
         command=command,
         report=config.report,
+        further=stage_pictures(stages) if config.report else (),
     )
 
 

@@ -58,6 +58,10 @@ class GradientSettings:
     background_step: float = 1.0
     """adam: step of the background's root, 1 being the root of a pixel's mean photons, as a share of the object's."""
 
+    pb1: float = 0.9
+    pb2: float = 0.999
+    pcalm: float = 0.05
+    pslow: float = 1.0
     calm: float = 0.05
     """adam: what is off by less than this, in the units of its step, is stepped in proportion to what it is off by."""
 
@@ -127,7 +131,7 @@ class Gradient(Engine):
         s = self.settings
         if s.optimizer == "adam":
             names = [n for n, leaf in self._leaves.items() for l in leaves if l is leaf]
-            return torch.optim.Adam([{"params": [self._leaves[n]], "eps": self._eps(n)} for n in names], betas=(s.momentum, s.beta2))
+            return torch.optim.Adam([{"params": [self._leaves[n]], "eps": self._eps(n)} for n in names], betas=(s.pb1, s.pb2) if "positions" in names else (s.momentum, s.beta2))
         if s.optimizer == "sgd":
             return torch.optim.SGD(leaves, momentum=s.momentum, nesterov=s.momentum > 0)
         return torch.optim.LBFGS(leaves, max_iter=1, history_size=10)
@@ -137,7 +141,7 @@ class Gradient(Engine):
         if isinstance(newton, Tensor):
             newton = (self._lit * self.batch_size / len(self.measurement)) ** -0.5
         if name == "positions":
-            pass
+            return self.settings.pcalm / newton**2
         return self.settings.calm * (float(self._units[name]) / newton) ** 2
 
     def _look(self) -> None:
@@ -208,8 +212,9 @@ class Gradient(Engine):
         if self.settings.optimizer == "lbfgs":
             self._go("epoch", self._first_length() * self._step_size())
         elif "positions" in self._active:
+            s=self.settings
             size = self.settings.position_step if self.settings.optimizer == "adam" else self._step_size()
-            self._go("epoch", size * self._pace(progress))
+            self._go("epoch", size * self._pace(progress)**s.pslow)
 
     def _step_size(self) -> float:
         return STEPS[self.settings.optimizer] if self.settings.step is None else self.settings.step

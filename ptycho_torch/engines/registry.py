@@ -6,6 +6,7 @@ from typing import NamedTuple
 from ptycho_torch.core.config import StageConfig
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.engines.loop import Engine, Schedule
+from ptycho_torch.engines.lsqml import Lsqml, LsqmlSettings
 from ptycho_torch.engines.pie import Pie, PieSettings
 from ptycho_torch.engines.problem import Estimate, Measurement
 from ptycho_torch.engines.refine import RefineSettings
@@ -46,7 +47,20 @@ def _pie(measurement: Measurement, estimate: Estimate, stage: StageConfig, batch
     return Pie(measurement, estimate, settings, batch_size)
 
 
-ENGINES: dict[str, Entry] = {"pie": Entry(_pie, epochs=24, batch_size=64, probe_batch_size=32)}
+def _lsqml(measurement: Measurement, estimate: Estimate, stage: StageConfig, batch_size: int) -> Engine:
+    given = {"step": stage.step, "momentum": stage.momentum}
+    settings = LsqmlSettings(
+        refine=refinement_of(stage),
+        probe_start=stage.probe_start,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    return Lsqml(measurement, estimate, settings, batch_size)
+
+
+ENGINES: dict[str, Entry] = {
+    "pie": Entry(_pie, epochs=24, batch_size=64, probe_batch_size=32),
+    "lsqml": Entry(_lsqml, epochs=16, batch_size=16, probe_batch_size=16, batches="compact"),
+}
 
 
 def require_engine(stage: StageConfig) -> None:

@@ -185,6 +185,9 @@ def history_figure(history: Mapping[str, Sequence[float]]) -> bytes | None:
         epochs = history.get("epoch", [])
         epochs = epochs if len(epochs) == len(values) else np.arange(1, len(values) + 1).tolist()
         axis.plot(epochs, values, label=name.replace("_", " "), lw=1.8, marker="o" if len(values) < _FEW else None)
+    stages = np.asarray(history.get("stage", []))
+    for change in np.flatnonzero(np.diff(stages)):  # of a chain
+        axis.axvline(change + 1.5, color=_INK, lw=1, ls=":")
     if all(np.nanmin(values) > 0 for values in curves.values()):
         axis.set_yscale("log")
     axis.xaxis.get_major_locator().set_params(integer=True)

@@ -1,6 +1,7 @@
 """What a reconstruction leaves behind: the file, its pictures, its metrics and its report, for every maker alike."""
 
 import math
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -53,6 +54,7 @@ def write_results(
     validation: NDArray[np.intp] | None = None,
     device: str = "cpu",
     report: bool = True,
+    further: Sequence[Picture] = (),
 ) -> dict[str, Any]:
     """Write ``reconstruction.npz``, two pictures, ``metrics.json`` and ``report.html`` into ``output_dir``.
 
@@ -66,6 +68,7 @@ def write_results(
         validation: indices into ``scan`` of patterns held out of training, for the held-out figures.
         device: where the patterns are predicted.
         report: write the report and the pictures too.
+        further: pictures that the report shows after its own.
 
     Returns:
         What is in ``metrics.json``.
@@ -78,7 +81,7 @@ def write_results(
     )
     output_dir = make_output_dir(output_dir)
     reconstruction.save(output_dir / "reconstruction.npz")
-    return write_judgement(output_dir, reconstruction, judgement, command=command, report=report)
+    return write_judgement(output_dir, reconstruction, judgement, command=command, report=report, further=further)
 
 
 def judge(
@@ -117,7 +120,13 @@ def judge(
 
 
 def write_judgement(
-    output_dir: Path, reconstruction: Reconstruction, judgement: Judgement, *, command: str, report: bool = True
+    output_dir: Path,
+    reconstruction: Reconstruction,
+    judgement: Judgement,
+    *,
+    command: str,
+    report: bool = True,
+    further: Sequence[Picture] = (),
 ) -> dict[str, Any]:
     """Write ``metrics.json`` and, with ``report``, the two plain pictures and ``report.html``; return the metrics."""
     metrics = metrics_of(reconstruction, judgement)
@@ -127,7 +136,7 @@ def write_judgement(
     page = render_report(
         title="Ptychographic reconstruction",
         subtitle=_subtitle(reconstruction),
-        pictures=report_pictures(reconstruction, judgement),
+        pictures=[*report_pictures(reconstruction, judgement), *further],
         metrics=metrics,
         command=command,
         origin=_origin(reconstruction),
@@ -233,6 +242,23 @@ def report_pictures(reconstruction: Reconstruction, judgement: Judgement) -> lis
         told = "Complex fields of reconstruction and truth, without their means, under a Hann taper."
         pictures.append(Picture("Fourier ring correlation", figures.frc_figure(frc), told, wide=history is None))
     return pictures
+
+
+def stage_pictures(stages: Sequence[tuple[str, Reconstruction]]) -> list[Picture]:
+    """The object after each stage of a chain, by the name of the stage."""
+    return [
+        Picture(
+            f"Stage {number}: {name}",
+            figures.object_figure(figures.view_of(result)),
+            f"The object that this stage left{_last_r(result)}.",
+        )
+        for number, (name, result) in enumerate(stages, start=1)
+    ]
+
+
+def _last_r(result: Reconstruction) -> str:
+    r = result.history.get("r", [])
+    return f", R {r[-1]:.4g} in its last epoch" if r else ""
 
 
 def _subtitle(reconstruction: Reconstruction) -> str:
