@@ -15,7 +15,7 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
-from ptycho_torch.core.config import Verbosity
+from ptycho_torch.core.config import StageConfig, Verbosity
 from ptycho_torch.core.errors import ConfigError, PtychoError
 
 Config = TypeVar("Config", bound=Verbosity)
@@ -219,6 +219,30 @@ def _typed(value: Any, hint: Any) -> Any:
     if choices and found not in choices:
         raise ValueError("none of the choices")
     return found
+
+
+def stage_of(text: str, flag: str) -> StageConfig:
+    """A stage from ``engine:name=value,name=value``, as typed behind ``flag``.
+
+    Raises:
+        ConfigError: an unknown setting or a bad value.
+    """
+    engine, _, rest = text.partition(":")
+    words = ["--engine", engine]
+    switches = {field.name for field in dataclasses.fields(StageConfig) if field.type is bool}
+    for part in filter(None, rest.split(",")):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        name = name.replace("-", "_")
+        if name in switches and value in ("", "true", "false"):
+            words.append(f"--{'no_' if value == 'false' else ''}{name}")
+        elif not equals or not value:
+            raise ConfigError(f"{flag} {text!r}: {part!r} is not name=value, as in gradient:epochs=20,batch_size=64")
+        else:
+            words += [f"--{name}", value]
+    try:
+        return parse(StageConfig, words, "ptycho-torch reconstruct")
+    except ConfigError as error:
+        raise ConfigError(f"{flag} {text!r}: {error}") from error
 
 
 def resolved(config: Verbosity) -> dict[str, Any]:

@@ -106,32 +106,12 @@ def stages_of(config: ReconstructConfig) -> list[StageConfig]:
     """
     names = [field.name for field in fields(StageConfig)]
     first = StageConfig(**{name: getattr(config, name) for name in names})
-    stages = [first, *(_stage(text) for text in config.then)]
+    stages = [first, *(cli.stage_of(text, "--then") for text in config.then)]
     from ptycho_torch.engines.registry import require_engine
 
     for stage in stages:
         require_engine(stage)
     return stages
-
-
-def _stage(text: str) -> StageConfig:
-    """A stage from ``engine:name=value,name=value``."""
-    engine, _, rest = text.partition(":")
-    words = ["--engine", engine]
-    switches = {field.name for field in fields(StageConfig) if field.type is bool}
-    for part in filter(None, rest.split(",")):
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        name = name.replace("-", "_")
-        if name in switches and value in ("", "true", "false"):
-            words.append(f"--{'no_' if value == 'false' else ''}{name}")
-        elif not equals or not value:
-            raise ConfigError(f"--then {text!r}: {part!r} is not name=value, as in gradient:epochs=20,batch_size=64")
-        else:
-            words += [f"--{name}", value]
-    try:
-        return cli.parse(StageConfig, words, "ptycho-torch reconstruct")
-    except ConfigError as error:
-        raise ConfigError(f"--then {text!r}: {error}") from error
 
 
 def _fingerprint(config: ReconstructConfig, scan: "Scan", photons_per_unit: float) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ptycho_torch.networks.model import PtychoModel
     from ptycho_torch.training.bundle import Bundle
     from ptycho_torch.training.loop import Epoch, Patterns, Settings, Trainer
+    from ptycho_torch.training.teacher import Teacher
 
 log = logging.getLogger("ptycho_torch.train")  # __name__ is __main__ under python -m
 
@@ -71,7 +72,11 @@ def train(config: TrainConfig, observer: Observer | None = None) -> TrainResult:
     clock.lap("load")
     training, held_out, validation = _patterns(config, scan, scale, device)
     settings = _settings(config, scan.size, len(training.groups))
-    trainer = Trainer(_model(config, scan, scale, device), training, held_out, settings)
+    model = _model(config, scan, scale, device)
+    teacher = _teacher(config, scan, scale, training, model) if config.teacher else None
+    if teacher is not None:
+        clock.lap("teach")
+    trainer = Trainer(model, training, held_out, settings, teacher)
     output_dir = Path(config.output_dir)
     checkpoint = output_dir / CHECKPOINT
     if config.resume:
@@ -116,6 +121,34 @@ def _model(config: TrainConfig, scan: "Scan", scale: "PhotonScale", device: "tor
     probe = probe_in_photons(scan, scale.photons_per_unit)
     model = PtychoModel(network, probe, config.update_probe, torch.Generator().manual_seed(config.seed))
     return model.to(device)
+
+
+def _teacher(
+    config: TrainConfig, scan: "Scan", scale: "PhotonScale", training: "Patterns", model: "PtychoModel"
+) -> "Teacher":
+    """What an engine finds from the patterns of the training, and none of those held out; the model gets its probe."""
+    import numpy as np
+    import torch
+
+    from ptycho_torch.engines.chain import Chain, coverage_of
+    from ptycho_torch.engines.problem import flat_estimate
+    from ptycho_torch.engines.registry import require_engine
+    from ptycho_torch.training.teacher import teacher_of
+
+    stage = cli.stage_of(str(config.teacher), "--teacher")
+    require_engine(stage)
+    if config.update_probe:
+        stage = replace(stage, update_probe=True)
+    seen = scan.select(np.unique(training.groups))
+    start = flat_estimate(torch.from_numpy(seen.positions.copy()), model.probe.detach().clone())
+    chain = Chain(seen, scale.photons_per_unit, [stage], start, config.seed)
+    if not chain.next_stage(SilentObserver()):
+        raise KeyboardInterrupt
+    with torch.no_grad():
+        if chain.estimate.probe.shape == model.probe.shape:
+            model.probe_parts.copy_(torch.view_as_real(chain.estimate.probe))
+    log.info("taught by %s, R %.4g", stage.engine, chain.history["r"][-1] if chain.history["r"] else float("nan"))
+    return teacher_of(chain.estimate.object, coverage_of(chain.estimate), chain.estimate.frame.origin)
 
 
 def _settings(config: TrainConfig, size: int, groups: int) -> "Settings":

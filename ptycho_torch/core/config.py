@@ -85,6 +85,9 @@ class TrainConfig(Reading):
         "amplitude", "noise model whose negative log likelihood is minimised"
     )
     update_probe: bool = option(False, "learn the probe together with the network")
+    teacher: str | None = option(
+        None, 'an engine whose object teaches the network, run first: pie, or with settings "pie:epochs=12"'
+    )
     precision: Literal["fp32", "bf16"] = option("fp32", "arithmetic of the network; physics is always complex64")
     num_workers: int = option(0, "processes that prepare batches; 0 prepares them in the main process")
     device: Device = option(

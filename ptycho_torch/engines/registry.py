@@ -5,10 +5,12 @@ from typing import NamedTuple
 
 from ptycho_torch.core.config import StageConfig
 from ptycho_torch.core.errors import ConfigError
+from ptycho_torch.engines.gradient import Gradient, GradientSettings
 from ptycho_torch.engines.loop import Engine, Schedule
 from ptycho_torch.engines.lsqml import Lsqml, LsqmlSettings
 from ptycho_torch.engines.pie import Pie, PieSettings
 from ptycho_torch.engines.problem import Estimate, Measurement
+from ptycho_torch.engines.projections import DifferenceMap, Projections, ProjectionSettings, Raar
 from ptycho_torch.engines.refine import RefineSettings
 
 
@@ -57,9 +59,43 @@ def _lsqml(measurement: Measurement, estimate: Estimate, stage: StageConfig, bat
     return Lsqml(measurement, estimate, settings, batch_size)
 
 
+def _projections(
+    kind: type[Projections], relaxation: float
+) -> Callable[[Measurement, Estimate, StageConfig, int], Engine]:
+    def make(measurement: Measurement, estimate: Estimate, stage: StageConfig, batch_size: int) -> Engine:
+        settings = ProjectionSettings(
+            relaxation if stage.relaxation is None else stage.relaxation,
+            refine=refinement_of(stage),
+            probe_start=stage.probe_start,
+        )
+        return kind(measurement, estimate, settings, batch_size)
+
+    return make
+
+
+def _gradient(measurement: Measurement, estimate: Estimate, stage: StageConfig, batch_size: int) -> Engine:
+    settings = GradientSettings(
+        optimizer=stage.optimizer or "adam",
+        step=stage.step,
+        momentum=stage.momentum,
+        update_probe=stage.update_probe,
+        probe_start=stage.probe_start,
+        update_positions=stage.update_positions,
+        position_start=stage.position_start,
+        position_bound=stage.position_bound,
+        update_background=stage.update_background,
+        tv=stage.tv,
+        smoothness=stage.smoothness,
+    )
+    return Gradient(measurement, estimate, settings, batch_size)
+
+
 ENGINES: dict[str, Entry] = {
     "pie": Entry(_pie, epochs=24, batch_size=64, probe_batch_size=32),
     "lsqml": Entry(_lsqml, epochs=16, batch_size=16, probe_batch_size=16, batches="compact"),
+    "dm": Entry(_projections(DifferenceMap, 0.8), epochs=60, batch_size=64, probe_batch_size=64),
+    "raar": Entry(_projections(Raar, 0.9), epochs=60, batch_size=64, probe_batch_size=64),
+    "gradient": Entry(_gradient, epochs=24, batch_size=32, probe_batch_size=32),
 }
 
 

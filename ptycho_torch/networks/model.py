@@ -1,5 +1,7 @@
 """The self-supervised model: patterns in, expected photons out, with the object in between."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -48,8 +50,25 @@ class PtychoModel(nn.Module):
 
     def forward(self, batch: Batch) -> Wavefields:
         """Predict all patches, make them agree over the whole batch (the overlap constraint), and propagate them."""
+        return self.explain(batch).fields
+
+    def explain(self, batch: Batch) -> "Explained":
+        """As :meth:`forward`, with what the network said of each pattern by itself."""
         probe = probe_at(self.probe, batch.fractions)
         patches = self.predict(batch, probe)
         weights = power_of(probe.detach())
         merged = merge_patches(patches[None], weights[None], batch.corners[None])[0]
-        return from_patches(merged, probe)
+        return Explained(patches, probe, from_patches(merged, probe))
+
+
+class Explained(NamedTuple):
+    """A batch as the model explains it."""
+
+    patches: Tensor
+    """(n, N, N) complex: predicted for each pattern by itself."""
+
+    probes: Tensor
+    """(n, M, N, N) complex: the probe at each position's fraction."""
+
+    fields: Wavefields
+    """Of the patches after the overlap constraint."""

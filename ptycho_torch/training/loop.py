@@ -23,6 +23,7 @@ from ptycho_torch.networks.batch import Batch
 from ptycho_torch.networks.model import PtychoModel
 from ptycho_torch.physics.noise import masked_mean, noise_model
 from ptycho_torch.training.bundle import load_tensors, save_tensors
+from ptycho_torch.training.teacher import TEACHING_WEIGHT, Teacher
 from ptycho_torch.training.tracking import Tracker
 
 CHECKPOINT = Path("checkpoints") / "last" / "state.safetensors"
@@ -142,10 +143,19 @@ class Trainer:
         patterns: what to train on.
         validation: what the validation figure is computed on.
         settings: how to train.
+        teacher: an object whose patches are a target beside the patterns.
     """
 
-    def __init__(self, model: PtychoModel, patterns: Patterns, validation: Patterns, settings: Settings) -> None:
+    def __init__(
+        self,
+        model: PtychoModel,
+        patterns: Patterns,
+        validation: Patterns,
+        settings: Settings,
+        teacher: Teacher | None = None,
+    ) -> None:
         self.model, self.patterns, self.validation, self.settings = model, patterns, validation, settings
+        self.teacher = teacher
         self.noise = noise_model(settings.loss)
         network = {"params": list(model.network.parameters()), "scale": 1.0}
         probe = {"params": [model.probe_parts], "scale": PROBE_STEP}
@@ -190,9 +200,9 @@ class Trainer:
         total = weight = 0.0
         for groups, batch in self._batches(np.random.default_rng([self.settings.seed, epoch])):
             with self._autocast():
-                loss = self.loss(batch)
+                loss, taught = self._losses(batch)
             self.optimizer.zero_grad()
-            loss.backward()
+            (loss + taught).backward()
             value = self._finite(loss.item(), epoch)
             self._step()
             total, weight = total + groups * value, weight + groups
@@ -221,8 +231,15 @@ class Trainer:
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean deviance a pixel of ``batch``, in units where 0.5 is about the noise of counting."""
-        intensity = self.model(batch).intensity
-        return masked_mean(self.noise.deviance(intensity, batch.counts), batch.mask)
+        return self._losses(batch)[0]
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the patterns say, and what the teacher says."""
+        found = self.model.explain(batch)
+        loss = masked_mean(self.noise.deviance(found.fields.intensity, batch.counts), batch.mask)
+        if self.teacher is None or not torch.is_grad_enabled():
+            return loss, torch.zeros_like(loss)
+        return loss, TEACHING_WEIGHT * self.teacher.distance(found.patches, found.probes, batch.corners)
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -330,6 +347,7 @@ class Trainer:
             "groups_digest": hashlib.sha256(self.patterns.groups.tobytes()).hexdigest()[:16],
             "scan": self.patterns.digest,
             "validation": self.validation.digest,
+            **({} if self.teacher is None else {"teacher": self.teacher.digest()}),
         }
 
 

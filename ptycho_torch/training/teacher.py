@@ -1,0 +1,56 @@
+"""An object that teaches the network: what an engine found, as a target beside the measured patterns."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ptycho_torch.physics.patches import extract_patches
+from ptycho_torch.physics.probe import power_of
+
+TEACHING_WEIGHT = 50.0
+"""Weight of the distance to the teacher's patches beside the deviance of the patterns, which is ½ at the noise."""
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """An object on its canvas, of the units in which the network's probe lights it."""
+
+    object: Tensor
+    """(rows, columns) complex. It holds every patch of the training."""
+
+    origin: Tensor
+    """(2,) int64: object coordinates of ``object[0, 0]``."""
+
+    def distance(self, patches: Tensor, probes: Tensor, corners: Tensor) -> Tensor:
+        """Mean over the patterns of the squared distance to the teacher's patches where the probe lights them.
+
+        Pattern by pattern, before the patches are merged: each must be right by itself.
+
+        Args:
+            patches: (n, N, N) complex, as predicted.
+            probes: (n, M, N, N) complex, at each position's fraction.
+            corners: (n, 2) int64, in object coordinates.
+        """
+        target = extract_patches(self.object, corners - self.origin, patches.shape[-1])
+        weights = power_of(probes.detach())
+        missed = patches - target
+        squared = missed.real.square() + missed.imag.square()
+        return ((weights * squared).sum((-2, -1)) / weights.sum((-2, -1))).mean()
+
+    def digest(self) -> str:
+        """A short fingerprint."""
+        return hashlib.sha256(self.object.cpu().numpy().tobytes()).hexdigest()[:16]
+
+
+def teacher_of(obj: Tensor, coverage: Tensor, origin: tuple[int, int]) -> Teacher:
+    """A teacher whose mean over what is lit is real: the phase of an object is free, and a network starts at vacuum.
+
+    Args:
+        obj: (rows, columns) complex.
+        coverage: (rows, columns) real, its illumination.
+        origin: object coordinates of ``obj[0, 0]``.
+    """
+    turn = torch.sgn((obj * coverage).sum()).conj()
+    return Teacher(obj * turn, torch.tensor(origin, device=obj.device))
