@@ -144,7 +144,9 @@ class StageConfig:
         None, "random: each batch from all over the field; compact: each a neighbourhood; default: the engine's"
     )
     loss: Literal["amplitude", "poisson"] = option("amplitude", "noise model of the patterns")
-    step: float | None = option(None, "step of the object, 1 being the exact one; default: the engine's")
+    step: float | None = option(
+        None, "step of the object: 1 is the exact one, for adam a change of |O| a batch; default: the engine's"
+    )
     momentum: float | None = option(None, "share of the last step that is taken again; default: the engine's")
     update_probe: bool = option(False, "learn the probe too, which measured data needs")
     probe_start: int = option(0, "epoch from which on the probe is learned")

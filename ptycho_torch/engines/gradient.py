@@ -16,7 +16,6 @@ from ptycho_torch.physics.forward import from_patches, probe_at
 from ptycho_torch.physics.probe import power_of
 from ptycho_torch.physics.regularisers import squared_differences, total_variation
 
-
 Light = TypeVar("Light", float, Tensor)
 
 
@@ -27,7 +26,7 @@ class Defaults(NamedTuple):
     momentum: float
 
 
-OPTIMIZERS = {"adam": Defaults(0.3, 0.9), "sgd": Defaults(0.5, 0.8), "lbfgs": Defaults(1.0, 0.0)}
+OPTIMIZERS = {"adam": Defaults(0.4, 0.9), "sgd": Defaults(0.5, 0.8), "lbfgs": Defaults(1.0, 0.0)}
 """``adam`` and ``sgd`` step after every batch, ``lbfgs`` once an epoch, from all patterns."""
 
 CURVATURE = 4.0
@@ -66,11 +65,11 @@ class GradientSettings:
     last_step: float = 0.02
     """Step at the end of the run, as a share of the first."""
 
-    calm: float = 0.05
+    calm: float = 0.06
     """adam: what is off by less than this, in the units of its step, is stepped in proportion to what it is off by, so
     that a good start is kept and noise is not followed."""
 
-    probe_step: float = 0.3
+    probe_step: float = 0.2
     """adam: step of the probe, 1 being its largest amplitude, as a share of the object's."""
 
     background_step: float = 1.0

@@ -183,4 +183,4 @@ def _inner(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _floor(squares: Tensor, damping: float) -> Tensor:
-    return damping * squares.mean() + torch.finfo(squares.dtype).tiny
+    return damping * squares.mean() + torch.finfo(squares.dtype).tiny ** 0.5  # so that its square is not 0 either

@@ -14,6 +14,9 @@ from ptycho_torch.engines.refine import Refinement, RefineSettings
 from ptycho_torch.physics.fourier import far_field, inverse_far_field
 from ptycho_torch.physics.probe import power_of
 
+SETTLING = 0.85
+"""β of the RAAR iterations in which the difference map settles."""
+
 
 @dataclass(frozen=True)
 class ProjectionSettings:
@@ -22,7 +25,10 @@ class ProjectionSettings:
     relaxation: float
     """β: how far an iteration goes."""
 
-    settle: float = 0.75
+    settle: float = 0.3
+    """Share of the run after which the difference map settles by RAAR."""
+
+    alternate: float = 0.9
     """Share of the run after which the projections simply alternate."""
 
     floor: float = 1e-4
@@ -38,13 +44,17 @@ class ProjectionSettings:
 class Projections(Engine):
     """What difference map and RAAR share.
 
-    The overlap projection O brings the exit waves ψ to the nearest that are a product of the probe and one object (and
-    finds these two); the modulus projection M brings them to the nearest that have the measured patterns. An epoch is
-    one iteration. In the last part of the run the two simply alternate, ψ = M(O(ψ)): the iterates of both methods keep
-    wandering about the solution of noisy data, while alternating projections descend to the nearest minimum of the
-    error, near which they are by then.
+    The overlap projection O brings the exit waves ψ of all patterns to the nearest that are a product of the probe and
+    one object, and finds these; the modulus projection M brings them to the nearest that have the measured patterns. An
+    epoch is one iteration, but the object follows the waves of each batch at once, which takes half as many iterations
+    as when it waits for all of them. A probe that is learned follows at the end of an epoch.
 
-    The waves are kept in the far field, where M and the reflections act, so that each iteration propagates them twice.
+    In the last part of the run the two projections simply alternate, ψ = M(O(ψ)). Noisy patterns agree with no object
+    exactly, so that the iterates wander about the solution; from there, alternating projections descend to the nearest
+    minimum of the error.
+
+    The waves are kept in the far field, where M and the reflections act. They take n M N² complex numbers, twice
+    during an epoch.
     """
 
     guarded = False
@@ -63,7 +73,7 @@ class Projections(Engine):
         self._waves = torch.cat([self._modelled(part) for part in self._parts])
 
     @abstractmethod
-    def advanced(self, waves: Tensor, overlapping: Tensor, corrected: Tensor) -> Tensor:
+    def advanced(self, waves: Tensor, overlap: Tensor, corrected: Tensor, progress: float) -> Tensor:
         """The next waves: from ψ, O(ψ) and M(2 O(ψ) − ψ), all (b, M, N, N) in the far field."""
 
     def begin_epoch(self, epoch: int, progress: float) -> None:
@@ -73,11 +83,11 @@ class Projections(Engine):
     def step(self, indices: Tensor, progress: float) -> float:
         model, waves = self._modelled(indices), self._waves[indices]
         update = self._update(model, indices)
-        if progress >= self.settings.settle:
+        if progress >= self.settings.alternate:
             following = model + update
         else:
             reflected = 2 * model - waves
-            following = self.advanced(waves, model, reflected + self._update(reflected, indices))
+            following = self.advanced(waves, model, reflected + self._update(reflected, indices), progress)
         self._waves[indices] = following
         self._follow(inverse_far_field(following - waves), indices)
         if self.settings.refine.update_positions or self.settings.refine.update_background:
@@ -92,8 +102,9 @@ class Projections(Engine):
         if not self.settings.refine.fixed_probe:
             self._divisor = self._light()
             self._overlap_object()
-        if learning and progress > self.settings.settle:
+        if learning and progress > self.settings.alternate:
             self.gauge.end_epoch()
+            self.forget()  # the waves follow the gauge; nothing of theirs but the object is used from here on
 
     def _modelled(self, indices: Tensor) -> Tensor:
         """O(ψ): far field of probe times object, (b, M, N, N)."""
@@ -158,17 +169,27 @@ class Projections(Engine):
 
 
 class DifferenceMap(Projections):
-    """``ψ + β (M(2 O(ψ) − ψ) − O(ψ))``: Thibault et al., Ultramicroscopy 109, 338 (2009)."""
+    """``ψ + β (M(2 O(ψ) − ψ) − O(ψ))``: Thibault et al., Ultramicroscopy 109, 338 (2009).
 
-    def advanced(self, waves: Tensor, overlapping: Tensor, corrected: Tensor) -> Tensor:
-        return waves + self.settings.relaxation * (corrected - overlapping)
+    It leaves local minima best, and settles worst: with noise it has no fixed point. RAAR, which is the same map pulled
+    towards the overlap, takes over from where it has led.
+    """
+
+    def advanced(self, waves: Tensor, overlap: Tensor, corrected: Tensor, progress: float) -> Tensor:
+        if progress >= self.settings.settle:
+            return _pulled(waves, overlap, corrected, SETTLING)
+        return waves + self.settings.relaxation * (corrected - overlap)
 
 
 class Raar(Projections):
-    """``β (ψ + M(2 O(ψ) − ψ) − O(ψ)) + (1 − β) O(ψ)``: Luke, Inverse Problems 21, 37 (2005), eq. 2.
+    """``β (ψ + M(2 O(ψ) − ψ) − O(ψ)) + (1 − β) O(ψ)``: Luke, Inverse Problems 21, 37 (2005).
 
-    Here the reflection at the overlap comes first, and what is mixed in is the overlap's.
+    The reflection at the overlap comes first here, and the overlap is what is mixed in.
     """
 
-    def advanced(self, waves: Tensor, overlapping: Tensor, corrected: Tensor) -> Tensor:
-        return overlapping + self.settings.relaxation * (waves + corrected - 2 * overlapping)
+    def advanced(self, waves: Tensor, overlap: Tensor, corrected: Tensor, progress: float) -> Tensor:
+        return _pulled(waves, overlap, corrected, self.settings.relaxation)
+
+
+def _pulled(waves: Tensor, overlap: Tensor, corrected: Tensor, relaxation: float) -> Tensor:
+    return overlap + relaxation * (waves + corrected - 2 * overlap)
