@@ -91,7 +91,7 @@ def _gradient(measurement: Measurement, estimate: Estimate, stage: StageConfig, 
 
 
 ENGINES: dict[str, Entry] = {
-    "pie": Entry(_pie, epochs=24, batch_size=64, probe_batch_size=32),
+    "pie": Entry(_pie, epochs=20, batch_size=48, probe_batch_size=32),
     "lsqml": Entry(_lsqml, epochs=16, batch_size=16, probe_batch_size=16, batches="compact"),
     "dm": Entry(_projections(DifferenceMap, 0.8), epochs=60, batch_size=64, probe_batch_size=64),
     "raar": Entry(_projections(Raar, 0.9), epochs=60, batch_size=64, probe_batch_size=64),

@@ -43,7 +43,8 @@ class Batch(NamedTuple):
 
 def batch_of_scan(scan: Scan, photons_per_unit: float) -> Batch:
     """All patterns of ``scan`` in √photons and in the order that FFTs want. Masked pixels are set to 0."""
-    amplitudes = np.fft.ifftshift(scan.amplitudes, axes=(-2, -1)) * np.float32(photons_per_unit**0.5)
+    amplitudes = np.fft.ifftshift(scan.amplitudes, axes=(-2, -1))  # a copy
+    amplitudes *= np.float32(photons_per_unit**0.5)
     mask = None
     if scan.mask is not None:
         centred = scan.mask if scan.mask.ndim == 3 else scan.mask[None]
@@ -59,9 +60,9 @@ def probe_in_photons(scan: Scan, photons_per_unit: float) -> Tensor:
     Its shape is the file's. Its power in vacuum was never measured, so the mean total of the patterns stands for it,
     and the object absorbs the factor between the two.
     """
-    power = np.square(scan.amplitudes, dtype=np.float64)
+    power = np.square(scan.amplitudes)
     if scan.mask is not None:
         power = np.where(scan.mask, power, 0)
-    photons = power.sum() / len(scan) * photons_per_unit
+    photons = power.sum(dtype=np.float64) / len(scan) * photons_per_unit
     probe = scan.probe * np.sqrt(photons / np.square(np.abs(scan.probe), dtype=np.float64).sum())
     return torch.from_numpy(probe.astype(np.complex64))
