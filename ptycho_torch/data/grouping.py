@@ -24,12 +24,12 @@ def nearest_groups(positions: NDArray[np.float64], gridsize: int, centres: Indic
     Raises:
         ConfigError: there are fewer than g² positions.
     """
-    from scipy.spatial import cKDTree
-
     members = gridsize**2
     require_group(gridsize, len(positions))
     if members == 1:
         return centres[:, None]
+    from scipy.spatial import cKDTree
+
     # One more than needed, because a position that stands twice may come before the centre itself.
     _, near = cKDTree(positions).query(positions[centres], k=min(members + 1, len(positions)))
     groups = np.empty((len(centres), members), dtype=np.intp)

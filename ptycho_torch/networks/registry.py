@@ -82,6 +82,9 @@ def build_network(config: NetworkConfig, size: int, generator: torch.Generator |
         )
     with torch.device("meta"):  # layers made here draw nothing
         network = NETWORKS[config.name](config)
-    network = network.to_empty(device="cpu")
+    for module in network.modules():
+        for name, empty in list(module.named_parameters(recurse=False)):
+            # Not to_empty(), which imports a computer algebra system to find out the strides.
+            setattr(module, name, nn.Parameter(torch.empty_strided(empty.shape, empty.stride())))
     network.unet.initialise(generator or torch.Generator().manual_seed(0))
     return network

@@ -22,6 +22,7 @@ from ptycho_torch.data.grouping import Indices, compact_batches
 from ptycho_torch.networks.batch import Batch
 from ptycho_torch.networks.model import PtychoModel
 from ptycho_torch.physics.noise import masked_mean, noise_model
+from ptycho_torch.training.adam import Adam, Group
 from ptycho_torch.training.bundle import load_tensors, save_tensors
 from ptycho_torch.training.teacher import TEACHING_WEIGHT, Teacher
 from ptycho_torch.training.tracking import Tracker
@@ -157,10 +158,10 @@ class Trainer:
         self.model, self.patterns, self.validation, self.settings = model, patterns, validation, settings
         self.teacher = teacher
         self.noise = noise_model(settings.loss)
-        network = {"params": list(model.network.parameters()), "scale": 1.0}
-        probe = {"params": [model.probe_parts], "scale": PROBE_STEP}
-        groups = [network, probe] if model.probe_parts.requires_grad else [network]
-        self.optimizer = torch.optim.Adam(groups, lr=settings.learning_rate, fused=True)
+        groups = [Group(list(model.network.parameters()), 1.0)]
+        if model.probe_parts.requires_grad:
+            groups.append(Group([model.probe_parts], PROBE_STEP))
+        self.optimizer = Adam(groups)
         self.average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         self._weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
         self.steps = 0
@@ -183,8 +184,7 @@ class Trainer:
         try:
             for epoch in range(done + 1, self.settings.max_epochs + 1):
                 loss = self._train_epoch(epoch, observer)
-                rate = float(self.optimizer.param_groups[0]["lr"])
-                row = Epoch(epoch, len(self.patterns.groups), loss, self._finite(self.validate(), epoch), rate)
+                row = Epoch(epoch, len(self.patterns.groups), loss, self._finite(self.validate(), epoch), self._rate())
                 self.history.append(row)
                 self.save(checkpoint)
                 tracker.figures(epoch, {"loss": row.loss, "val_loss": row.val_loss})
@@ -201,7 +201,7 @@ class Trainer:
         for groups, batch in self._batches(np.random.default_rng([self.settings.seed, epoch])):
             with self._autocast():
                 loss, taught = self._losses(batch)
-            self.optimizer.zero_grad()
+            self.optimizer.clear_gradients()
             (loss + taught).backward()
             value = self._finite(loss.item(), epoch)
             self._step()
@@ -217,12 +217,13 @@ class Trainer:
             )
         return loss
 
+    def _rate(self) -> float:
+        """The learning rate at the current step."""
+        return self.settings.learning_rate * min(1.0, self.steps / WARM_UP) / math.sqrt(1 + self.steps / DECAY_STEPS)
+
     def _step(self) -> None:
         self.steps += 1
-        rate = self.settings.learning_rate * min(1.0, self.steps / WARM_UP) / math.sqrt(1 + self.steps / DECAY_STEPS)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
-        self.optimizer.step()
+        self.optimizer.step(self._rate())
         # Polynomial-decay averaging (Shamir & Zhang, ICML 2013, with η = 8): the mean of about the last ninth.
         share = 9 / (self.steps + 8)
         with torch.no_grad():
@@ -289,8 +290,7 @@ class Trainer:
         make_output_dir(path.parent)
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state().items()}
         note = {"steps": self.steps, "history": [asdict(row) for row in self.history], "fingerprint": self.fingerprint}
         save_tensors(path, tensors, note)
 
@@ -315,23 +315,11 @@ class Trainer:
             self.model.load_state_dict(_part(tensors, "model."), strict=True)
             device = self.model.probe_parts.device
             self.average = {name: tensor.to(device) for name, tensor in _part(tensors, "average.").items()}
-            self._load_optimizer(_part(tensors, "optimizer."))
+            self.optimizer.load(_part(tensors, "optimizer."))
             self.steps = note["steps"]
             self.history = [Epoch(**row) for row in note["history"]]
         except (KeyError, IndexError, TypeError, RuntimeError, ValueError) as error:
             raise BundleError(f"{path}: does not fit this training ({error}); drop --resume") from error
-
-    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        state = self.optimizer.state_dict()
-        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-        state["state"] = {}
-        for key, tensor in tensors.items():
-            index, _, name = key.partition(".")
-            like = weights[int(index)]
-            # Files keep tensors in C order. Fused optimisers go through memory, so moments need their weight's layout.
-            laid_out = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
-            state["state"].setdefault(int(index), {})[name] = laid_out
-        self.optimizer.load_state_dict(state)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
