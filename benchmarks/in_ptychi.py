@@ -1,0 +1,75 @@
+"""Run pty-chi on what ``peers.py`` wrote: executed by the Python of pty-chi's own environment, not by this package's.
+
+::
+
+    peer_environment/ptychi/bin/python benchmarks/in_ptychi.py task.npz result.npz
+
+What comes in and goes out is in this package's conventions; the conversion is here. pty-chi transforms without a factor
+where ours keeps energy, so its probe is ours over N; and its patch of even side is centred between pixels, so that the
+origin of its positions is at (−½, −½): at (0, 0) half of the patches would be rounded to the wrong pixel.
+"""
+
+import json
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import ptychi.api as api
+from ptychi.api.task import PtychographyTask
+
+ALWAYS = {
+    "reconstructor_options.default_device": "cpu",
+    "object_options.determine_position_origin_coords_by": "specified",
+    "object_options.position_origin_coords": [-0.5, -0.5],
+}
+
+
+def make_task(data: dict[str, Any], engine: str, settings: dict[str, Any]) -> PtychographyTask:
+    """A task of ``engine`` with ``settings`` by their dotted names, as "reconstructor_options.batch_size"."""
+    options = getattr(api, f"{engine}Options")()
+    for name, value in (ALWAYS | settings).items():
+        *path, last = name.split(".")
+        part = options
+        for step in path:
+            part = getattr(part, step)
+        kind = type(getattr(part, last))
+        # Choices are string enumerations there; here they are told by name.
+        setattr(part, last, kind(value) if issubclass(kind, str) else value)
+    return PtychographyTask(
+        options,
+        diffraction_data=data["counts"],
+        object_data=data["object"][None],
+        probe_data=data["probe"][None] / data["probe"].shape[-1],
+        probe_position_y_px=data["positions"][:, 0],
+        probe_position_x_px=data["positions"][:, 1],
+        valid_pixel_mask=data["mask"],
+    )
+
+
+def main(source: str, destination: str) -> None:
+    """Run until the epochs or the seconds are up, and keep the state after each epoch.
+
+    One epoch of another task goes ahead, since the first use of anything is slower. The clock runs only inside
+    ``task.run(1)``, which goes on where the epoch before ended, momentum and all.
+    """
+    with np.load(source) as file:
+        data = dict(file)
+    told = json.loads(str(data["settings"]))
+    clock = getattr(time, told["clock"])
+    make_task(data, told["engine"], told["options"]).run(1)
+    task = make_task(data, told["engine"], told["options"])
+    seconds: list[float] = []
+    states: dict[str, list[np.ndarray]] = {"object": [], "probe": [], "positions": []}
+    while len(seconds) < told["epochs"] and sum(seconds) < told["time_limit"]:
+        started = clock()
+        task.run(1)
+        seconds.append(clock() - started)
+        states["object"].append(task.get_data_to_cpu("object", as_numpy=True)[0].copy())
+        states["probe"].append(task.get_data_to_cpu("probe", as_numpy=True)[0] * data["probe"].shape[-1])
+        states["positions"].append(task.get_data_to_cpu("probe_positions", as_numpy=True).copy())
+    np.savez(destination, seconds=np.cumsum(seconds), **{name: np.stack(kept) for name, kept in states.items()})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

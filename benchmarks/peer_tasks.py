@@ -1,0 +1,274 @@
+"""What ``peers.py`` compares: the tasks, how each is judged, and the methods of every package by their settings."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ptycho_torch.core.config import StageConfig
+from ptycho_torch.data.reconstruction import Reconstruction
+from ptycho_torch.data.scaling import photon_scale
+from ptycho_torch.data.scan import Scan
+from ptycho_torch.engines.problem import Estimate, flat_estimate
+from ptycho_torch.engines.start import with_modes
+from ptycho_torch.imaging.alignment import align, best_scale, overlap
+from ptycho_torch.imaging.consistency import consistency
+from ptycho_torch.imaging.metrics import nrmse, scanned_box
+from ptycho_torch.networks.batch import probe_in_photons
+from ptycho_torch.simulation.probes import incoherent_modes
+from ptycho_torch.simulation.scan import simulate_scan
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One method of another package."""
+
+    package: str
+    engine: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be reconstructed, and how it is judged."""
+
+    told: str
+    scan: Scan
+    figures: Callable[[Reconstruction], dict[str, float]]
+    """The first figure is the one that the goal is for."""
+
+    goal: float
+    stages: dict[str, StageConfig]
+    peers: dict[str, Peer]
+    probe: np.ndarray | None = None
+    modes: int = 1
+    margin: int = 2
+    seconds: float = 10.0
+    """After which a peer begins no epoch."""
+
+    def start(self) -> tuple[float, Estimate]:
+        """Photons per unit, and the estimate that all start from: an object of ones, the probe at the counts' power."""
+        scale = photon_scale(self.scan).photons_per_unit
+        scan = self.scan if self.probe is None else replace(self.scan, probe=self.probe.astype(np.complex64))
+        probe = with_modes(probe_in_photons(scan, scale), self.modes)
+        return scale, flat_estimate(torch.from_numpy(self.scan.positions.copy()), probe, self.margin)
+
+
+def error_of(scan: Scan, ramp: bool = False) -> Callable[[Reconstruction], dict[str, float]]:
+    """NRMSE over the box of scan positions after one complex factor, a shift and, if asked, a ramp."""
+
+    def figures(result: Reconstruction) -> dict[str, float]:
+        if not np.isfinite(result.object).all():
+            return {"NRMSE": float("inf")}
+        assert scan.truth is not None
+        pair = overlap(result, scan.truth)
+        box, found = scanned_box(scan.positions, pair), align(pair, remove_shift=True, remove_ramp=ramp).object
+        return {"NRMSE": nrmse(found * best_scale(found, pair.truth, box), pair.truth, box)}
+
+    return figures
+
+
+def r_of(scan: Scan) -> Callable[[Reconstruction], dict[str, float]]:
+    """R over all patterns, by the object, probe and positions found."""
+
+    def figures(result: Reconstruction) -> dict[str, float]:
+        if not np.isfinite(result.object).all():
+            return {"R": float("inf")}
+        moved = replace(scan, positions=result.positions)
+        return {"R": consistency(result, moved, photons_per_unit=result.photons_per_unit).r}
+
+    return figures
+
+
+def pixels_left(twin: Scan) -> Callable[[Reconstruction], dict[str, float]]:
+    """Rms on each axis, in pixels, of what the positions are off, after the mean."""
+    error = error_of(twin)
+
+    def figures(result: Reconstruction) -> dict[str, float]:
+        off = result.positions - twin.positions
+        return {"pixels left": float(np.sqrt(np.square(off - off.mean(0)).mean()))} | error(result)
+
+    return figures
+
+
+def modes_found(twin: Scan, modes: np.ndarray) -> Callable[[Reconstruction], dict[str, float]]:
+    """NRMSE, and the worse overlap of two modes with the true ones at the best whole-pixel shift."""
+    error = error_of(twin, ramp=True)
+
+    def likeness(a: np.ndarray, b: np.ndarray) -> float:
+        product = np.fft.ifft2(np.fft.fft2(a) * np.fft.fft2(b).conj())
+        return float(np.abs(product).max() / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+    def figures(result: Reconstruction) -> dict[str, float]:
+        return error(result) | {"overlap": min(likeness(*pair) for pair in zip(result.probe, modes, strict=True))}
+
+    return figures
+
+
+def pty_chi(engine: str, batch: int, *more: dict[str, Any], batches: str = "random") -> Peer:
+    """A method of pty-chi; ``more`` are its options by dotted names, the later ones before the earlier."""
+    options = {
+        "probe_options.optimizable": False,
+        "reconstructor_options.batch_size": batch,
+        "reconstructor_options.batching_mode": batches,
+    }
+    if engine == "LSQML":
+        # The probe has the right power from the start: an epoch that only finds it would be wasted.
+        options["reconstructor_options.rescale_probe_intensity_in_first_epoch"] = False
+    for further in more:
+        options |= further
+    return Peer("ptychi", engine, options)
+
+
+def cd_tools(lr: float, batch: int, *learn: str) -> Peer:
+    """Adam of cdtools."""
+    adam = {"lr": lr, "batch_size": batch, "calculation_width": batch}
+    return Peer("cdtools", "adam", {"learn": ["obj", *learn], "adam": adam})
+
+
+LEARNS = {"probe_options.optimizable": True}
+MOVES = {"probe_position_options.optimizable": True}
+STRIDES = {
+    "probe_position_options.step_size": 1.0,
+    "probe_position_options.correction_options.update_magnitude_limit": 1.0,
+}
+COMPACT = {"reconstructor_options.momentum_acceleration_gain": 0.5}
+ADAM = {"object_options.optimizer": "adam", "object_options.step_size": 0.05}
+NESTEROV = {"object_options.optimizer_params": {"momentum": 0.9, "nesterov": True}}
+"""What pty-chi hands to the SGD of torch."""
+WIDE = {"object_options.alpha": 1.0}
+HALF = {"object_options.step_size": 0.5}
+SPARSE = {"object_options.alpha": 0.3, "probe_options.alpha": 1.0}
+
+
+def twin_task(twin: Scan) -> Task:
+    """Probe known, object from ones."""
+    return Task(
+        "twin, probe known",
+        twin,
+        error_of(twin),
+        0.15,
+        {"pie": StageConfig(engine="pie"), "lsqml": StageConfig(engine="lsqml")},
+        {
+            "pty-chi LSQ-ML, compact 48, momentum 0.5": pty_chi("LSQML", 48, COMPACT, batches="compact"),
+            "pty-chi LSQ-ML, random 96": pty_chi("LSQML", 96),
+            "pty-chi rPIE, random 32, alpha 1": pty_chi("RPIE", 32, WIDE),
+            "pty-chi autodiff Adam, random 32, step 0.05": pty_chi("AutodiffPtychography", 32, ADAM),
+            "pty-chi LSQ-ML, random 48, SGD momentum 0.9": pty_chi("LSQML", 48, NESTEROV),
+            "pty-chi rPIE, random 32, alpha 1, SGD momentum 0.9": pty_chi("RPIE", 32, WIDE, HALF, NESTEROV),
+            "cdtools Adam, batch 15, lr 0.02": cd_tools(0.02, 15),
+        },
+    )
+
+
+def gaussian_task(twin: Scan) -> Task:
+    """Probe unknown: from a Gaussian of its width, without phase."""
+    size = twin.size
+    y, x = np.mgrid[:size, :size] - size // 2
+    power = np.square(np.abs(twin.probe)).sum(0)
+    centre = [(power * axis).sum() / power.sum() for axis in (y, x)]
+    # The mean r² of the light of exp(−r² / 2σ²) is σ².
+    spread = (power * ((y - centre[0]) ** 2 + (x - centre[1]) ** 2)).sum() / power.sum()
+    return Task(
+        "twin, probe unknown",
+        twin,
+        error_of(twin, ramp=True),
+        0.08,
+        {
+            "pie": StageConfig(engine="pie", epochs=60, update_probe=True),
+            "lsqml": StageConfig(engine="lsqml", epochs=40, update_probe=True),
+        },
+        {
+            "pty-chi LSQ-ML, random 32": pty_chi("LSQML", 32, LEARNS),
+            "pty-chi LSQ-ML, random 32, SGD momentum 0.9": pty_chi("LSQML", 32, LEARNS, NESTEROV),
+            "pty-chi rPIE, random 8, alpha 0.3": pty_chi("RPIE", 8, LEARNS, SPARSE),
+        },
+        probe=np.exp(-(y**2 + x**2) / (2 * spread))[None],
+        seconds=20,
+    )
+
+
+def positions_task(twin: Scan) -> Task:
+    """Positions off by 1.5 pixels rms on each axis."""
+    jitter = np.random.default_rng(0).normal(0, 1.5, twin.positions.shape)
+    return Task(
+        "twin, positions off by 1.5 pixels rms on each axis",
+        replace(twin, positions=twin.positions + jitter),
+        pixels_left(twin),
+        0.15,
+        {"pie": StageConfig(engine="pie", epochs=40, update_positions=True)},
+        {
+            "pty-chi LSQ-ML, random 32": pty_chi("LSQML", 32, MOVES),
+            "pty-chi LSQ-ML, random 48, SGD momentum 0.9": pty_chi("LSQML", 48, NESTEROV, MOVES),
+            "pty-chi LSQ-ML, random 48, SGD momentum 0.9, long steps of positions": pty_chi(
+                "LSQML", 48, NESTEROV, MOVES, STRIDES
+            ),
+            "pty-chi rPIE, random 32, alpha 1, SGD momentum 0.9, long steps of positions": pty_chi(
+                "RPIE", 32, WIDE, HALF, NESTEROV, MOVES, STRIDES
+            ),
+        },
+        margin=7,
+        seconds=20,
+    )
+
+
+def modes_task(twin: Scan) -> Task:
+    """Two modes 80/20, 1 % background, 5 % of the pixels masked; all start from the first mode."""
+    rng = np.random.default_rng(0)
+    modes = incoherent_modes(twin.probe[0].astype(complex), 2)
+    modes *= np.sqrt(np.array([0.8, 0.2]) / np.square(np.abs(modes)).sum((1, 2)))[:, None, None]
+    assert twin.truth is not None
+    clean = simulate_scan(twin.truth.astype(complex), modes, twin.positions, 1e6, rng)
+    counts = np.square(clean.amplitudes, dtype=np.float64)
+    counts = counts + rng.poisson(0.01 * counts.sum((1, 2)).mean() / counts[0].size, counts.shape)
+    mask = rng.uniform(size=counts.shape[1:]) > 0.05
+    return Task(
+        "two modes 80/20, 1 % background, 5 % masked",
+        replace(clean, amplitudes=np.sqrt(counts).astype(np.float32), mask=mask),
+        modes_found(twin, modes),
+        0.05,
+        {"pie": StageConfig(engine="pie", epochs=60, update_probe=True, update_background=True)},
+        {
+            "pty-chi LSQ-ML, random 32": pty_chi("LSQML", 32, LEARNS),
+            "pty-chi rPIE, random 8, alpha 0.3": pty_chi("RPIE", 8, LEARNS, SPARSE),
+        },
+        probe=modes[:1],
+        modes=2,
+        seconds=20,
+    )
+
+
+def star_task(star: Scan) -> Task:
+    """One mode, the probe free from the file's."""
+    return Task(
+        "measured star, one mode",
+        star,
+        r_of(star),
+        0.0135,
+        {"pie": StageConfig(engine="pie", update_probe=True), "lsqml": StageConfig(engine="lsqml", update_probe=True)},
+        {
+            "pty-chi LSQ-ML, random 64": pty_chi("LSQML", 64, LEARNS),
+            "pty-chi rPIE, random 8, alpha 0.3": pty_chi("RPIE", 8, LEARNS, SPARSE),
+        },
+        seconds=40,
+    )
+
+
+def star_modes_task(star: Scan) -> Task:
+    """Three modes and positions."""
+    return Task(
+        "measured star, three modes and positions",
+        star,
+        r_of(star),
+        0.0100,
+        {"pie": StageConfig(engine="pie", epochs=60, update_probe=True, update_positions=True)},
+        {
+            "pty-chi LSQ-ML, random 64": pty_chi("LSQML", 64, LEARNS, MOVES),
+            "pty-chi rPIE, random 8, alpha 0.3": pty_chi("RPIE", 8, LEARNS, MOVES, SPARSE),
+        },
+        modes=3,
+        margin=7,
+        seconds=60,
+    )
