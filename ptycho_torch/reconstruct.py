@@ -25,14 +25,22 @@ from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.observer import Observer, SilentObserver
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ptycho_torch.data.reconstruction import Reconstruction
     from ptycho_torch.data.scan import Scan
+    from ptycho_torch.engines.chain import Chain
+    from ptycho_torch.imaging.half_scan import HalfScan
 
 log = logging.getLogger("ptycho_torch.reconstruct")  # __name__ is __main__ under python -m
 
 CHECKPOINT = Path("checkpoints") / "last" / "state.safetensors"
 CHECKPOINT_SECONDS = 30.0
 """A checkpoint is written at the first epoch's end after so long, and when ctrl-C is pressed."""
+
+
+HELD_OUT, HALVES = (0, 1), (0, 2)
+"""What random numbers are for, beside the seed: none of these are those of an epoch."""
 
 
 @dataclass(frozen=True)
@@ -58,23 +66,21 @@ def reconstruct(config: ReconstructConfig, observer: Observer | None = None, com
     from ptycho_torch.data.npz import load_scan
     from ptycho_torch.data.reconstruction import Reconstruction
     from ptycho_torch.data.scaling import photon_scale
-    from ptycho_torch.engines.chain import Chain
-    from ptycho_torch.engines.start import start_of
-    from ptycho_torch.physics.devices import select_device
+    from ptycho_torch.engines.halves import half_chains
 
     clock = Clock()
     stages = stages_of(config)
-    device = select_device(config.device)
     scan = load_scan(config.scan, axis_order=config.axis_order, measurement=config.measurement)
     photons_per_unit = photon_scale(scan, config.photons_per_unit).photons_per_unit
-    start = start_of(config, scan, photons_per_unit, device, stages)
-    chain = Chain(scan, photons_per_unit, stages, start, config.seed)
+    chain = _chain_of(config, scan, photons_per_unit, stages)
+    halves = half_chains(chain, _generator(config, HALVES)) if config.half_scan_frc else ()
     checkpoint, fingerprint = config.output_dir / CHECKPOINT, _fingerprint(config, scan, photons_per_unit)
     if config.resume:
         if not os.path.isfile(checkpoint):  # unlike Path.is_file, also False for a name that no file can have
             raise ConfigError(f"{checkpoint}: no checkpoint to go on from; run without --resume first")
         chain.load(checkpoint, fingerprint)
     chain.check()
+    _warn_of_what_halves_share(config, stages)
     make_output_dir(checkpoint.parent)
     cli.write_config(config.output_dir / "config.yaml", config)
     clock.lap("load")
@@ -91,11 +97,58 @@ def reconstruct(config: ReconstructConfig, observer: Observer | None = None, com
             folder = make_output_dir(config.output_dir / "stages")
             stage_results[-1][1].save(folder / f"{number}-{stage.engine}.npz")
         clock.lap("save")
+    half_scan = None
+    if completed and halves:
+        half_scan = _half_scan(halves, scan, observer or SilentObserver())
+        completed = half_scan is not None
+        clock.lap("half scans")
     result = chain.result(_metadata(config, scan, stages))
-    metrics = _write(config, scan, result, command, stage_results)
+    metrics = _write(config, scan, result, command, stage_results, chain.held_out_figures(), half_scan)
     clock.lap("judge and write")
     write_json(config.output_dir / "timing.json", clock.seconds | {"epochs": chain.seconds})
     return ReconstructResult(result, metrics, completed)
+
+
+def _chain_of(config: ReconstructConfig, scan: "Scan", photons_per_unit: float, stages: list[StageConfig]) -> "Chain":
+    """The chain, ready to begin. Pixels that are held out do not even reach the start, whose power is the counts'."""
+    from ptycho_torch.data.holdout import held_out_pixels, without
+    from ptycho_torch.engines.chain import Chain
+    from ptycho_torch.engines.start import start_of
+    from ptycho_torch.physics.devices import select_device
+
+    device = select_device(config.device)
+    held_out = held_out_pixels(scan, config.holdout, _generator(config, HELD_OUT)) if config.holdout else None
+    seen = scan if held_out is None else without(scan, held_out)
+    start = start_of(config, seen, photons_per_unit, device, stages)
+    return Chain(scan, photons_per_unit, stages, start, config.seed, held_out=held_out)
+
+
+def _generator(config: ReconstructConfig, purpose: tuple[int, int]) -> "np.random.Generator":
+    import numpy as np
+
+    return np.random.default_rng([config.seed, *purpose])
+
+
+def _warn_of_what_halves_share(config: ReconstructConfig, stages: list[StageConfig]) -> None:
+    shared = ["--init_object"] if config.init_object is not None else []
+    shared += ["the trained network"] if any(stage.engine == "neural" for stage in stages) else []
+    if config.half_scan_frc and shared:
+        log.warning(
+            "--half_scan_frc: both halves start from %s, and what they agree on may come from there",
+            " and ".join(shared),
+        )
+
+
+def _half_scan(halves: "Sequence[Chain]", scan: "Scan", observer: Observer) -> "HalfScan | None":
+    """Run both halves and correlate them; None where ctrl-C ended it."""
+    from ptycho_torch.imaging.half_scan import half_scan_correlation, pixel_size_of
+
+    for half in halves:
+        while half.finished < len(half.stages):
+            if not half.next_stage(observer):
+                return None
+    first, second = (half.result() for half in halves)
+    return half_scan_correlation(first, second, pixel_size_of(scan))
 
 
 def stages_of(config: ReconstructConfig) -> list[StageConfig]:
@@ -116,7 +169,7 @@ def stages_of(config: ReconstructConfig) -> list[StageConfig]:
 
 def _fingerprint(config: ReconstructConfig, scan: "Scan", photons_per_unit: float) -> dict[str, Any]:
     """What must be the same for a resumed run to equal an uninterrupted one."""
-    free = {"output_dir", "resume", "report", "quiet", "debug", "scan", "device"}
+    free = {"output_dir", "resume", "report", "half_scan_frc", "quiet", "debug", "scan", "device"}
     settings = {name: value for name, value in cli.resolved(config).items() if name not in free}
     return settings | {"scan": f"{scan.digest()} at {photons_per_unit:.9g} photons"}
 
@@ -152,11 +205,16 @@ def _write(
     result: "Reconstruction",
     command: str,
     stages: "list[tuple[str, Reconstruction]]",
+    held_out: dict[str, float],
+    half_scan: "HalfScan | None",
 ) -> dict[str, Any]:
     from dataclasses import replace
 
     from ptycho_torch.imaging.results import stage_pictures, write_results
 
+    pictures = []
+    if config.report:
+        pictures = [*([half_scan.picture()] if half_scan else []), *stage_pictures(stages)]
     return write_results(
         config.output_dir,
         result,
@@ -164,8 +222,19 @@ def _write(
         photons_per_unit=result.photons_per_unit,
         command=command,
         report=config.report,
-        further=stage_pictures(stages) if config.report else (),
+        further=pictures,
+        found=held_out | (half_scan.figures() if half_scan else {}),
     )
+
+
+def _told_resolution(metrics: dict[str, Any]) -> str:
+    crossing, pixels = (metrics[f"half_scan_{name}"] for name in ("crossing_cycles_per_pixel", "resolution_pixels"))
+    if crossing is None:
+        return "resolution by half scans: 1 pixel or better (their correlation stays above the threshold)"
+    if not crossing:
+        return "resolution by half scans: none (their correlation is never above the threshold)"
+    nm = metrics.get("half_scan_resolution_nm")
+    return f"resolution by half scans: {pixels:.2f} pixels{'' if nm is None else f', {nm:.3g} nm'}"
 
 
 def _command(config: ReconstructConfig, words: list[str]) -> int:
@@ -174,9 +243,13 @@ def _command(config: ReconstructConfig, words: list[str]) -> int:
     if not config.quiet:
         written = config.output_dir / ("report.html" if config.report else "metrics.json")
         print(f"R {result.metrics['r']:.4f} (counting noise alone {result.metrics['r_floor']:.4f})")
+        if config.half_scan_frc and result.completed:
+            print(_told_resolution(result.metrics))
         print(f"{written.stem}: {written}")
     if not result.completed:
         done = len(result.reconstruction.history["r"])
+        if config.half_scan_frc:
+            print("the half scans are not done", file=sys.stderr)
         print(f"interrupted after epoch {done}; go on with --resume", file=sys.stderr)
         return cli.EXIT_INTERRUPTED
     return 0

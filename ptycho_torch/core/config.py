@@ -136,9 +136,14 @@ class InferenceConfig(Reading):
 class StageConfig:
     """Settings of one engine. None means: the engine's own default."""
 
-    engine: str = option("pie", "pie, lsqml, dm, raar, gradient or neural")
+    engine: str = option("pie", "pie, epie, rpie, lsqml, dm, raar, gradient or neural")
     epochs: int | None = option(None, "passes over all patterns; default: the engine's")
     time_limit: float | None = option(None, "seconds after which no batch is begun; default: none")
+    patience: int | None = option(
+        None,
+        "epochs without a better prediction of the held-out pixels (--holdout) after which the stage ends, with the "
+        "estimate of its best epoch; default: it runs to its end",
+    )
     batch_size: int | None = option(None, "patterns a batch; default: the engine's")
     batches: Literal["random", "compact"] | None = option(
         None, "random: each batch from all over the field; compact: each a neighbourhood; default: the engine's"
@@ -154,7 +159,20 @@ class StageConfig:
     update_positions: bool = option(False, "refine the scan positions")
     position_start: int = option(3, "epoch from which on positions are refined")
     position_bound: float = option(5.0, "farthest that a position is moved, in pixels")
+    position_method: Literal["gradient", "correlation"] = option(
+        "gradient", "how positions are refined: gradient, by least squares; correlation, by peaks of cross-correlations"
+    )
+    position_model: Literal["free", "affine"] = option(
+        "free", "free: each position by itself; affine: all by one scale, rotation and shear"
+    )
     update_background: bool = option(False, "learn a background that is the same in all patterns")
+    support: Path | None = option(
+        None, "NPZ file with support, 0 to 1 on the object's pixels, and origin_yx; outside the object is one value"
+    )
+    max_amplitude: float | None = option(
+        None, "largest amplitude of the object, in the result's unit, in which vacuum is not exactly 1; default: none"
+    )
+    alpha: float | None = option(None, "rpie: share of the brightest pixel in the divisor, 1 being epie; default: 0.1")
     relaxation: float | None = option(None, "beta of dm and raar; default: the engine's")
     optimizer: Literal["adam", "sgd", "lbfgs"] | None = option(None, "optimiser of the gradient engine; default: adam")
     tv: float = option(0.0, "weight of the object's total variation, gradient engine")
@@ -163,10 +181,16 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "time_limit", "batch_size", "step", "probe_modes", "position_bound", "relaxation")
+        require_positive(self, "patience")
         for name in ("epochs", "probe_start", "position_start", "tv", "smoothness"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ConfigError(f"--{name} is {value}: it must not be negative")
+        require_positive(self, "max_amplitude")
+        if self.alpha is not None and not 0 < self.alpha <= 1:
+            raise ConfigError(f"--alpha is {self.alpha}: it must be above 0 and at most 1")
+        if self.momentum is not None and self.optimizer == "lbfgs":
+            raise ConfigError(f"--momentum is {self.momentum}, and lbfgs has none: leave it out, or --optimizer sgd")
         if self.momentum is not None and not 0 <= self.momentum < 1:
             raise ConfigError(f"--momentum is {self.momentum}: it must be at least 0 and below 1")
 
@@ -183,6 +207,12 @@ class ReconstructConfig(StageConfig, Reading):
     init_object: Path | None = option(None, "reconstruction.npz or scan file whose object to start from; default: ones")
     init_probe: str = option("file", "file: the scan's; gaussian:SIGMA: no phase, sigma in pixels; or an NPZ file's")
     init_positions: Path | None = option(None, "reconstruction.npz or scan file whose positions to start from")
+    holdout: float = option(
+        0.0, "share of detector pixels that no engine sees, to judge its epochs by and to stop it (--patience)"
+    )
+    half_scan_frc: bool = option(
+        False, "reconstruct each half of the positions too, and correlate both: the resolution without a truth"
+    )
     seed: int = option(0, "seed of every random choice")
     device: Device = option(
         "auto", "device to compute on (--accelerator is an alias); auto takes CUDA, then MPS, then CPU"
@@ -193,6 +223,8 @@ class ReconstructConfig(StageConfig, Reading):
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
         Reading.__post_init__(self)
+        if not 0 <= self.holdout <= 0.5:
+            raise ConfigError(f"--holdout is {self.holdout}: it must be a share from 0 to 0.5")
         if self.seed < 0:
             raise ConfigError(f"--seed is {self.seed}: it must not be negative")
 

@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ptycho_torch.core.config import StageConfig
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.core.observer import Observer
+from ptycho_torch.data.holdout import without
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
+from ptycho_torch.engines.judge import HeldOut
 from ptycho_torch.engines.loop import Run
 from ptycho_torch.engines.neural import reconstruct_by_network
 from ptycho_torch.engines.optics import Scene
 from ptycho_torch.engines.problem import Estimate, Measurement, measurement_of
-from ptycho_torch.engines.registry import make_engine, schedule_of
+from ptycho_torch.engines.registry import constraint_of, make_engine, schedule_of
 from ptycho_torch.engines.start import fit_scale, placed_object, with_modes
 from ptycho_torch.physics.noise import noise_model
 from ptycho_torch.physics.probe import power_of
@@ -39,7 +42,12 @@ class Chain:
     finished: int = 0
     """Stages that are complete."""
 
-    history: dict[str, list[float]] = field(default_factory=lambda: {"epoch": [], "stage": [], "r": []})
+    held_out: NDArray[np.bool_] | None = None
+    """(n, N, N), centred as the patterns: pixels that no iterative stage sees; all of them are judged by these."""
+
+    history: dict[str, list[float]] = field(default_factory=lambda: {"epoch": [], "stage": [], "r": [], "r_floor": []})
+    """Figures of each epoch of the iterative stages that are complete."""
+
     seconds: list[list[float]] = field(default_factory=list)
     """For each iterative stage complete, the seconds since its start at the end of each epoch."""
 
@@ -66,7 +74,7 @@ class Chain:
             assert self.run is not None
             if not self.run.go(observer, after_epoch):
                 return False
-            self._record(self.run.history.r)
+            self.history = self._history()
             self.seconds.append(self.run.history.seconds)
         self.finished += 1
         self.run = None
@@ -108,28 +116,69 @@ class Chain:
         """Make ready the iterative stage that is next, unless it is under way."""
         if self.run is None:
             stage = self.stages[self.finished]
+            self._require_held_out(stage)
             measurement = self.measurement(stage)
             if stage.probe_modes is not None:
                 self.estimate.probe = with_modes(self.estimate.probe, stage.probe_modes)
             self.estimate.object = self.estimate.object * fit_scale(measurement, self.estimate)
             engine = make_engine(measurement, self.estimate, stage)
-            self.run = Run(engine, schedule_of(stage), self.seed + self.finished)
+            self.run = Run(engine, schedule_of(stage), self.seed + self.finished, self._judge())
 
     def check(self) -> None:
         """Raise PtychoError where a stage to come lacks something, before the first one runs."""
         for stage in self.stages[self.finished :]:
+            self._require_held_out(stage)
             if stage.engine == "neural":
                 self._bundle(stage)
+            constraint_of(stage, self.estimate)
+
+    def _require_held_out(self, stage: StageConfig) -> None:
+        if stage.patience is not None and (self.held_out is None or stage.engine == "neural"):
+            raise ConfigError(
+                f"--patience is {stage.patience} for {stage.engine}, and nothing tells when to stop: it needs an "
+                "iterative engine and held-out pixels, as by --holdout 0.02"
+            )
 
     def measurement(self, stage: StageConfig) -> Measurement:
         """The patterns as ``stage`` sees them."""
-        return measurement_of(self.scan, self.photons_per_unit, noise_model(stage.loss), self.device)
+        scan = self.scan if self.held_out is None else without(self.scan, self.held_out)
+        return measurement_of(scan, self.photons_per_unit, noise_model(stage.loss), self.device)
 
-    def _record(self, r: list[float]) -> None:
-        done = len(self.history["epoch"])
-        self.history["epoch"] += [float(done + i + 1) for i in range(len(r))]
-        self.history["stage"] += [float(self.finished + 1)] * len(r)
-        self.history["r"] += r
+    def _judge(self) -> HeldOut | None:
+        return (
+            HeldOut(self.scan, self.held_out, self.photons_per_unit, self.device) if self.held_out is not None else None
+        )
+
+    def held_out_figures(self) -> dict[str, float]:
+        """What the held-out pixels say about the estimate as it stands, by the names of ``metrics.json``."""
+        judge = self._judge()
+        if judge is None:
+            return {}
+        found = judge.judge(self.estimate)
+        return {
+            "held_out_deviance": found.deviance,
+            "held_out_deviance_floor": found.floor,
+            "held_out_pixels": len(judge),
+        }
+
+    def _history(self) -> dict[str, list[float]]:
+        """Figures of each epoch so far, those of the stage under way among them.
+
+        The floor of R is that of the stage's last estimate: within a stage it hardly changes, and it takes time.
+        """
+        if self.run is None:
+            return self.history
+        found, done = self.run.history, len(self.history["epoch"])
+        epochs = len(found.r)
+        further = {
+            "epoch": [float(done + i + 1) for i in range(epochs)],
+            "stage": [float(self.finished + 1)] * epochs,
+            "r": found.r,
+            "r_floor": [self.run.floor()] * epochs,
+        }
+        if self.held_out is not None:
+            further |= {"held_out_deviance": found.held_out_deviance, "held_out_floor": found.held_out_floor}
+        return {name: self.history.get(name, []) + values for name, values in further.items()}
 
     def _bundle(self, stage: StageConfig) -> Bundle:
         if stage.model_path is None:
@@ -160,13 +209,6 @@ class Chain:
     def result(self, metadata: dict[str, Any] | None = None) -> Reconstruction:
         """The reconstruction as it stands. No clock is in it: the same work gives the same bytes."""
         estimate = self.estimate
-        under_way = self.run.history.r if self.run is not None else []
-        done = len(self.history["r"])
-        history = {
-            "epoch": self.history["epoch"] + [float(done + i + 1) for i in range(len(under_way))],
-            "stage": self.history["stage"] + [float(self.finished + 1)] * len(under_way),
-            "r": self.history["r"] + under_way,
-        }
         return Reconstruction(
             object=estimate.object.cpu().numpy().astype(np.complex64),
             coverage=coverage_of(estimate).cpu().numpy().astype(np.float32),
@@ -175,7 +217,7 @@ class Chain:
             positions=estimate.positions.numpy().copy(),
             photons_per_unit=self.photons_per_unit,
             background=_background(estimate),
-            history=history,
+            history=self._history(),
             metadata=metadata or {},
         )
 

@@ -1,6 +1,6 @@
 """The gradient engine: a likelihood differentiated for all that is unknown, and an optimiser of torch."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -227,6 +227,11 @@ class Gradient(Engine):
         if self._by_epoch and self._seen == len(self.measurement):  # an epoch cut short has no slope of all patterns
             self._advance(self._by_epoch, progress)
 
+    def follow(self, before: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+        for ensemble in (self._by_batch, self._by_epoch):
+            if ensemble and "object" in ensemble.leaves:
+                ensemble.change_momentum("object", change, self._units["object"])
+
     def _load(self) -> None:
         """Make the leaves from the estimate."""
         for name, leaf in self._leaves.items():
@@ -342,6 +347,15 @@ class Ensemble:
             slopes = [leaf.grad for leaf in self.leaves.values() if leaf.grad is not None]
             parts = [torch.view_as_real(slope) if slope.is_complex() else slope for slope in slopes]
             self.optimizer.param_groups[0]["lr"] *= max(1.0, sum(float(part.abs().sum()) for part in parts))
+
+    def change_momentum(self, name: str, change: Callable[[Tensor], Tensor], unit: float | Tensor) -> None:
+        """Change the momentum of a leaf that steps in some ``unit``; L-BFGS, whose steps do not fit then, restarts."""
+        state = self.optimizer.state.get(self.leaves[name], {})
+        if isinstance(self.optimizer, torch.optim.LBFGS):
+            self.optimizer.state.clear()
+        for key in {"exp_avg", "momentum_buffer"} & state.keys():
+            if state[key] is not None:
+                state[key] = change(state[key] * unit) / unit
 
     def memory(self) -> dict[str, Tensor]:
         """The optimiser's state as tensors of their own; the names of lists end in ``[]``."""

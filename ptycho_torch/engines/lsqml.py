@@ -1,5 +1,6 @@
 """Least-squares maximum likelihood: object and probe step together, each as far as the exit waves ask for."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -110,6 +111,9 @@ class Lsqml(Engine):
     def end_epoch(self, epoch: int, progress: float) -> None:
         if self.refinement.end_epoch():
             self.velocity = self.refinement.gauge(self.velocity)
+
+    def follow(self, before: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+        self.velocity = change(self.velocity)
 
     def _step_probe(self, found: Correction, moving: Tensor, indices: Tensor) -> Tensor:
         """Step the probe.

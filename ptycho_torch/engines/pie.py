@@ -1,5 +1,6 @@
 """The ptychographic iterative engine: the exit wave's change, divided by the illumination, added to the object."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -102,6 +103,9 @@ class Pie(Engine):
     def end_epoch(self, epoch: int, progress: float) -> None:
         if self.refinement.end_epoch():
             self.velocity = self.refinement.gauge(self.velocity)
+
+    def follow(self, before: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+        self.velocity = change(self.velocity)
 
     def _divisor_of(self, indices: Tensor, effective: float) -> Tensor:
         """The light to divide by, (rows, columns), where a step comes to ``effective`` with all its momentum."""

@@ -1,6 +1,7 @@
 """Projections: the exit waves of all patterns are kept, and driven to where object and detector agree about them."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -105,6 +106,16 @@ class Projections(Engine):
         if learning and progress > self.settings.alternate:
             self.gauge.end_epoch()
             self.forget()  # the waves follow the gauge; nothing of theirs but the object is used from here on
+
+    def follow(self, before: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+        """The waves take part in the object's change, so that it stays the nearest to them."""
+        difference = self.estimate.object - before
+        self._waves = torch.cat(
+            [
+                self._waves[part] + far_field(self.optics.probes(part) * self.optics.cut(difference, part)[:, None])
+                for part in self._parts
+            ]
+        )
 
     def _modelled(self, indices: Tensor) -> Tensor:
         """O(ψ): far field of probe times object, (b, M, N, N)."""

@@ -5,11 +5,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ptycho_torch.engines.correlation import correlated_displacements
 from ptycho_torch.engines.optics import Correction, Optics
 from ptycho_torch.physics.probe import centre_of, orthogonalised, power_of
 
 LONGEST_STEP = 0.5
-"""Pixels that a position may move in one epoch."""
+"""Pixels that a position may move in one epoch by its gradient."""
+
+TURN = 0.3
+"""Cosine between the moves of two epochs beyond which a map of positions is moved further, or less far."""
+
+HASTE, SLOWING, LARGEST_GAIN = 1.2, 0.5, 10.0
+"""Factors on the gain of those moves, and the most that it comes to."""
+
+REMEMBERED = ("first_positions", "last_moves", "gain", "power", "centre")
+"""What a refinement knows beyond the epoch."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,12 @@ class RefineSettings:
     position_bound: float = 5.0
     """Farthest that a position may move on either axis, in pixels."""
 
+    position_method: str = "gradient"
+    """``gradient``: least squares to first order; ``correlation``: the peak of a cross-correlation."""
+
+    position_model: str = "free"
+    """``free``: each by itself; ``affine``: all by one linear map about their middle."""
+
     update_background: bool = False
 
     @property
@@ -36,8 +52,10 @@ class Refinement:
     """Learns from the corrections of an engine's batches what the engine itself does not.
 
     Positions: a displacement s changes the exit wave by ``P ∇O · s`` to first order, and the least squares against its
-    correction give s for each pattern (Odstrčil, Menzel & Guizar-Sicairos, Opt. Express 26, 3108 (2018), section 5).
-    Their mean displacement stays zero, since a shift of all of them is a shift of the object.
+    correction give s for each pattern (Odstrčil, Menzel & Guizar-Sicairos, Opt. Express 26, 3108 (2018), section 5); or
+    s is where the corrected exit wave correlates best with the object (:mod:`~ptycho_torch.engines.correlation`).
+    Their mean displacement stays zero, since a shift of all of them is a shift of the object. By the affine model only
+    one map of all positions moves: stage and camera set wrongly scale, turn and shear a scan as a whole.
 
     Background: the zero of the likelihood's derivative to first order, ``Σ (k/I − 1) / Σ 1/I`` over all patterns.
     """
@@ -48,17 +66,23 @@ class Refinement:
         self.first_positions = estimate.positions
         self.power = power_of(estimate.probe).sum()
         self.centre = centre_of(power_of(estimate.probe))
+        self.last_moves = torch.zeros_like(self.first_positions)
+        self.gain = torch.ones((), dtype=torch.float64)
         self._start_epoch()
 
     def _start_epoch(self) -> None:
         self._moves = torch.zeros_like(self.first_positions)
+        self._certainty = self.first_positions.new_zeros(len(self.first_positions), 2, 2)
         self._missing = torch.zeros_like(self.optics.estimate.background)
         self._weight = torch.zeros_like(self._missing)
 
     def learn(self, found: Correction, indices: Tensor, epoch: int) -> None:
         """Take note of a batch."""
         if self.settings.update_positions and epoch >= self.settings.position_start:
-            self._moves[indices] = displacements(self.optics, found, indices).to("cpu", torch.float64)
+            find = correlated_displacements if self.settings.position_method == "correlation" else displacements
+            moves, certainty = find(self.optics, found, indices)
+            self._moves[indices] = moves.to("cpu", torch.float64)
+            self._certainty[indices] = certainty.to("cpu", torch.float64)
         if self.settings.update_background and found.excess is not None and epoch:
             counts = self.optics.measurement.counts[indices]
             weight = 1 / (counts - found.excess + 1)
@@ -84,11 +108,27 @@ class Refinement:
         return self.settings.update_probe and self._fix_gauge()
 
     def _move(self) -> None:
-        s, estimate = self.settings, self.optics.estimate
-        moved = estimate.positions + self._moves - self.first_positions
-        moved = (moved - moved.mean(0)).clamp(-s.position_bound, s.position_bound)
-        estimate.positions = self.first_positions + moved
+        s, estimate, first = self.settings, self.optics.estimate, self.first_positions
+        moves = self._moves
+        if s.position_model == "affine":
+            moves = affine_part(moves, self._certainty, first)
+            self._hasten(moves)
+            moves = moves * self.gain
+        moved = bounded(estimate.positions - first + moves, s.position_bound, s.position_model)
+        estimate.positions = first + moved
         self.optics.moved()
+
+    def _hasten(self, moves: Tensor) -> None:
+        """Move further while the epochs agree on where to, and less far where they turn back.
+
+        The object gives way to a map of all positions more than to the move of one, so that an epoch sees a small
+        share of it: Zhang et al., Opt. Express 21, 13592 (2013).
+        """
+        lengths = torch.linalg.vector_norm(moves) * torch.linalg.vector_norm(self.last_moves)
+        cosine = float((moves * self.last_moves).sum() / lengths.clamp_min(1e-30))
+        if abs(cosine) > TURN:
+            self.gain = (self.gain * (HASTE if cosine > 0 else SLOWING)).clamp(1.0, LARGEST_GAIN)
+        self.last_moves = moves
 
     def _fix_gauge(self) -> bool:
         """Keep the probe's power and place as they were, and its modes orthogonal: the scan leaves them free."""
@@ -107,26 +147,53 @@ class Refinement:
 
     def memory(self) -> dict[str, Tensor]:
         """For checkpoints."""
-        return {
-            "first_positions": self.first_positions,
-            "power": self.power,
-            "centre": self.centre,
-        }
+        return {name: getattr(self, name) for name in REMEMBERED}
 
     def recall(self, memory: dict[str, Tensor]) -> None:
         """Take back what :meth:`memory` gave; positions may have changed with it."""
-        self.first_positions, self.power, self.centre = (
-            memory[name] for name in ("first_positions", "power", "centre")
-        )
+        for name in REMEMBERED:
+            setattr(self, name, memory[name].to(getattr(self, name).device))
         self._start_epoch()
         if self.settings.update_positions:
             self.optics.moved()
 
 
-def displacements(optics: Optics, found: Correction, indices: Tensor) -> Tensor:
-    """By how much each position of a batch is off, to first order, (b, 2) (y, x) in pixels.
+def affine_part(moves: Tensor, certainty: Tensor, start: Tensor) -> Tensor:
+    """The moves of all positions by one map, ``A (start − middle) + shift``, that explain the patterns best.
 
-    At most :data:`LONGEST_STEP` on either axis.
+    Each pattern has its say by what it knows, direction by direction: moves of what is hardly seen would else lead the
+    map astray. Without the shift, which the object takes up, A has four parameters: two scales, rotation and shear.
+
+    Args:
+        moves: (n, 2) (y, x) in pixels, each pattern's own.
+        certainty: (n, 2, 2) curvature of its misfit for them.
+        start: (n, 2) the positions that the map is of.
+    """
+    terms = torch.cat([start - start.mean(0), start.new_ones(len(start), 1)], 1)
+    matrix = torch.einsum("nij,na,nb->iajb", certainty, terms, terms).reshape(6, 6)
+    right = torch.einsum("nij,nj,na->ia", certainty, moves, terms).reshape(6)
+    scale = matrix.diagonal().clamp_min(1e-300).rsqrt()  # a row of positions says nothing across it
+    found = scale * (torch.linalg.pinv(matrix * scale[:, None] * scale, rtol=1e-9, hermitian=True) @ (scale * right))
+    return terms[:, :2] @ found.reshape(2, 3)[:, :2].mT
+
+
+def bounded(moved: Tensor, bound: float, model: str) -> Tensor:
+    """Displacements (n, 2) without a common shift, and at most ``bound`` pixels on either axis.
+
+    A map of all positions is bounded as a whole: cut at single positions it would be none.
+    """
+    moved = moved - moved.mean(0)
+    if model == "affine":
+        return moved * min(1.0, bound / max(float(moved.abs().max()), bound))
+    return moved.clamp(-bound, bound)
+
+
+def displacements(optics: Optics, found: Correction, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """By how much each position of a batch is off, to first order.
+
+    Returns:
+        (b, 2) (y, x) in pixels, at most :data:`LONGEST_STEP` on either axis; and the curvature of the misfit for them,
+        (b, 2, 2) in photons a square pixel.
     """
     obj = optics.estimate.object
     slopes = []
@@ -134,12 +201,13 @@ def displacements(optics: Optics, found: Correction, indices: Tensor) -> Tensor:
         slope = (torch.roll(obj, -1, axis) - torch.roll(obj, 1, axis)) / 2  # the margin keeps windows off the edge
         slopes.append(found.probes * optics.cut(slope, indices)[:, None])
     (a, b, c), right = _normal_equations(slopes[0], slopes[1], found.change)
-    damped = 1e-3 * (a + c) + 1e-30  # a flat object says nothing about positions
+    damped = 1e-3 * (a + c) + 1e-18  # a flat object says nothing about positions; its square is not 0 either
     a, c = a + damped, c + damped
     determinant = a * c - b * b
     y = (c * right[0] - b * right[1]) / determinant
     x = (a * right[1] - b * right[0]) / determinant
-    return torch.stack([y, x], -1).clamp(-LONGEST_STEP, LONGEST_STEP)
+    curvature = torch.stack([a, b, b, c], -1).unflatten(-1, (2, 2))
+    return torch.stack([y, x], -1).clamp(-LONGEST_STEP, LONGEST_STEP), curvature
 
 
 def _normal_equations(first: Tensor, second: Tensor, change: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -1,10 +1,12 @@
 """The iterative engines by name. A new one is a new entry here; its tests follow from the name."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import NamedTuple
 
 from ptycho_torch.core.config import StageConfig
 from ptycho_torch.core.errors import ConfigError
+from ptycho_torch.engines.constraint import Constraint, read_support
 from ptycho_torch.engines.gradient import Gradient, GradientSettings
 from ptycho_torch.engines.loop import Engine, Schedule
 from ptycho_torch.engines.lsqml import Lsqml, LsqmlSettings
@@ -12,6 +14,7 @@ from ptycho_torch.engines.pie import Pie, PieSettings
 from ptycho_torch.engines.problem import Estimate, Measurement
 from ptycho_torch.engines.projections import DifferenceMap, Projections, ProjectionSettings, Raar
 from ptycho_torch.engines.refine import RefineSettings
+from ptycho_torch.engines.sequential import Sequential, SequentialSettings
 
 
 class Entry(NamedTuple):
@@ -26,6 +29,8 @@ class Entry(NamedTuple):
     """Patterns a batch where the probe is learned too."""
 
     batches: str = "random"
+    uses: frozenset[str] = frozenset()
+    """Settings that it uses, of those that not every iterative engine does."""
 
 
 def refinement_of(stage: StageConfig) -> RefineSettings:
@@ -35,6 +40,8 @@ def refinement_of(stage: StageConfig) -> RefineSettings:
         stage.update_positions,
         stage.position_start,
         stage.position_bound,
+        stage.position_method,
+        stage.position_model,
         update_background=stage.update_background,
     )
 
@@ -57,6 +64,22 @@ def _lsqml(measurement: Measurement, estimate: Estimate, stage: StageConfig, bat
         **{name: value for name, value in given.items() if value is not None},
     )
     return Lsqml(measurement, estimate, settings, batch_size)
+
+
+def _sequential(
+    alpha: float,
+) -> Callable[[Measurement, Estimate, StageConfig, int], Engine]:
+    def make(measurement: Measurement, estimate: Estimate, stage: StageConfig, batch_size: int) -> Engine:
+        del batch_size  # each batch is bounded by its own light
+        settings = SequentialSettings(
+            alpha=alpha if stage.alpha is None else stage.alpha,
+            refine=refinement_of(stage),
+            probe_start=stage.probe_start,
+            **({} if stage.step is None else {"step": stage.step}),
+        )
+        return Sequential(measurement, estimate, settings)
+
+    return make
 
 
 def _projections(
@@ -90,20 +113,44 @@ def _gradient(measurement: Measurement, estimate: Estimate, stage: StageConfig, 
     return Gradient(measurement, estimate, settings, batch_size)
 
 
+REFINED = frozenset({"position_method", "position_model"})
+"""What engines use that refine by :mod:`~ptycho_torch.engines.refine`."""
+
 ENGINES: dict[str, Entry] = {
-    "pie": Entry(_pie, epochs=20, batch_size=48, probe_batch_size=32),
-    "lsqml": Entry(_lsqml, epochs=16, batch_size=16, probe_batch_size=16, batches="compact"),
-    "dm": Entry(_projections(DifferenceMap, 0.8), epochs=60, batch_size=64, probe_batch_size=64),
-    "raar": Entry(_projections(Raar, 0.9), epochs=60, batch_size=64, probe_batch_size=64),
-    "gradient": Entry(_gradient, epochs=24, batch_size=32, probe_batch_size=32),
+    "pie": Entry(_pie, 20, 48, 32, uses=REFINED | {"step", "momentum"}),
+    "epie": Entry(_sequential(1.0), 30, 8, 8, uses=REFINED | {"step"}),
+    "rpie": Entry(_sequential(0.1), 20, 8, 8, uses=REFINED | {"step", "alpha"}),
+    "lsqml": Entry(_lsqml, 16, 16, 16, "compact", uses=REFINED | {"step", "momentum"}),
+    "dm": Entry(_projections(DifferenceMap, 0.8), 60, 64, 64, uses=REFINED | {"relaxation"}),
+    "raar": Entry(_projections(Raar, 0.9), 60, 64, 64, uses=REFINED | {"relaxation"}),
+    "gradient": Entry(_gradient, 24, 32, 32, uses=frozenset({"step", "momentum", "optimizer", "tv", "smoothness"})),
 }
+
+OF_NETWORK = frozenset({"engine", "batch_size", "model_path"})
+"""All the settings that the neural engine uses."""
 
 
 def require_engine(stage: StageConfig) -> None:
-    """Raise ConfigError where there is no engine of that name."""
+    """Raise ConfigError where there is no engine of that name, or it would ignore a setting that was made."""
     known = sorted([*ENGINES, "neural"])
     if stage.engine not in known:
         raise ConfigError(f"--engine is {stage.engine}: known are {', '.join(known)}")
+    for setting in fields(StageConfig):
+        value = getattr(stage, setting.name)
+        if value != setting.default and not uses(stage.engine, setting.name):
+            others = ", ".join(name for name in known if uses(name, setting.name))
+            raise ConfigError(
+                f"--{setting.name} is {value}, and {stage.engine} does not use it; leave it out, or take an --engine "
+                f"that does: {others}"
+            )
+
+
+def uses(engine: str, setting: str) -> bool:
+    """Whether the setting of a stage has an effect on an engine. What no entry names, every iterative engine uses."""
+    if engine == "neural":
+        return setting in OF_NETWORK
+    named = {"model_path"}.union(*(entry.uses for entry in ENGINES.values()))
+    return setting not in named or setting in ENGINES[engine].uses
 
 
 def schedule_of(stage: StageConfig) -> Schedule:
@@ -119,6 +166,7 @@ def schedule_of(stage: StageConfig) -> Schedule:
         stage.batch_size or (entry.probe_batch_size if stage.update_probe else entry.batch_size),
         stage.batches or entry.batches,
         stage.time_limit,
+        stage.patience,
     )
 
 
@@ -129,4 +177,18 @@ def make_engine(measurement: Measurement, estimate: Estimate, stage: StageConfig
         ConfigError: there is no engine of that name.
     """
     batch_size = min(schedule_of(stage).batch_size, len(measurement))
-    return ENGINES[stage.engine].make(measurement, estimate, stage, batch_size)
+    engine = ENGINES[stage.engine].make(measurement, estimate, stage, batch_size)
+    engine.constraint = constraint_of(stage, estimate)
+    return engine
+
+
+def constraint_of(stage: StageConfig, estimate: Estimate) -> Constraint | None:
+    """What ``stage`` holds the object to; None: to nothing.
+
+    Raises:
+        DataError: the file with the support cannot be used.
+    """
+    if stage.support is None and stage.max_amplitude is None:
+        return None
+    support = None if stage.support is None else read_support(stage.support, estimate)
+    return Constraint(support, stage.max_amplitude)

@@ -174,34 +174,88 @@ def patterns_figure(measured: NDArray[np.floating], predicted: NDArray[np.floati
 
 
 def history_figure(history: Mapping[str, Sequence[float]]) -> bytes | None:
-    """Every loss and R of a history against ``"epoch"`` (or 1, 2, …); None where it holds no finite one."""
-    shown = {name: values for name, values in history.items() if "loss" in name or name == "r"}
-    losses = {name: np.asarray(values, float) for name, values in shown.items()}
-    curves = {name: values for name, values in losses.items() if np.isfinite(values).any()}
+    """Every loss and R of a history against ``"epoch"`` (or 1, 2, …); None where it holds no finite one.
+
+    Beside R stands what counting noise alone would leave, and below it the deviance of held-out pixels, where the
+    history has them. The stages of a chain are set apart.
+    """
+    curves = _finite_curves({name: values for name, values in history.items() if "loss" in name or name == "r"})
     if not curves:
         return None
-    figure, axis = _chart()
-    for name, values in curves.items():
-        epochs = history.get("epoch", [])
-        epochs = epochs if len(epochs) == len(values) else np.arange(1, len(values) + 1).tolist()
-        axis.plot(epochs, values, label=name.replace("_", " "), lw=1.8, marker="o" if len(values) < _FEW else None)
-    stages = np.asarray(history.get("stage", []))
-    for change in np.flatnonzero(np.diff(stages)):  # of a chain
-        axis.axvline(change + 1.5, color=_INK, lw=1, ls=":")
+    held_out = _finite_curves({name: history[name] for name in ("held_out_deviance",) if name in history})
+    figure, axes = _chart(2 if held_out else 1)
+    upper, *lower = np.atleast_1d(axes)
+    _draw_curves(upper, history, curves)
+    _draw_floor(upper, history, "r_floor")
     if all(np.nanmin(values) > 0 for values in curves.values()):
-        axis.set_yscale("log")
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set_xlabel("epoch")
-    axis.set_ylabel("R" if set(curves) == {"r"} else "loss")
-    _legend(axis)
+        upper.set_yscale("log")
+    upper.set_ylabel("R" if set(curves) == {"r"} else "loss")
+    for axis in lower:
+        _draw_curves(axis, history, held_out)
+        _draw_floor(axis, history, "held_out_floor")
+        axis.set_ylabel("deviance a pixel")
+        _log_where_it_helps(axis)
+    for axis in (upper, *lower):
+        _legend(axis)
+    (upper, *lower)[-1].set_xlabel("epoch")
     return _png(figure)
 
 
-def frc_figure(frc: RingCorrelation) -> bytes:
-    """The ring correlation, the ½-bit threshold and where they cross."""
+def _log_where_it_helps(axis: Any) -> None:
+    """A log axis of y with numbers written out, where all is positive and spreads by more than a factor of four."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.dataLim.intervaly
+    if low > 0 and high > 4 * low:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _finite_curves(curves: Mapping[str, Sequence[float]]) -> dict[str, NDArray[np.float64]]:
+    arrays = {name: np.asarray(values, float) for name, values in curves.items()}
+    return {name: values for name, values in arrays.items() if np.isfinite(values).any()}
+
+
+def _epochs_of(history: Mapping[str, Sequence[float]], count: int) -> NDArray[np.float64]:
+    epochs = history.get("epoch", [])
+    return np.asarray(epochs if len(epochs) == count else np.arange(1, count + 1), float)
+
+
+def _draw_curves(axis: Any, history: Mapping[str, Sequence[float]], curves: Mapping[str, NDArray[np.float64]]) -> None:
+    """Curves against the epoch, with the stages of a chain set apart and numbered."""
+    for name, values in curves.items():
+        marker = "o" if len(values) < _FEW else None
+        label = "R" if name == "r" else name.replace("_", " ")
+        axis.plot(_epochs_of(history, len(values)), values, label=label, lw=1.8, marker=marker, ms=4)
+    stages = np.asarray(history.get("stage", []))
+    for change in np.flatnonzero(np.diff(stages)):
+        axis.axvline(change + 1.5, color=_INK, lw=1, ls=":")
+    for stage in np.unique(stages) if len(np.unique(stages)) > 1 else ():
+        middle = np.flatnonzero(stages == stage).mean() + 1
+        place = {"transform": axis.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+        axis.text(middle, 1.01, f"stage {stage:g}", color=_INK, fontsize=8, **place)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _draw_floor(axis: Any, history: Mapping[str, Sequence[float]], name: str) -> None:
+    """What counting noise alone would leave, a level at each epoch."""
+    if name in history:
+        floor = np.asarray(history[name], float)
+        epochs = _epochs_of(history, len(floor))
+        # A level as wide as an epoch, so that a single one is seen too.
+        edges, levels = np.stack([epochs - 0.5, epochs + 0.5], 1).ravel(), np.repeat(floor, 2)
+        axis.plot(edges, levels, color=_INK, lw=1.3, ls="--", label="counting noise alone")
+
+
+def frc_figure(frc: RingCorrelation, level: float | None = None) -> bytes:
+    """The ring correlation, the ½-bit threshold and where they cross; and a fixed ``level`` to compare."""
     figure, axis = _chart()
     axis.plot(frc.frequency, frc.correlation, lw=1.8, label="correlation")
     axis.plot(frc.frequency, frc.threshold, lw=1.4, ls="--", label="½-bit threshold")
+    if level is not None:
+        axis.axhline(level, color=_INK, lw=1, ls="-.", label=f"fixed level {level:g}")
     if frc.crossing:
         axis.axvline(frc.crossing, color=_INK, lw=1, ls=":")
     axis.set_xlim(0, 0.5)
@@ -212,9 +266,9 @@ def frc_figure(frc: RingCorrelation) -> bytes:
     return _png(figure)
 
 
-def _chart() -> tuple[Any, Any]:
-    """A figure of one chart of half the report's width, with room for the numbers of a log axis."""
-    return _figure(1, 1, (5.6, 3.6), left=0.85)
+def _chart(rows: int = 1) -> tuple[Any, Any]:
+    """A figure of one chart of half the report's width, or of some below each other, with room for a log axis."""
+    return _figure(rows, 1, (5.6, 3.6 if rows == 1 else 2.8 * rows), left=0.85)
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float], left: float = 0.6) -> tuple[Any, Any]:

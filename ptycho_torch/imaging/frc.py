@@ -37,6 +37,10 @@ class RingCorrelation(NamedTuple):
         """Half a period at the crossing, in pixels: 1 is the best that a pixel grid holds; None without a crossing."""
         return 0.5 / self.crossing if self.crossing else None
 
+    def crossing_at(self, level: float) -> float | None:
+        """As :attr:`crossing`, of a fixed ``level`` in place of the threshold."""
+        return _crossing(self.frequency, self.correlation - level)
+
 
 def ring_correlation(first: NDArray[np.complexfloating], second: NDArray[np.complexfloating]) -> RingCorrelation:
     """Correlate two complex images of one square.

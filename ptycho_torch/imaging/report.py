@@ -29,6 +29,13 @@ FIGURES: dict[str, Figure] = {
     "r": Figure("R", "", "Σ(|F| − √I)² / ΣI of the stitched object, cut again at every position; 0 is perfect"),
     "r_floor": Figure("R, noise floor", "", "R if the model were the truth: Poisson counting noise alone"),
     "amplitude_loss": Figure("amplitude loss", "", "mean of 2(|F| − √I)² a pixel; about ½ at high dose is noise alone"),
+    "held_out_deviance": Figure(
+        "held-out deviance",
+        "",
+        "mean over the detector pixels that no engine saw of −log Poisson(counts | model), less its least value",
+    ),
+    "held_out_deviance_floor": Figure("held-out deviance, noise floor", "", "the same if the model were the truth"),
+    "held_out_pixels": Figure("held-out pixels", "", "how many pixels these are"),
     "validation_r": Figure("R, held out", "", "R over the patterns held out of training"),
     "validation_r_floor": Figure("R, held out, noise floor", "", "its noise floor"),
     "validation_loss": Figure("amplitude loss, held out", "", "amplitude loss over the patterns held out of training"),
@@ -46,6 +53,21 @@ FIGURES: dict[str, Figure] = {
         "0: never above it; none: never below it",
     ),
     "frc_resolution_pixels": Figure("resolution", "pixels", "half a period at that crossing; 1 is the best on a grid"),
+    "half_scan_resolution_pixels": Figure(
+        "resolution, half scans",
+        "pixels",
+        "half a period where two reconstructions from halves of the positions cease to agree; none: they never do",
+    ),
+    "half_scan_resolution_nm": Figure("resolution, half scans", "nm", "the same in nanometres"),
+    "half_scan_crossing_cycles_per_pixel": Figure(
+        "half-scan FRC crossing",
+        "cycles/pixel",
+        "where the ring correlation of these two first falls below the ½-bit threshold; 0: never above it",
+    ),
+    "half_scan_fixed_crossing_cycles_per_pixel": Figure(
+        "half-scan FRC crossing, fixed", "cycles/pixel", "where it first falls below the fixed level of 0.5"
+    ),
+    "half_scan_removed_shift_pixels": Figure("half-scan shift", "pixels", "shift (y, x) of one half onto the other"),
     "patterns": Figure("patterns", "", "patterns judged"),
     "patterns_skipped": Figure("patterns skipped", "", "patterns whose window reaches outside the canvas"),
     "photons_per_pattern": Figure("photons a pattern", "", "mean of the measured patterns, over unmasked pixels"),
@@ -59,7 +81,19 @@ FIGURES: dict[str, Figure] = {
 }
 """What each entry of ``metrics.json`` means, in the order of the table."""
 
-_HEADLINES = ("r", "r_floor", "nrmse", "phase_ssim", "frc_resolution_pixels", "patterns", "photons_per_pattern")
+_HEADLINES = (
+    "r",
+    "r_floor",
+    "held_out_deviance",
+    "held_out_deviance_floor",
+    "half_scan_resolution_pixels",
+    "half_scan_resolution_nm",
+    "nrmse",
+    "phase_ssim",
+    "frc_resolution_pixels",
+    "patterns",
+    "photons_per_pattern",
+)
 
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">

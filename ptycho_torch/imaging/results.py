@@ -1,7 +1,7 @@
 """What a reconstruction leaves behind: the file, its pictures, its metrics and its report, for every maker alike."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -55,6 +55,7 @@ def write_results(
     device: str = "cpu",
     report: bool = True,
     further: Sequence[Picture] = (),
+    found: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write ``reconstruction.npz``, two pictures, ``metrics.json`` and ``report.html`` into ``output_dir``.
 
@@ -69,6 +70,7 @@ def write_results(
         device: where the patterns are predicted.
         report: write the report and the pictures too.
         further: pictures that the report shows after its own.
+        found: further metrics, by names that :data:`ptycho_torch.imaging.report.FIGURES` explains.
 
     Returns:
         What is in ``metrics.json``.
@@ -81,7 +83,9 @@ def write_results(
     )
     output_dir = make_output_dir(output_dir)
     reconstruction.save(output_dir / "reconstruction.npz")
-    return write_judgement(output_dir, reconstruction, judgement, command=command, report=report, further=further)
+    return write_judgement(
+        output_dir, reconstruction, judgement, command=command, report=report, further=further, found=found
+    )
 
 
 def judge(
@@ -127,9 +131,11 @@ def write_judgement(
     command: str,
     report: bool = True,
     further: Sequence[Picture] = (),
+    found: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write ``metrics.json`` and, with ``report``, the two plain pictures and ``report.html``; return the metrics."""
     metrics = metrics_of(reconstruction, judgement)
+    metrics |= {name: _finite(value) for name, value in (found or {}).items()}
     if not report:
         write_json(output_dir / "metrics.json", metrics)
         return metrics
@@ -237,11 +243,22 @@ def report_pictures(reconstruction: Reconstruction, judgement: Judgement) -> lis
     history = figures.history_figure(reconstruction.history)
     frc = judgement.comparison.frc if judgement.comparison is not None else None
     if history is not None:
-        pictures.append(Picture("Loss", history, "As recorded by the maker of the result.", wide=frc is None))
+        title, told = _history_caption(reconstruction.history)
+        pictures.append(Picture(title, history, told, wide=frc is None))
     if frc is not None:
         told = "Complex fields of reconstruction and truth, without their means, under a Hann taper."
         pictures.append(Picture("Fourier ring correlation", figures.frc_figure(frc), told, wide=history is None))
     return pictures
+
+
+def _history_caption(history: Mapping[str, Sequence[float]]) -> tuple[str, str]:
+    """Title and caption of the picture of a history."""
+    if "r" not in history:
+        return "Loss", "As recorded by the maker of the result."
+    told = "R of each epoch, batch by batch before its step, and what counting noise alone would leave of it."
+    if "held_out_deviance" in history:
+        told += " Below: how well pixels that no engine saw are predicted after each epoch."
+    return "Convergence", told
 
 
 def stage_pictures(stages: Sequence[tuple[str, Reconstruction]]) -> list[Picture]:

@@ -1,5 +1,6 @@
 """What the detector does to the expected photons: likelihoods, their wave updates, and the noise floor."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -79,26 +80,45 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def noise_floor(rates: Tensor) -> Tensor:
-    """Exact expectation of (√k − √λ)² for k ~ Poisson(λ), at each of ``rates``.
-
-    It is λ + λ − 2 √λ E[√k]: about ¼ for λ of 10 and more, 2λ for λ near zero. The sum for E[√k] runs over all counts
-    that matter up to λ = 50; above, the expansion ¼ + 7/(64 λ) + … is used, which is right to 1e-5 there.
+    """Exact expectation of (√k − √λ)² for k ~ Poisson(λ), at each of ``rates``: about ¼ from 10 on, 2λ near zero.
 
     Args:
         rates: any shape, not negative, in photons.
+
+    Returns:
+        float64 of that shape.
     """
+    above = 0.25 + 7 / (64 * rates.double().clamp_min(1))
+    return _expected(rates, lambda rate, counts: (counts.sqrt() - rate.sqrt()).square(), above)
+
+
+def deviance_floor(rates: Tensor) -> Tensor:
+    """Exact expectation of :meth:`Poisson.deviance` at the true rate, for k ~ Poisson(λ): about ½ from 2 on.
+
+    Args:
+        rates: any shape, not negative, in photons.
+
+    Returns:
+        float64 of that shape.
+    """
+    above = 0.5 + (1 / 12 - POISSON_SHIFT / 2) / rates.double().clamp_min(1)
+    return _expected(rates, Poisson().deviance, above)
+
+
+TABLE_END = 50.0
+"""Photons: for higher rates an expansion in 1/λ is right to 1e-5."""
+
+
+def _expected(rates: Tensor, error: Callable[[Tensor, Tensor], Tensor], above: Tensor) -> Tensor:
+    """Expectation of ``error(λ, k)`` for k ~ Poisson(λ), by its sum over all counts that matter; beyond, ``above``."""
     rates = rates.double()
-    high = 50.0
-    low = rates.clamp(1e-12, high)
     # A table over λ, linear in √λ between nodes: exact sums at 2,000 nodes, so that millions of rates cost little.
-    nodes = torch.linspace(0, high**0.5, 2001, dtype=torch.float64, device=rates.device)
+    nodes = torch.linspace(0, TABLE_END**0.5, 2001, dtype=torch.float64, device=rates.device)
     counts = torch.arange(0, 160, dtype=torch.float64, device=rates.device)
     rate = nodes.square().clamp_min(1e-300)[:, None]
-    probability = torch.exp(torch.xlogy(counts, rate) - rate - torch.lgamma(counts + 1))
-    table = 2 * nodes.square() - 2 * nodes * (probability * counts.sqrt()).sum(1)
-    place = low.sqrt() / (nodes[1] - nodes[0])
+    probability = torch.exp(rate.log() * counts - rate - torch.lgamma(counts + 1))
+    table = torch.linalg.vecdot(probability, error(rate, counts))
+    place = rates.clamp(1e-12, TABLE_END).sqrt() / (nodes[1] - nodes[0])
     index = place.floor().long().clamp(0, len(nodes) - 2)
-    share = place - index
-    inside = table[index] * (1 - share) + table[index + 1] * share
-    above = 0.25 + 7 / (64 * rates.clamp_min(1))
-    return torch.where(rates > high, above, inside)
+    inside = torch.lerp(table[index], table[index + 1], place - index)
+    return torch.where(rates > TABLE_END, above, inside)

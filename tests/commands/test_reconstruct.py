@@ -118,6 +118,11 @@ def test_starts_of_probe_and_positions(call: Call, scan_file: Path, tmp_path: Pa
         (("--time_limit", "0"), "--time_limit"),
         (("--resume",), "no checkpoint"),
         (("--batches", "odd"), "random"),
+        (("--engine", "lsqml", "--tv", "1e-3"), "gradient"),
+        (("--then", "pie:relaxation=0.9"), "dm, raar"),
+        (("--alpha", "2"), "--alpha"),
+        (("--support", "none.npz"), "no such file"),
+        (("--then", "dm:support=none.npz"), "no such file"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,14 +12,17 @@ from ptycho_torch.core.config import StageConfig
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.chain import Chain
-from ptycho_torch.engines.optics import Optics
+from ptycho_torch.engines.correlation import correlated_displacements
+from ptycho_torch.engines.optics import Correction, Optics
 from ptycho_torch.engines.problem import Estimate, flat_estimate, measurement_of
-from ptycho_torch.engines.refine import Refinement, RefineSettings, displacements
+from ptycho_torch.engines.refine import Refinement, RefineSettings, affine_part, bounded, displacements
 from ptycho_torch.engines.start import placed_object, with_modes
 from ptycho_torch.imaging.consistency import consistency
+from ptycho_torch.networks.batch import probe_in_photons
 from ptycho_torch.physics.forward import from_object
 from ptycho_torch.physics.noise import noise_model
 from ptycho_torch.physics.probe import centre_of, orthogonalised, power_of
+from ptycho_torch.simulation.scan import simulate_scan
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +46,16 @@ def optics_of(scan: Scan, estimate: Estimate) -> Optics:
     return Optics(measurement, estimate, fixed_probe=False)
 
 
+@pytest.mark.parametrize("method", [displacements, correlated_displacements])
 @pytest.mark.parametrize("shift", [(0.1, 0.0), (0.0, -0.1), (0.07, 0.05)])
-def test_a_displaced_position_is_told_where_it_belongs(noiseless: Scan, shift: tuple[float, float]) -> None:
+def test_a_displaced_position_is_told_where_it_belongs(
+    noiseless: Scan, shift: tuple[float, float], method: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+) -> None:
     estimate = at_truth(noiseless)
     estimate.positions = estimate.positions + torch.tensor(shift, dtype=torch.float64)
     optics = optics_of(noiseless, estimate)
     everything = torch.arange(len(noiseless))
-    found = displacements(optics, optics.correction(everything), everything).mean(0)
+    found = method(optics, optics.correction(everything), everything)[0].mean(0)
     # The modulus alone is compared, so that a step goes only part of the way; its direction is what counts.
     asked = -torch.tensor(shift)
     share = float(found @ asked / (asked @ asked))
@@ -69,6 +76,108 @@ def test_jittered_positions_are_found(noiseless: Scan) -> None:
     left -= left.mean(0)
     assert np.sqrt(np.square(left).mean()) < 0.3 * np.sqrt(np.square(jitter).mean())
     np.testing.assert_allclose(chain.result().positions.mean(0), (noiseless.positions + jitter).mean(0), atol=1e-9)
+
+
+@pytest.mark.parametrize("shift", [(2.0, -1.0), (-0.5, 1.25), (0.0, 0.0)])
+def test_a_wave_from_elsewhere_is_found_there(noiseless: Scan, shift: tuple[float, float]) -> None:
+    estimate = at_truth(noiseless, margin=6)
+    optics, everything = optics_of(noiseless, estimate), torch.arange(len(noiseless))
+    here = optics.correction(everything)
+    estimate.positions = estimate.positions + torch.tensor(shift, dtype=torch.float64)
+    optics.moved()
+    # The probe stays at its fraction: it is the object that is looked at elsewhere.
+    moved = optics.patches(everything)
+    whole = optics.corners - optics_of(noiseless, at_truth(noiseless, margin=6)).corners
+    change = here.probes * moved[:, None] - here.probes * here.patches[:, None]
+    found, sharpness = correlated_displacements(
+        optics, Correction(here.patches, here.probes, change, None, 0.0), everything
+    )
+    off = (found - whole).abs().amax(1)
+    assert off.median() < 0.1
+    assert (torch.linalg.eigvalsh(sharpness) >= 0).all()
+
+
+def test_a_flat_object_moves_nothing(noiseless: Scan) -> None:
+    flat = flat_estimate(torch.from_numpy(noiseless.positions.copy()), torch.from_numpy(noiseless.probe))
+    optics, everything = optics_of(noiseless, flat), torch.arange(len(noiseless))
+    for method in (displacements, correlated_displacements):
+        found, _ = method(optics, optics.correction(everything), everything)
+        assert found.abs().max() < 1e-2
+
+
+def speckled(scan: Scan) -> Scan:
+    """The same positions and probe over an object with detail everywhere: a scale shows only where there is some."""
+    assert scan.truth is not None
+    rng = np.random.default_rng(0)
+    y, x = (np.fft.fftfreq(n)[:, None] for n in scan.truth.shape)
+    smooth = np.exp(-((y**2 + (x**2).T) / (2 * 0.1**2)))
+    detail = np.fft.ifft2(np.fft.fft2(rng.normal(size=(2, *scan.truth.shape))) * smooth).real
+    obj = (0.8 + 0.3 * detail[0] / detail[0].std() / 3) * np.exp(0.7j * detail[1] / detail[1].std())
+    return simulate_scan(obj, scan.probe.astype(complex), scan.positions, 1e6, np.random.default_rng(1))
+
+
+def distorted(positions: np.ndarray, scale: float, degrees: float) -> np.ndarray:
+    angle = np.deg2rad(degrees)
+    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    middle = positions.mean(0)
+    return (positions - middle) @ turn.T + middle
+
+
+@pytest.mark.parametrize("method", ["gradient", "correlation"])
+def test_a_scan_scaled_and_turned_is_put_right(
+    scan_of: Callable[..., Scan], method: Literal["gradient", "correlation"]
+) -> None:
+    scan = speckled(scan_of(n=100, size=24, seed=5))
+    start = distorted(scan.positions, 1.02, 1.0)
+    stage = StageConfig(
+        engine="rpie", epochs=80, batch_size=10, update_positions=True, position_method=method, position_model="affine"
+    )
+    scale = scan.photons_per_unit or 1.0
+    chain = Chain(scan, scale, [stage], flat_estimate(torch.from_numpy(start), probe_in_photons(scan, scale), 8))
+    chain.next_stage(SilentObserver())
+    found = chain.result().positions
+    before, left = start - scan.positions, found - scan.positions - (found - scan.positions).mean(0)
+    assert np.square(left).mean() < 0.35**2 * np.square(before).mean()
+    terms = np.c_[start, np.ones(len(start))]
+    residual = found - terms @ np.linalg.lstsq(terms, found, rcond=None)[0]
+    assert np.abs(residual).max() < 1e-9  # one map, and no more
+    np.testing.assert_allclose(found.mean(0), start.mean(0), atol=1e-9)
+
+
+def test_large_errors_are_found_by_correlation(scan_of: Callable[..., Scan]) -> None:
+    scan = speckled(scan_of(n=100, size=24, seed=5))
+    jitter = np.random.default_rng(3).normal(0, 1.5, scan.positions.shape)  # 2.1 pixels in the plane
+    stage = StageConfig(
+        engine="rpie", epochs=60, batch_size=10, update_positions=True, position_method="correlation", position_bound=8
+    )
+    scale = scan.photons_per_unit or 1.0
+    start = torch.from_numpy(scan.positions + jitter)
+    chain = Chain(scan, scale, [stage], flat_estimate(start, probe_in_photons(scan, scale), 12))
+    chain.next_stage(SilentObserver())
+    left = chain.result().positions - scan.positions
+    left -= left.mean(0)
+    assert np.median(np.abs(left)) < 0.25 * np.median(np.abs(jitter))
+
+
+def test_one_map_is_found_among_moves_that_know_little() -> None:
+    rng = np.random.default_rng(0)
+    start = torch.from_numpy(rng.uniform(0, 100, (40, 2)))
+    linear = torch.tensor([[0.02, -0.017], [0.01, -0.03]], dtype=torch.float64)
+    moves = (start - start.mean(0)) @ linear.mT + torch.tensor([3.0, -2.0])
+    certainty = torch.eye(2, dtype=torch.float64).repeat(40, 1, 1)
+    certainty[::3] = torch.diag(torch.tensor([0.0, 1.0], dtype=torch.float64))  # knows columns only
+    moves[::3, 0] += 50
+    torch.testing.assert_close(affine_part(moves, certainty, start), (start - start.mean(0)) @ linear.mT)
+    row = torch.stack([torch.zeros(40, dtype=torch.float64), start[:, 1]], 1)
+    assert torch.isfinite(affine_part(moves, certainty, row)).all()
+
+
+@pytest.mark.parametrize(("model", "cut"), [("free", True), ("affine", False)])
+def test_a_bound_keeps_a_map_a_map(model: str, cut: bool) -> None:
+    moved = torch.tensor([[-6.0, 1.0], [6.0, -1.0]], dtype=torch.float64)
+    found = bounded(moved, 3.0, model)
+    assert found.abs().max() == 3
+    assert bool((found[:, 1].abs() == 1).all()) is cut
 
 
 def test_positions_stay_within_their_bound(noiseless: Scan) -> None:

@@ -145,6 +145,20 @@ def test_the_validation_loss_is_seen() -> None:
     assert figures.history_figure(HISTORY) != figures.history_figure(HISTORY | {"val_loss": [4.0, 3.0, 2.0]})
 
 
+def test_floor_held_out_pixels_and_stages_are_drawn() -> None:
+    plain = {"epoch": [1.0, 2.0, 3.0], "r": [0.3, 0.1, 0.05], "stage": [1.0, 1.0, 1.0]}
+    further: list[dict[str, list[float]]] = [
+        {"r_floor": [0.02] * 3},
+        {"stage": [1.0, 1.0, 2.0]},
+        {"held_out_deviance": [3.0, 1.0, 1.2]},
+        {"held_out_deviance": [3.0, 1.0, 1.2], "held_out_floor": [0.4, 0.4, 0.4]},
+        {"held_out_deviance": [3.0, float("nan"), 1.2]},
+    ]
+    pictures = [figures.history_figure(plain | more) for more in [{}, *further]]
+    assert len(set(pictures)) == len(pictures)
+    assert figures.history_figure(plain | {"held_out_deviance": [float("nan")] * 3}) == pictures[0]
+
+
 @pytest.mark.parametrize("history", [{}, {"epoch": []}, {"loss": []}, {"loss": [float("nan")]}, {"epoch": [1.0]}])
 def test_no_history_is_no_figure(history: dict[str, list[float]]) -> None:
     assert figures.history_figure(history) is None
