@@ -205,7 +205,11 @@ class ReconstructConfig(StageConfig, Reading):
         (), 'a further engine with settings of its own, as "gradient:epochs=20,batch_size=64"; may be repeated'
     )
     init_object: Path | None = option(None, "reconstruction.npz or scan file whose object to start from; default: ones")
-    init_probe: str = option("file", "file: the scan's; gaussian:SIGMA: no phase, sigma in pixels; or an NPZ file's")
+    init_probe: str = option(
+        "file",
+        "file: the scan's; gaussian:SIGMA: sigma in pixels, curved as the patterns tell; gaussian: as wide as they tell, "
+        "too; or an NPZ file's",
+    )
     init_positions: Path | None = option(None, "reconstruction.npz or scan file whose positions to start from")
     holdout: float = option(
         0.0, "share of detector pixels that no engine sees, to judge its epochs by and to stop it (--patience)"

@@ -1,5 +1,6 @@
 """Where a reconstruction starts from: an object, a probe and positions, each given or made."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ptycho_torch.core.config import ReconstructConfig, StageConfig
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.data.npz import read_arrays
 from ptycho_torch.data.scan import Scan
+from ptycho_torch.engines.defocus import curvature_of, width_of
 from ptycho_torch.engines.optics import Scene
 from ptycho_torch.engines.problem import Estimate, Measurement, flat_estimate
 from ptycho_torch.networks.batch import probe_in_photons
@@ -26,6 +28,8 @@ NEW_MODE_SHARE = 0.02
 SCALE_PATTERNS = 64
 """Patterns, spread over the scan, that a given object is brought to the measured photons by."""
 
+log = logging.getLogger(__name__)
+
 
 def start_of(
     config: ReconstructConfig, scan: Scan, photons_per_unit: float, device: torch.device, stages: list[StageConfig]
@@ -38,7 +42,7 @@ def start_of(
         ConfigError: ``--init_probe`` is malformed.
         DataError: a file that was named lacks what is needed from it, or does not fit the scan.
     """
-    probe = _probe(config.init_probe, scan)
+    probe = _probe(config.init_probe, scan, np.random.default_rng(config.seed))
     positions = scan.positions
     if config.init_positions is not None:
         positions = _positions(config.init_positions, len(scan))
@@ -101,20 +105,41 @@ def with_modes(probe: Tensor, modes: int) -> Tensor:
     return ordered * (power / ordered.abs().square().sum()).sqrt()
 
 
-def _probe(asked: str, scan: Scan) -> NDArray[np.complex64]:
+def gaussian_probe(scan: Scan, sigma: float | None, rng: np.random.Generator) -> NDArray[np.complex64]:
+    """A Gaussian amplitude, curved as the patterns tell: (1, N, N), of any power.
+
+    The curvature is what an iteration that starts without it may never find: it puts it into the object, where it
+    fits the patterns nearly as well.
+
+    Args:
+        scan: its probe is not looked at.
+        sigma: of the amplitude, in pixels; None: as the patterns' width tells.
+        rng: chooses the patterns that are compared.
+    """
+    curvature = curvature_of(scan, rng)
+    sigma = width_of(scan, curvature) if sigma is None else sigma
+    log.info("probe: a Gaussian of sigma %.2f pixels with a curvature of %.4f rad a square pixel", sigma, curvature)
+    y, x = pixel_grid(scan.size)
+    return np.exp((y**2 + x**2) * (0.5j * curvature - 0.5 / sigma**2))[None].astype(np.complex64)
+
+
+def _sigma(asked: str, value: str) -> float:
+    try:
+        sigma = float(value)
+    except ValueError:
+        sigma = 0.0
+    if not 0 < sigma < np.inf:
+        raise ConfigError(f"--init_probe is {asked}: expected gaussian:SIGMA with a sigma above 0, in pixels")
+    return sigma
+
+
+def _probe(asked: str, scan: Scan, rng: np.random.Generator) -> NDArray[np.complex64]:
     """The probe's shape by ``--init_probe``: (M, N, N) of any power."""
     if asked == "file":
         return scan.probe
     kind, _, value = asked.partition(":")
     if kind == "gaussian":
-        try:
-            sigma = float(value)
-        except ValueError:
-            sigma = 0.0
-        if not 0 < sigma < np.inf:
-            raise ConfigError(f"--init_probe is {asked}: expected gaussian:SIGMA with a sigma above 0, in pixels")
-        y, x = pixel_grid(scan.size)
-        return np.exp(-(y**2 + x**2) / (2 * sigma**2))[None].astype(np.complex64)
+        return gaussian_probe(scan, _sigma(asked, value) if value else None, rng)
     arrays = read_arrays(Path(asked))
     key = next((key for key in ("probe", "probeGuess") if key in arrays), None)
     if key is None:
