@@ -22,6 +22,12 @@ from ptycho_torch.engines.problem import Estimate, Measurement
 GROWTH = 1.2
 """An epoch whose error is this many times the one before it is taken back, and the steps are halved."""
 
+NEGLIGIBLE = 1e-6
+"""R below which an error may grow: a noiseless fit at its end, where rounding decides."""
+
+RECOVERY, LEAST_CAUTION = 1.2, 1 / 64
+"""What shortened steps grow by with each good epoch, until they are whole again; and how short they become at most."""
+
 log = logging.getLogger(__name__)
 
 
@@ -278,17 +284,18 @@ class Run:
 
     def _guard(self, whole: dict[str, Tensor]) -> None:
         """Where the error grew, go back to before the epoch that spoilt it, and take smaller steps from there."""
-        r = self.history.r
-        if not self.engine.guarded:
+        r, engine = self.history.r, self.engine
+        if not engine.guarded:
             return
-        spoilt = not math.isfinite(r[-1]) or (len(r) > 1 and r[-1] > GROWTH * r[-2])
-        if spoilt and self._safe:
-            log.info("epoch %d: the error grew from %.4g to %.4g; half the steps from here", len(r), *r[-2:])
-            self._back_to(self._safe)
-            self.engine.forget()
-            self.engine.caution /= 2
+        spoilt = not math.isfinite(r[-1]) or (len(r) > 1 and r[-1] > max(GROWTH * r[-2], NEGLIGIBLE))
+        if spoilt:
+            log.info("epoch %d: R grew from %.4g to %.4g; half the steps from here", len(r), (r[-2:-1] or r)[0], r[-1])
+            self._back_to(self._safe or whole)
+            engine.forget()
+            engine.caution = max(engine.caution / 2, LEAST_CAUTION)
         else:
             self._safe = whole
+            engine.caution = min(1.0, engine.caution * RECOVERY)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that :meth:`resume` needs to go on exactly: tensors, and what JSON can hold."""

@@ -82,8 +82,6 @@ class Pie(Engine):
 
     def begin_epoch(self, epoch: int, progress: float) -> None:
         self._epoch = epoch
-        if self.settings.refine.update_probe and epoch:
-            self._illuminate()
 
     def step(self, indices: Tensor, progress: float) -> float:
         estimate = self.estimate
@@ -96,6 +94,7 @@ class Pie(Engine):
         self.velocity = ahead + size * towards / self._divisor_of(indices, size / (1 - momentum))
         if self.settings.refine.update_probe and self._epoch >= self.settings.probe_start:
             self._step_probe(found, indices)
+            self._illuminate()
         self.refinement.learn(found, indices, self._epoch)
         estimate.object = held + self.velocity
         return found.error
