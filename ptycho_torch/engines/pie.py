@@ -82,6 +82,8 @@ class Pie(Engine):
 
     def begin_epoch(self, epoch: int, progress: float) -> None:
         self._epoch = epoch
+        if not self.settings.refine.fixed_probe:
+            self._illuminate()
 
     def step(self, indices: Tensor, progress: float) -> float:
         estimate = self.estimate
