@@ -10,6 +10,9 @@ meanwhile.
 """
 
 import argparse
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,11 +24,12 @@ import torch
 
 from ptycho_torch.core.config import StageConfig
 from ptycho_torch.core.observer import SilentObserver
-from ptycho_torch.data.npz import load_scan
+from ptycho_torch.data.npz import load_scan, save_scan
 from ptycho_torch.data.scaling import photon_scale
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.chain import Chain
 from ptycho_torch.engines.problem import flat_estimate
+from ptycho_torch.engines.start import gaussian_probe
 from ptycho_torch.imaging.alignment import best_scale
 from ptycho_torch.imaging.consistency import consistency
 from ptycho_torch.imaging.metrics import compare_with_truth
@@ -220,21 +224,73 @@ def of_chain(twin: Scan, model: Path, repeats: int) -> None:
         row(f"twin: {told}", "", "", f"NRMSE {spread(errors, 4)}")
 
 
+def of_blind(twin: Scan, star: Scan | None, engines: list[str], repeats: int) -> None:
+    """Probe unknown: a Gaussian, curved as the patterns tell, of a given width and of the one they tell too."""
+    for engine in engines:
+        stage = StageConfig(engine=engine, update_probe=True)
+        for told, sigma in (("a Gaussian of sigma 15.3", 15.3), ("the patterns alone", None)):
+            errors, seconds, times = [], [], []
+            for seed in range(repeats):
+                started = time.perf_counter()
+                probe = gaussian_probe(twin, sigma, np.random.default_rng(seed))
+                searched = time.perf_counter() - started
+                found = run(twin, stage, seed=seed, probe=probe, error=nrmse_moved)
+                errors.append(nrmse_moved(found.chain))
+                times.append(searched + found.time_to(0.08))
+                seconds.append(searched + found.seconds)
+            row(
+                f"twin, probe from {told}: {engine}",
+                f"{spread(times, 2)} s to NRMSE 0.08",
+                f"{spread(seconds, 2)} s in all",
+                f"NRMSE {spread(errors, 4)} (shift and ramp removed)",
+            )
+        if star is not None:
+            started = time.perf_counter()
+            found = run(star, stage, probe=gaussian_probe(star, None, np.random.default_rng(0)))
+            told = f"{time.perf_counter() - started:.1f} s in all"
+            row(
+                f"star, probe from the patterns alone: {engine}",
+                "",
+                told,
+                "R {:.5f}, floor {:.4f}".format(*r_of(found)),
+            )
+
+
+def nrmse_moved(chain: Chain) -> float:
+    """Over the box of scan positions, after what an unknown probe leaves free: a shift, a ramp and a complex factor."""
+    found = compare_with_truth(chain.result(), chain.scan.truth, remove_shift=True, remove_ramp=True)
+    return float(found.figures()["nrmse_scanned_box"])
+
+
 def of_dose(twin: Scan, engines: list[str]) -> None:
-    """Low doses, by noise model."""
+    """Low doses: engines by noise model, a network trained on the scan alone, and the network followed by an engine."""
     for photons in (1e4, 1e3):
         scan = simulate_scan(
             twin.truth.astype(complex), twin.probe.astype(complex), twin.positions, photons, np.random.default_rng(0)
         )
+
+        def tell(told: str, scan: Scan, *stages: StageConfig, photons: float = photons) -> None:
+            found = run(scan, *stages)
+            row(
+                f"twin at {photons:.0e} photons a pattern: {told}",
+                "",
+                f"{found.seconds:.1f} s in all",
+                f"NRMSE {nrmse(found.chain):.4f}",
+            )
+
         for engine in engines:
             for loss in ("amplitude", "poisson"):
-                found = run(scan, StageConfig(engine=engine, loss=loss))
-                row(
-                    f"twin at {photons:.0e} photons a pattern: {engine}, {loss}",
-                    "",
-                    f"{found.seconds:.1f} s in all",
-                    f"NRMSE {nrmse(found.chain):.4f}",
-                )
+                tell(f"{engine}, {loss}", scan, StageConfig(engine=engine, loss=loss))
+        for told, words in (("network", ()), ("network taught by pie", ("--teacher", "pie"))):
+            with tempfile.TemporaryDirectory() as folder:
+                save_scan(f"{folder}/scan.npz", scan)
+                command = [sys.executable, "-m", "ptycho_torch.train", "--train_data_file", f"{folder}/scan.npz"]
+                command += ["--output_dir", f"{folder}/model", "--quiet", "--logger", "none", *words]
+                subprocess.run(command, check=True)
+                network = StageConfig(engine="neural", model_path=Path(folder) / "model")
+                tell(told, scan, network)
+                for loss in ("amplitude", "poisson"):
+                    tell(f"{told}, then pie, {loss}", scan, network, StageConfig(engine="pie", loss=loss))
 
 
 def main() -> None:
@@ -248,7 +304,7 @@ def main() -> None:
     parser.add_argument(
         "--only",
         default="",
-        help="parts, separated by commas: twin, star, best, positions, modes, chain, dose",
+        help="parts, separated by commas: twin, star, best, positions, modes, chain, blind, dose",
     )
     arguments = parser.parse_args()
     twin, engines, repeats = load_scan(arguments.twin), arguments.engines.split(","), arguments.repeats
@@ -261,6 +317,7 @@ def main() -> None:
     parts["modes"] = lambda: of_modes(twin, min(3, repeats))
     if arguments.model:
         parts["chain"] = lambda: of_chain(twin, arguments.model, repeats)
+    parts["blind"] = lambda: of_blind(twin, star, engines, min(3, repeats))
     parts["dose"] = lambda: of_dose(twin, engines)
     run(twin, StageConfig(engine="pie", epochs=1))  # the first use of anything is slower
     print("| what | | seconds | result |\n|---|---|---|---|")

@@ -12,7 +12,7 @@ from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scaling import photon_scale
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.problem import Estimate, flat_estimate
-from ptycho_torch.engines.start import with_modes
+from ptycho_torch.engines.start import gaussian_probe, with_modes
 from ptycho_torch.imaging.alignment import align, best_scale, overlap
 from ptycho_torch.imaging.consistency import consistency
 from ptycho_torch.imaging.metrics import nrmse, scanned_box
@@ -163,29 +163,34 @@ def twin_task(twin: Scan) -> Task:
     )
 
 
-def gaussian_task(twin: Scan) -> Task:
-    """Probe unknown: from a Gaussian of its width, without phase."""
+def gaussian_task(twin: Scan, *, curved: bool = False) -> Task:
+    """Probe unknown: from a Gaussian of its width, without phase or as curved as the patterns tell."""
     size = twin.size
     y, x = np.mgrid[:size, :size] - size // 2
     power = np.square(np.abs(twin.probe)).sum(0)
     centre = [(power * axis).sum() / power.sum() for axis in (y, x)]
     # The mean r² of the light of exp(−r² / 2σ²) is σ².
     spread = (power * ((y - centre[0]) ** 2 + (x - centre[1]) ** 2)).sum() / power.sum()
+    start = np.exp(-(y**2 + x**2) / (2 * spread))[None]
+    if curved:
+        start = gaussian_probe(twin, float(np.sqrt(spread)), np.random.default_rng(0))
     return Task(
-        "twin, probe unknown",
+        "twin, probe unknown, start curved as the patterns tell"
+        if curved
+        else "twin, probe unknown, start without phase",
         twin,
         error_of(twin, ramp=True),
         0.08,
         {
-            "pie": StageConfig(engine="pie", epochs=60, update_probe=True),
-            "lsqml": StageConfig(engine="lsqml", epochs=40, update_probe=True),
+            "pie": StageConfig(engine="pie", update_probe=True),
+            "lsqml": StageConfig(engine="lsqml", update_probe=True),
         },
         {
             "pty-chi LSQ-ML, random 32": pty_chi("LSQML", 32, LEARNS),
             "pty-chi LSQ-ML, random 32, SGD momentum 0.9": pty_chi("LSQML", 32, LEARNS, NESTEROV),
             "pty-chi rPIE, random 8, alpha 0.3": pty_chi("RPIE", 8, LEARNS, SPARSE),
         },
-        probe=np.exp(-(y**2 + x**2) / (2 * spread))[None],
+        probe=start,
         seconds=20,
     )
 

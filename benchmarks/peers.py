@@ -197,7 +197,9 @@ def main() -> None:
     parser.add_argument("--star", type=Path, help="the measured star as a canonical scan file")
     parser.add_argument("--environment", type=Path, default=Path("peer_environment"))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", default="", help="by commas: twin, gaussian, positions, modes, star, star_modes")
+    parser.add_argument(
+        "--only", default="", help="by commas: twin, gaussian, curved, positions, modes, star, star_modes"
+    )
     parser.add_argument("--methods", default="", help="only those of the peers' methods that have this in their name")
     parser.add_argument("--clock", choices=("perf_counter", "process_time"), default="perf_counter")
     parser.add_argument("--seconds", type=float, help="after which a peer begins no epoch; default: the task's")
@@ -210,6 +212,7 @@ def main() -> None:
     parts: dict[str, Callable[[], Task]] = {
         "twin": lambda: peer_tasks.twin_task(twin),
         "gaussian": lambda: peer_tasks.gaussian_task(twin),
+        "curved": lambda: peer_tasks.gaussian_task(twin, curved=True),
         "positions": lambda: peer_tasks.positions_task(twin),
         "modes": lambda: peer_tasks.modes_task(twin),
     }
