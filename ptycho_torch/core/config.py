@@ -74,7 +74,9 @@ class TrainConfig(Reading):
     n_images: int | None = option(None, "groups an epoch, drawn once by the seed; default: all")
     gridsize: int = option(1, "g: a group is a position and its g*g-1 nearest neighbours")
     batch_size: int | None = option(None, "groups a batch; default: the recipe's")
-    learning_rate: float = option(3e-3, "step of Adam for the network, after a short warm-up")
+    learning_rate: float = option(
+        3e-3, "step for the network's biases, and in proportion its kernels', after a short warm-up"
+    )
     seed: int = option(0, "seed of every random choice")
     network: str = option("lifted_unet", "name of the network: lifted_unet or unet")
     head: str = option(
@@ -166,6 +168,7 @@ class StageConfig:
         "free", "free: each position by itself; affine: all by one scale, rotation and shear"
     )
     update_background: bool = option(False, "learn a background that is the same in all patterns")
+    update_intensity: bool = option(False, "learn how bright the probe was in each pattern: sources fluctuate")
     support: Path | None = option(
         None, "NPZ file with support, 0 to 1 on the object's pixels, and origin_yx; outside the object is one value"
     )
@@ -207,8 +210,8 @@ class ReconstructConfig(StageConfig, Reading):
     init_object: Path | None = option(None, "reconstruction.npz or scan file whose object to start from; default: ones")
     init_probe: str = option(
         "file",
-        "file: the scan's; gaussian:SIGMA: sigma in pixels, curved as the patterns tell; gaussian: as wide as they tell, "
-        "too; or an NPZ file's",
+        "file: the scan's; gaussian:SIGMA: sigma in pixels, curved as the patterns tell; gaussian: as wide as they "
+        "tell, too; or an NPZ file's",
     )
     init_positions: Path | None = option(None, "reconstruction.npz or scan file whose positions to start from")
     holdout: float = option(

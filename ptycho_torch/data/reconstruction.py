@@ -37,6 +37,9 @@ class Reconstruction:
     background: NDArray[np.float32] | None = None
     """Photons added to every pattern, (N, N), zero frequency at [0, 0]; None: none."""
 
+    intensities: NDArray[np.float32] | None = None
+    """Power of the probe in each pattern over its mean, (n,); None: all alike."""
+
     history: dict[str, list[float]] = field(default_factory=dict)
     """Figures by name, one an epoch, where the maker kept them (``"epoch"``, ``"loss"``, ``"val_loss"``, …)."""
 
@@ -46,11 +49,12 @@ class Reconstruction:
     def save(self, path: str | Path) -> None:
         """Write to ``path`` (NPZ), whole or not at all; the same values give the same bytes."""
         extra = {"photons_per_unit": self.photons_per_unit, "history": self.history, "metadata": self.metadata}
-        background: dict[str, Any] = {} if self.background is None else {"background": self.background}
+        found = {"background": self.background, "intensities": self.intensities}
+        further: dict[str, Any] = {name: array for name, array in found.items() if array is not None}
         with written_whole(path) as aside:
             np.savez(
                 aside,
-                **background,
+                **further,
                 object=self.object,
                 coverage=self.coverage,
                 origin_yx=self.origin_yx,
@@ -89,6 +93,7 @@ def load_reconstruction(path: str | Path) -> Reconstruction:
         positions=arrays["positions"],
         photons_per_unit=scale,
         background=arrays.get("background"),
+        intensities=arrays.get("intensities"),
         history=history,
         metadata=metadata,
     )

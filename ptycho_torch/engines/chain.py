@@ -217,6 +217,7 @@ class Chain:
             positions=estimate.positions.numpy().copy(),
             photons_per_unit=self.photons_per_unit,
             background=_background(estimate),
+            intensities=_intensities(estimate),
             history=self._history(),
             metadata=metadata or {},
         )
@@ -224,6 +225,11 @@ class Chain:
 
 def _background(estimate: Estimate) -> "np.ndarray[Any, np.dtype[np.float32]] | None":
     return estimate.background.cpu().numpy().astype(np.float32) if bool(estimate.background.any()) else None
+
+
+def _intensities(estimate: Estimate) -> "np.ndarray[Any, np.dtype[np.float32]] | None":
+    even = bool((estimate.intensities == 1).all())
+    return None if even else estimate.intensities.cpu().numpy().astype(np.float32)
 
 
 def coverage_of(estimate: Estimate) -> torch.Tensor:

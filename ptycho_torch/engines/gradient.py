@@ -306,6 +306,7 @@ class Gradient(Engine):
         if "probe" in self._active or "positions" in self._active:
             fractions = value["positions"][indices] - self._grid[indices]
             probes = probe_at(value["probe"], fractions.to(patches.device))
+            patches = patches * value["intensities"][indices].sqrt()[:, None, None]
         else:
             probes = self.optics.probes(indices)
         return from_patches(patches, probes, value["background"]).intensity

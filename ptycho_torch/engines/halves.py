@@ -39,6 +39,7 @@ def half_chains(chain: Chain, rng: np.random.Generator) -> tuple[Chain, Chain]:
 def _part(chain: Chain, indices: Indices) -> Chain:
     held_out = None if chain.held_out is None else chain.held_out[indices]
     start = chain.estimate
-    estimate = Estimate(start.object, start.probe, start.positions[indices], start.background, start.frame)
+    of_each = start.positions[indices], start.background, start.intensities[indices]
+    estimate = Estimate(start.object, start.probe, *of_each, start.frame)
     scan = chain.scan.select(indices)
     return Chain(scan, chain.photons_per_unit, chain.stages, estimate, chain.seed, held_out=held_out)

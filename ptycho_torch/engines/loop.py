@@ -22,7 +22,7 @@ from ptycho_torch.engines.problem import Estimate, Measurement
 GROWTH = 1.2
 """An epoch whose error is this many times the one before it is taken back, and the steps are halved."""
 
-NEGLIGIBLE = 1e-6
+NEGLIGIBLE = 1e-10
 """R below which an error may grow: a noiseless fit at its end, where rounding decides."""
 
 RECOVERY, LEAST_CAUTION = 1.2, 1 / 64

@@ -22,7 +22,7 @@ class Correction(NamedTuple):
     """(b, N, N) complex: the object under the probe."""
 
     probes: Tensor
-    """(b, M, N, N) complex: the probe at each position's fraction."""
+    """(b, M, N, N) complex: the probe at each position's fraction, as bright as it was there."""
 
     change: Tensor
     """(b, M, N, N) complex: change of the exit waves that brings their patterns to the measured ones."""
@@ -37,7 +37,8 @@ class Correction(NamedTuple):
 class Scene:
     """An estimate seen from its scan positions: probes and patches, and the adjoints of both.
 
-    The estimate is looked at anew for every batch; after its positions changed, :meth:`moved` must be called.
+    The estimate is looked at anew for every batch; after its positions or intensities changed, :meth:`moved` must be
+    called.
     """
 
     def __init__(self, estimate: Estimate) -> None:
@@ -46,24 +47,25 @@ class Scene:
         self.moved()
 
     def moved(self) -> None:
-        """The positions changed: find corners and fractions anew."""
+        """The positions or the intensities changed: find corners and fractions anew."""
         corners, fractions = self.estimate.placement()
         probe = self.estimate.probe
         self.corners = corners.to(probe.device)
-        self._down, self._across = shift_factors(fractions.to(probe.device, probe.real.dtype), *probe.shape[-2:])
+        down, self._across = shift_factors(fractions.to(probe.device, probe.real.dtype), *probe.shape[-2:])
+        self._down = down * self.estimate.intensities.sqrt()[:, None, None]
 
     def probes(self, indices: Tensor) -> Tensor:
-        """The probe at the fractions of some positions, (b, M, N, N)."""
+        """The probe at the fractions of some positions, as bright as it was there, (b, M, N, N)."""
         if self._kept is not None:
             return self._kept[indices]
         return self.moved_to_fractions(self.estimate.probe, indices)
 
     def moved_to_fractions(self, modes: Tensor, indices: Tensor) -> Tensor:
-        """Waves (M, N, N) moved by the fraction of each of some positions, (b, M, N, N)."""
+        """Waves (M, N, N) moved by the fraction of each of some positions and as bright as the probe, (b, M, N, N)."""
         return torch.fft.ifft2(torch.fft.fft2(modes) * self._down[indices, None] * self._across[indices, None])
 
     def probe_gradient(self, waves: Tensor, indices: Tensor) -> Tensor:
-        """The adjoint of moving the probe: waves (b, M, N, N) moved back by each fraction and summed, (M, N, N)."""
+        """The adjoint of :meth:`moved_to_fractions`: waves (b, M, N, N) moved back and summed, (M, N, N)."""
         spectra = torch.fft.fft2(waves)
         spectra *= self._down[indices, None].conj()
         spectra *= self._across[indices, None].conj()
@@ -92,7 +94,7 @@ class Optics(Scene):
     Args:
         measurement: the patterns.
         estimate: looked at anew for every batch.
-        fixed_probe: whether probe and positions stay as they are, so that shifted probes may be kept.
+        fixed_probe: whether the probe at every position stays as it is, so that shifted probes may be kept.
     """
 
     def __init__(self, measurement: Measurement, estimate: Estimate, *, fixed_probe: bool) -> None:
@@ -115,7 +117,12 @@ class Optics(Scene):
             update = torch.where(mask[:, None], update, torch.zeros_like(update))
             beyond = None if beyond is None else torch.where(mask, beyond, torch.zeros_like(beyond))
         change = inverse_far_field(update)
-        error = float(torch.linalg.vector_norm(torch.view_as_real(change), dtype=torch.float32).square())
+        if bool(self.estimate.background.any()):  # the waves are then asked for their share of the misfit alone
+            misfit = waves.intensity.sqrt() - counts.sqrt()
+            asked = misfit if mask is None else torch.where(mask, misfit, torch.zeros_like(misfit))
+        else:
+            asked = torch.view_as_real(change)
+        error = float(torch.linalg.vector_norm(asked, dtype=torch.float32).square())
         return Correction(patches, probes, change, beyond, error)
 
 

@@ -63,6 +63,9 @@ class Estimate:
     background: Tensor
     """(N, N) photons added to every pattern, zero frequency at [0, 0]; not negative."""
 
+    intensities: Tensor
+    """(n,) power of the probe in each pattern, over its mean: what the source gave."""
+
     frame: Frame
     """The canvas in object coordinates."""
 
@@ -78,7 +81,7 @@ class Estimate:
 
     def tensors(self) -> dict[str, Tensor]:
         """What changes, by name: for checkpoints and for going back."""
-        return {name: getattr(self, name) for name in ("object", "probe", "positions", "background")}
+        return {name: getattr(self, name) for name in ("object", "probe", "positions", "background", "intensities")}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take back what :meth:`tensors` gave."""
@@ -101,4 +104,5 @@ def flat_estimate(positions: Tensor, probe: Tensor, margin: int = 2) -> Estimate
     corners, _ = split_positions(positions, probe.shape[-1])
     frame = frame_of(corners, probe.shape[-1], margin)
     flat = torch.ones(frame.shape, dtype=probe.dtype, device=probe.device)
-    return Estimate(flat, probe, positions, torch.zeros_like(probe[0].real), frame)
+    even = torch.ones(len(positions), dtype=probe.real.dtype, device=probe.device)
+    return Estimate(flat, probe, positions, torch.zeros_like(probe[0].real), even, frame)

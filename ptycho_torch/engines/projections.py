@@ -91,7 +91,8 @@ class Projections(Engine):
             following = self.advanced(waves, model, reflected + self._update(reflected, indices), progress)
         self._waves[indices] = following
         self._follow(inverse_far_field(following - waves), indices)
-        if self.settings.refine.update_positions or self.settings.refine.update_background:
+        refine = self.settings.refine
+        if refine.update_positions or refine.update_background or refine.update_intensity:
             self.refinement.learn(self.optics.correction(indices, excess=True), indices, self._epoch)
         return float(torch.linalg.vector_norm(torch.view_as_real(update), dtype=torch.float32).square())
 

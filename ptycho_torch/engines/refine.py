@@ -1,4 +1,4 @@
-"""What may be learned beside the object and the probe: positions and a background. And the gauge of the probe."""
+"""What may be learned beside the object and the probe: positions, a background, intensities. And the probe's gauge."""
 
 from dataclasses import dataclass
 
@@ -17,6 +17,9 @@ TURN = 0.3
 
 HASTE, SLOWING, LARGEST_GAIN = 1.2, 0.5, 10.0
 """Factors on the gain of those moves, and the most that it comes to."""
+
+BRIGHTER = 1.5
+"""Most by which the intensity of a pattern is changed in one epoch, as a factor up or down."""
 
 REMEMBERED = ("first_positions", "last_moves", "gain", "power", "centre")
 """What a refinement knows beyond the epoch."""
@@ -41,11 +44,12 @@ class RefineSettings:
     """``free``: each by itself; ``affine``: all by one linear map about their middle."""
 
     update_background: bool = False
+    update_intensity: bool = False
 
     @property
     def fixed_probe(self) -> bool:
         """Whether the probes at all positions stay as they are."""
-        return not (self.update_probe or self.update_positions)
+        return not (self.update_probe or self.update_positions or self.update_intensity)
 
 
 class Refinement:
@@ -58,6 +62,10 @@ class Refinement:
     one map of all positions moves: stage and camera set wrongly scale, turn and shear a scan as a whole.
 
     Background: the zero of the likelihood's derivative to first order, ``Σ (k/I − 1) / Σ 1/I`` over all patterns.
+
+    Intensities: the least squares of ``c ψ`` against the corrected exit wave give a factor c² for each pattern. Their
+    mean stays one, and what varies slowly over the field is left to the object: patterns hardly tell a source that
+    fades from an object that darkens, and the two would drift apart.
     """
 
     def __init__(self, optics: Optics, settings: RefineSettings) -> None:
@@ -73,6 +81,7 @@ class Refinement:
     def _start_epoch(self) -> None:
         self._moves = torch.zeros_like(self.first_positions)
         self._certainty = self.first_positions.new_zeros(len(self.first_positions), 2, 2)
+        self._brighter = torch.ones_like(self.optics.estimate.intensities)
         self._missing = torch.zeros_like(self.optics.estimate.background)
         self._weight = torch.zeros_like(self._missing)
 
@@ -83,6 +92,8 @@ class Refinement:
             moves, certainty = find(self.optics, found, indices)
             self._moves[indices] = moves.to("cpu", torch.float64)
             self._certainty[indices] = certainty.to("cpu", torch.float64)
+        if self.settings.update_intensity and epoch:
+            self._brighter[indices] = intensity_ratios(found)
         if self.settings.update_background and found.excess is not None and epoch:
             counts = self.optics.measurement.counts[indices]
             weight = 1 / (counts - found.excess + 1)
@@ -102,8 +113,13 @@ class Refinement:
         if bool(self._weight.any()):
             step = self._missing / self._weight.clamp_min(1e-30)
             estimate.background = (estimate.background + step).clamp_min(0)
-        if bool(self._moves.any()):
+        moved, brightened = bool(self._moves.any()), bool((self._brighter != 1).any())
+        if moved:
             self._move()
+        if brightened:
+            estimate.intensities = without_slow_part(estimate.intensities * self._brighter, self.first_positions)
+        if moved or brightened:
+            self.optics.moved()
         self._start_epoch()
         return self.settings.update_probe and self._fix_gauge()
 
@@ -116,7 +132,6 @@ class Refinement:
             moves = moves * self.gain
         moved = bounded(estimate.positions - first + moves, s.position_bound, s.position_model)
         estimate.positions = first + moved
-        self.optics.moved()
 
     def _hasten(self, moves: Tensor) -> None:
         """Move further while the epochs agree on where to, and less far where they turn back.
@@ -150,11 +165,11 @@ class Refinement:
         return {name: getattr(self, name) for name in REMEMBERED}
 
     def recall(self, memory: dict[str, Tensor]) -> None:
-        """Take back what :meth:`memory` gave; positions may have changed with it."""
+        """Take back what :meth:`memory` gave; positions and intensities may have changed with it."""
         for name in REMEMBERED:
             setattr(self, name, memory[name].to(getattr(self, name).device))
         self._start_epoch()
-        if self.settings.update_positions:
+        if self.settings.update_positions or self.settings.update_intensity:
             self.optics.moved()
 
 
@@ -186,6 +201,26 @@ def bounded(moved: Tensor, bound: float, model: str) -> Tensor:
     if model == "affine":
         return moved * min(1.0, bound / max(float(moved.abs().max()), bound))
     return moved.clamp(-bound, bound)
+
+
+def intensity_ratios(found: Correction) -> Tensor:
+    """By which factor the intensity of each pattern of a batch is off, (b,), at most :data:`BRIGHTER` up or down."""
+    exits = torch.view_as_real(found.probes * found.patches[:, None]).flatten(1)
+    asked = torch.linalg.vecdot(exits, torch.view_as_real(found.change).flatten(1))
+    power = torch.linalg.vecdot(exits, exits)
+    ratio = 1 + asked / power.clamp_min(torch.finfo(power.dtype).tiny)
+    return ratio.clamp_min(0).square().clamp(1 / BRIGHTER, BRIGHTER)
+
+
+def without_slow_part(intensities: Tensor, positions: Tensor) -> Tensor:
+    """Intensities (n,) of mean one, whose logarithms hold no polynomial of second order in the positions (n, 2)."""
+    place = positions - positions.mean(0)
+    y, x = (place / place.abs().amax().clamp_min(1e-9)).unbind(1)
+    terms = torch.stack([torch.ones_like(x), y, x, y * y, y * x, x * x], 1)
+    logs = intensities.to("cpu", torch.float64).log()
+    slow = terms @ (torch.linalg.pinv(terms, rtol=1e-9) @ logs)
+    even = torch.exp(logs - slow)
+    return (even / even.mean()).to(intensities)
 
 
 def displacements(optics: Optics, found: Correction, indices: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,6 +43,7 @@ def refinement_of(stage: StageConfig) -> RefineSettings:
         stage.position_method,
         stage.position_model,
         update_background=stage.update_background,
+        update_intensity=stage.update_intensity,
     )
 
 
@@ -113,7 +114,7 @@ def _gradient(measurement: Measurement, estimate: Estimate, stage: StageConfig, 
     return Gradient(measurement, estimate, settings, batch_size)
 
 
-REFINED = frozenset({"position_method", "position_model"})
+REFINED = frozenset({"position_method", "position_model", "update_intensity"})
 """What engines use that refine by :mod:`~ptycho_torch.engines.refine`."""
 
 ENGINES: dict[str, Entry] = {

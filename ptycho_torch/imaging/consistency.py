@@ -77,7 +77,8 @@ def consistency(
     step = max(1, BATCH_PIXELS // scan.size**2)
     for start in range(0, len(judged), step):
         batch = judged[start : start + step]
-        rates = expected_photons(reconstruction, scan.positions[batch], device)
+        brightness = intensities_of(reconstruction, scan, batch)
+        rates = expected_photons(reconstruction, scan.positions[batch], device, brightness)
         counts = measured_photons(scan, batch, photons_per_unit, device)
         counted = mask if mask.ndim == 2 else mask[torch.from_numpy(batch)]
         error, measured, *others = _batch_sums(rates, counts, counted.to(device))
@@ -92,9 +93,14 @@ def consistency(
 
 
 def expected_photons(
-    reconstruction: Reconstruction, positions: NDArray[np.float64], device: str | torch.device = "cpu"
+    reconstruction: Reconstruction,
+    positions: NDArray[np.float64],
+    device: str | torch.device = "cpu",
+    intensities: NDArray[np.float32] | None = None,
 ) -> Tensor:
     """The model's photons at scan positions (n, 2) (y, x) on the object's grid: (n, N, N) float32, corner origin.
+
+    ``intensities`` (n,) are of the probe in each pattern; None: all 1.
 
     Raises:
         IndexError: a window reaches outside the canvas.
@@ -105,10 +111,21 @@ def expected_photons(
     relative = torch.from_numpy(positions - reconstruction.origin_yx)
     corners, fractions = split_positions(relative, probe.shape[-1])
     patches = extract_patches(obj, corners.to(device), probe.shape[-1])
+    if intensities is not None:
+        patches = patches * torch.from_numpy(np.sqrt(intensities)).to(device)[:, None, None]
     lit = forward.probe_at(probe, fractions.to(device, torch.float32))
     background = reconstruction.background
     added = 0.0 if background is None else torch.from_numpy(background).to(device)
     return forward.from_patches(patches, lit, added).intensity
+
+
+def intensities_of(reconstruction: Reconstruction, scan: Scan, indices: NDArray[np.intp]) -> NDArray[np.float32] | None:
+    """How bright the probe was in some patterns of ``scan``, (len(indices),); None: not known, or all alike.
+
+    They belong to patterns by their order in the file, so that they say nothing about a scan of another length.
+    """
+    known = reconstruction.intensities
+    return None if known is None or len(known) != len(scan) else known[indices]
 
 
 def measured_photons(

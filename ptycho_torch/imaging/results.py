@@ -202,13 +202,14 @@ def example_patterns(
     reconstruction: Reconstruction, scan: Scan, found: "Consistency", photons_per_unit: float
 ) -> ExamplePatterns:
     """The patterns that the model explains best, middling and worst, by their R."""
-    from ptycho_torch.imaging.consistency import expected_photons, measured_photons
+    from ptycho_torch.imaging.consistency import expected_photons, intensities_of, measured_photons
 
     order = np.argsort(found.per_pattern, kind="stable")  # patterns without a photon have R = NaN and come last
     usable = order[: max(1, int(np.isfinite(found.per_pattern).sum()))]
     places = usable[[0, len(usable) // 2, len(usable) - 1]]
     chosen = found.indices[places]
-    predicted = expected_photons(reconstruction, scan.positions[chosen]).numpy()
+    brightness = intensities_of(reconstruction, scan, chosen)
+    predicted = expected_photons(reconstruction, scan.positions[chosen], intensities=brightness).numpy()
     measured = measured_photons(scan, chosen, photons_per_unit).numpy()
     measured, predicted = (np.fft.fftshift(patterns, axes=(-2, -1)) for patterns in (measured, predicted))
     if scan.mask is not None:

@@ -12,6 +12,9 @@ Probe = NDArray[np.complex128]
 MODE_DECAY = 0.5
 """Power of each incoherent mode as a share of the one before."""
 
+MOST_MODES = 15
+"""Products of powers of y and x up to the fourth order."""
+
 
 def structured(size: int) -> Probe:
     """A defocused lens with a central stop, coma and astigmatism: a lopsided, curved ring of about 0.23 size rms."""
@@ -67,13 +70,13 @@ def incoherent_modes(probe: Probe, modes: int) -> NDArray[np.complex128]:
     """Orthogonal modes (modes, N, N): the probe, and the probe times polynomials, each of half the power before it.
 
     Raises:
-        ConfigError: more modes than six are asked for.
+        ConfigError: more modes than :data:`MOST_MODES` are asked for.
     """
+    if modes > MOST_MODES:
+        raise ConfigError(f"{modes} incoherent modes are asked for, expected at most {MOST_MODES}; lower --modes")
     y, x = (axis / probe.shape[0] for axis in pixel_grid(probe.shape[0]))
-    factors = [np.ones_like(x), x, y, x * y, x**2, y**2]
-    if modes > len(factors):
-        raise ConfigError(f"--modes is {modes}: at most {len(factors)} can be simulated")
-    raw = np.stack([probe * factor for factor in factors[:modes]]).reshape(modes, -1)
+    orders = sorted(((i, j) for i in range(5) for j in range(5 - i)), key=sum)  # of y and x
+    raw = np.stack([probe * y**i * x**j for i, j in orders[:modes]]).reshape(modes, -1)
     orthogonal = np.linalg.qr(raw.T)[0].T
     turned = orthogonal * np.exp(1j * np.angle((orthogonal.conj() * raw).sum(1)))[:, None]
     powers = MODE_DECAY ** np.arange(modes)

@@ -82,6 +82,7 @@ def rough(scan_of: Callable[..., Scan]) -> tuple[Measurement, Estimate]:
         estimate.probe.to(torch.complex128) * 1.1,
         estimate.positions + torch.from_numpy(rng.uniform(-0.3, 0.3, (12, 2))),
         torch.from_numpy(rng.uniform(0.5, 2, (15, 15))),
+        torch.from_numpy(rng.uniform(0.8, 1.2, 12)),
         estimate.frame,
     )
     return measured, start
@@ -120,7 +121,8 @@ def test_the_figure_of_a_step_is_the_misfit_before_it(optimizer: str, rough: tup
     engine = Gradient(measurement, start.copy(), GradientSettings(optimizer=optimizer), 12)
     chosen = torch.tensor([7, 2, 9])
     origin = start.positions.new_tensor(start.frame.origin)
-    rates = from_object(start.object, start.probe, start.positions[chosen] - origin, start.background).intensity
+    coherent = from_object(start.object, start.probe, start.positions[chosen] - origin).intensity
+    rates = start.intensities[chosen, None, None] * coherent + start.background
     counted = measurement.mask_of(chosen)
     expected = (rates.sqrt() - measurement.counts[chosen].sqrt()).square()[counted].sum()
     assert engine.step(chosen, 0.0) == pytest.approx(float(expected), rel=1e-9)

@@ -1,7 +1,8 @@
-"""What engines learn beside the object: positions, modes, a background; and the gauge that scans leave free."""
+"""What engines learn beside the object: positions, modes, a background, intensities; and the gauge that stays free."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -10,12 +11,20 @@ import torch
 
 from ptycho_torch.core.config import StageConfig
 from ptycho_torch.core.observer import SilentObserver
+from ptycho_torch.data.reconstruction import Reconstruction, load_reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.chain import Chain
 from ptycho_torch.engines.correlation import correlated_displacements
 from ptycho_torch.engines.optics import Correction, Optics
 from ptycho_torch.engines.problem import Estimate, flat_estimate, measurement_of
-from ptycho_torch.engines.refine import Refinement, RefineSettings, affine_part, bounded, displacements
+from ptycho_torch.engines.refine import (
+    Refinement,
+    RefineSettings,
+    affine_part,
+    bounded,
+    displacements,
+    without_slow_part,
+)
 from ptycho_torch.engines.start import placed_object, with_modes
 from ptycho_torch.imaging.consistency import consistency
 from ptycho_torch.networks.batch import probe_in_photons
@@ -208,6 +217,109 @@ def test_a_background_is_found_and_judged_with(noiseless: Scan) -> None:
     assert results[1].background is not None
     assert results[1].background.min() >= 0
     assert np.median(results[1].background) == pytest.approx(added, rel=0.3)
+
+
+@pytest.mark.parametrize("loss", ["amplitude", "poisson"])
+def test_the_figure_of_an_epoch_counts_the_background(noiseless: Scan, loss: Literal["amplitude", "poisson"]) -> None:
+    added = 0.05 * np.square(noiseless.amplitudes).mean()
+    estimate = at_truth(noiseless)
+    estimate.background = torch.full_like(estimate.background, float(added))
+    optics = Optics(measurement_of(noiseless, 1.0, noise_model(loss), torch.device("cpu")), estimate, fixed_probe=True)
+    everything = torch.arange(len(noiseless))
+    k = np.square(noiseless.amplitudes, dtype=np.float64)
+    assert optics.correction(everything).error == pytest.approx(
+        np.square(np.sqrt(k + added) - np.sqrt(k)).sum(), rel=1e-3
+    )
+
+
+def fluctuating(scan: Scan, strength: float) -> tuple[Scan, np.ndarray]:
+    """The patterns of a source that fluctuates by ``strength`` rms, and by which factors."""
+    factors = np.random.default_rng(7).normal(1, strength, len(scan))
+    factors = without_slow_part(torch.from_numpy(factors), torch.from_numpy(scan.positions)).numpy()
+    return replace(scan, amplitudes=(scan.amplitudes * np.sqrt(factors)[:, None, None]).astype(np.float32)), factors
+
+
+def after(scan: Scan, stage: StageConfig) -> Reconstruction:
+    """What a stage makes of ``scan`` from a flat object and the scan's probe."""
+    start = flat_estimate(torch.from_numpy(scan.positions), probe_in_photons(scan, 1.0))
+    chain = Chain(scan, 1.0, [stage], start)
+    chain.next_stage(SilentObserver())
+    return chain.result()
+
+
+@pytest.mark.parametrize("loss", ["amplitude", "poisson"])
+@pytest.mark.parametrize("engine", ["pie", "lsqml", "rpie", "raar"])
+def test_fluctuating_intensities_are_found(
+    noiseless: Scan, engine: str, loss: Literal["amplitude", "poisson"], tmp_path: Path
+) -> None:
+    scan, factors = fluctuating(noiseless, 0.1)
+    plain, learnt = (
+        after(scan, StageConfig(engine=engine, loss=loss, epochs=60, batch_size=6, update_intensity=learned))
+        for learned in (False, True)
+    )
+    assert plain.intensities is None
+    learnt.save(tmp_path / "learnt.npz")
+    found = load_reconstruction(tmp_path / "learnt.npz").intensities
+    assert found is not None
+    assert found.mean() == pytest.approx(1, abs=1e-5)
+    assert np.std(found / factors) < 0.3 * np.std(factors)
+    assert consistency(learnt, scan, photons_per_unit=1.0).r < 0.5 * consistency(plain, scan, photons_per_unit=1.0).r
+
+
+def test_intensities_are_told_apart_from_modes(scan_of: Callable[..., Scan]) -> None:
+    # The light of a second mode is in every pattern alike; that of a source that fluctuates is not.
+    steady = scan_of(n=64, size=24, seed=2, modes=2, photons=1e6)
+    scan, factors = fluctuating(steady, 0.1)
+    stage = StageConfig(engine="pie", epochs=60, batch_size=8, update_probe=True, update_intensity=True)
+    found = after(scan, stage)
+    assert found.intensities is not None
+    assert np.std(found.intensities / factors) < 0.3 * np.std(factors)
+    share, true = (np.square(np.abs(modes)).sum((1, 2)) for modes in (found.probe, steady.probe))
+    np.testing.assert_allclose(share / share.sum(), true / true.sum(), atol=0.03)
+
+
+@pytest.mark.parametrize("engine", ["pie", "lsqml", "raar"])
+def test_intensities_are_remembered(noiseless: Scan, engine: str, tmp_path: Path) -> None:
+    scan, _ = fluctuating(noiseless, 0.1)
+    stage = StageConfig(engine=engine, epochs=6, batch_size=6, update_intensity=True)
+    then = StageConfig(engine="pie", epochs=2, batch_size=6)  # keeps what was found
+    whole, begun, resumed = (
+        Chain(scan, 1.0, [stage, then], flat_estimate(torch.from_numpy(scan.positions), torch.from_numpy(scan.probe)))
+        for _ in range(3)
+    )
+
+    class Interrupt(SilentObserver):
+        def advance(self, steps: int = 1, **figures: float) -> None:
+            assert begun.run is not None
+            if len(begun.run.history.r) == 4:
+                raise KeyboardInterrupt
+
+    assert not begun.next_stage(Interrupt())
+    begun.save(tmp_path / "state.safetensors", {})
+    resumed.load(tmp_path / "state.safetensors", {})
+    for chain in (whole, resumed):
+        while chain.finished < 2:
+            chain.next_stage(SilentObserver())
+    a, b = whole.result(), resumed.result()
+    assert a.intensities is not None
+    assert b.intensities is not None
+    assert a.intensities.tobytes() == b.intensities.tobytes()
+    assert a.object.tobytes() == b.object.tobytes()
+
+
+def test_a_steady_source_is_found_steady(noiseless: Scan) -> None:
+    found = after(noiseless, StageConfig(engine="pie", epochs=60, batch_size=6, update_intensity=True))
+    assert found.intensities is not None
+    assert np.std(found.intensities) < 0.01
+
+
+def test_a_slow_change_is_left_to_the_object() -> None:
+    rng = np.random.default_rng(1)
+    positions = torch.from_numpy(rng.uniform(0, 300, (200, 2)))
+    fading = torch.exp(-positions[:, 0] / 500 + (positions[:, 1] / 400) ** 2)
+    flicker = without_slow_part(torch.from_numpy(rng.normal(1, 0.02, 200)), positions)
+    torch.testing.assert_close(without_slow_part(fading * flicker, positions), flicker)
+    torch.testing.assert_close(without_slow_part(fading, positions), torch.ones_like(fading))
 
 
 def test_orthogonal_modes_give_the_same_light_ordered_by_power() -> None:
