@@ -8,6 +8,7 @@ VERBS = {
     "train": "train a network on a scan, without labels",
     "inference": "reconstruct a scan with a trained network",
     "reconstruct": "reconstruct a scan by iterative engines, a network, or a chain of them",
+    "export": "write a trained network as an ONNX file, which runs without torch",
     "evaluate": "measure a reconstruction against the truth or the patterns",
     "simulate": "make a scan file from a simulated object",
     "describe": "say what is in a scan file, and what breaks the contract",

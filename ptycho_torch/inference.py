@@ -46,7 +46,11 @@ def inference(
     from ptycho_torch.training.bundle import load_bundle
 
     clock = Clock()
-    bundle = load_bundle(config.model_path, select_device(config.device))
+    bundle = load_bundle(config.model_path, select_device("cpu" if config.onnx else config.device))
+    if config.onnx:
+        from ptycho_torch.networks.exported import run_exported
+
+        run_exported(bundle.model, config.onnx)
     scan = load_scan(config.test_data, axis_order=config.axis_order, measurement=config.measurement)
     centres, photons_per_unit = _check(config, bundle, scan)
     make_output_dir(config.output_dir)
@@ -131,7 +135,7 @@ def _metadata(config: InferenceConfig, bundle: "Bundle", scan: "Scan") -> dict[s
     """Where the reconstruction comes from. No paths and no clock: the same work gives the same bytes anywhere."""
     kept = bundle.provenance
     return {
-        "method": f"network {bundle.model.config.name}",
+        "method": f"network {bundle.model.config.name}" + (" by onnxruntime" if config.onnx else ""),
         "scan": config.test_data.name,
         "scan_digest": scan.digest(),
         "epochs": kept.get("epochs"),

@@ -127,11 +127,28 @@ class InferenceConfig(Reading):
     device: Device = option(
         "auto", "device to compute on (--accelerator is an alias); auto takes CUDA, then MPS, then CPU"
     )
+    onnx: Path | None = option(
+        None, "file written by export: onnxruntime runs its network in place of torch, on the CPU"
+    )
     report: bool = option(True, "write report.html and the pictures, which take about half of the time")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "n_images", "gridsize", "batch_size")
+        if self.onnx and (self.precision != "fp32" or self.device not in ("auto", "cpu")):
+            raise ConfigError("--onnx computes in fp32 on the CPU: leave out --precision and --device, or --onnx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(Verbosity):
+    """Settings of ``python -m ptycho_torch.export``."""
+
+    model_path: Path = option(MISSING, "folder written by train", positional=True)
+    output: Path = option(MISSING, "ONNX file to write; its name ends in .onnx")
+
+    def __post_init__(self) -> None:
+        if self.output.suffix != ".onnx":  # a slip then overwrites neither a model nor a scan
+            raise ConfigError(f"--output is {self.output}: give a name that ends in .onnx")
 
 
 @dataclass(frozen=True, kw_only=True)
