@@ -24,15 +24,19 @@ from ptycho_torch.networks.model import PtychoModel
 from ptycho_torch.physics.noise import masked_mean, noise_model
 from ptycho_torch.training.adam import Adam, Group
 from ptycho_torch.training.bundle import load_tensors, save_tensors
-from ptycho_torch.training.teacher import TEACHING_WEIGHT, Teacher
+from ptycho_torch.training.muon import Kernels, Muon
+from ptycho_torch.training.teacher import MERGED_WEIGHT, TEACHING_WEIGHT, Teacher
 from ptycho_torch.training.tracking import Tracker
 
 CHECKPOINT = Path("checkpoints") / "last" / "state.safetensors"
 SPREAD = 4
 """Batches that share a compact cell of the field: they reach further than compact ones for the same cost."""
 
+KERNEL_STEP = 20 / 3
+"""Muon's step for the kernels as a multiple of Adam's for the biases."""
+
 PROBE_STEP = 100.0
-"""Adam's step for the probe (√photons) as a multiple of the network's."""
+"""Adam's step for the probe (√photons) as a multiple of that for the biases."""
 
 WARM_UP = 50
 """Steps over which the learning rate rises."""
@@ -44,8 +48,8 @@ VALIDATION_BATCH = 64
 """Groups a batch of validation, where no gradient is kept."""
 
 
-RECIPE_STEPS = 600
-"""Optimiser steps of the default recipe for patterns up to 64 pixels; in proportion to the side for larger ones."""
+RECIPE_STEPS = 900
+"""Optimiser steps of the default recipe for patterns up to 64 pixels; with the root of the side for larger ones."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Settings:
     """Groups a batch."""
 
     learning_rate: float
-    """Largest step of Adam for the network."""
+    """Largest step of Adam for the network's biases; :data:`KERNEL_STEP` times that is Muon's for its kernels."""
 
     loss: str = "amplitude"
     """Noise model, a key of :data:`~ptycho_torch.physics.noise.NOISE_MODELS`."""
@@ -75,13 +79,13 @@ class Settings:
 
 
 def recipe_batch_size(size: int) -> int:
-    """Groups a batch, for patterns of ``size`` pixels: 24 of 64², fewer of larger ones, at least 8."""
-    return max(8, round(24 * (64 / size) ** 2))
+    """Groups a batch, for patterns of ``size`` pixels: 16 of 64², fewer of larger ones, at least 8."""
+    return max(8, round(16 * (64 / size) ** 2))
 
 
 def recipe_epochs(size: int, groups: int, batch_size: int) -> int:
     """Epochs of ``groups`` groups that make the recipe's steps, for patterns of ``size`` pixels."""
-    steps = RECIPE_STEPS * max(1.0, size / 64)
+    steps = RECIPE_STEPS * max(1.0, size / 64) ** 0.5
     return max(1, round(steps * batch_size / groups))
 
 
@@ -158,10 +162,12 @@ class Trainer:
         self.model, self.patterns, self.validation, self.settings = model, patterns, validation, settings
         self.teacher = teacher
         self.noise = noise_model(settings.loss)
-        groups = [Group(list(model.network.parameters()), 1.0)]
+        parameters = list(model.network.parameters())
+        self.muon = Muon(Kernels([weight for weight in parameters if weight.dim() > 1], KERNEL_STEP))
+        groups = [Group([weight for weight in parameters if weight.dim() <= 1], 1.0)]
         if model.probe_parts.requires_grad:
             groups.append(Group([model.probe_parts], PROBE_STEP))
-        self.optimizer = Adam(groups)
+        self.adam = Adam(groups)
         self.average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         self._weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
         self.steps = 0
@@ -201,7 +207,8 @@ class Trainer:
         for groups, batch in self._batches(np.random.default_rng([self.settings.seed, epoch])):
             with self._autocast():
                 loss, taught = self._losses(batch)
-            self.optimizer.clear_gradients()
+            self.muon.clear_gradients()
+            self.adam.clear_gradients()
             (loss + taught).backward()
             value = self._finite(loss.item(), epoch)
             self._step()
@@ -223,7 +230,8 @@ class Trainer:
 
     def _step(self) -> None:
         self.steps += 1
-        self.optimizer.step(self._rate())
+        self.muon.step(self._rate())
+        self.adam.step(self._rate())
         # Polynomial-decay averaging (Shamir & Zhang, ICML 2013, with η = 8): the mean of about the last ninth.
         share = 9 / (self.steps + 8)
         with torch.no_grad():
@@ -240,7 +248,11 @@ class Trainer:
         loss = masked_mean(self.noise.deviance(found.fields.intensity, batch.counts), batch.mask)
         if self.teacher is None or not torch.is_grad_enabled():
             return loss, torch.zeros_like(loss)
-        return loss, TEACHING_WEIGHT * self.teacher.distance(found.patches, found.probes, batch.corners)
+        alone, merged = (
+            self.teacher.distance(patches, found.probes, batch.corners)
+            for patches in (found.patches, found.fields.patches)
+        )
+        return loss, TEACHING_WEIGHT * alone + MERGED_WEIGHT * merged
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -290,7 +302,8 @@ class Trainer:
         make_output_dir(path.parent)
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state().items()}
+        tensors |= {f"muon.{name}": tensor for name, tensor in self.muon.state().items()}
+        tensors |= {f"adam.{name}": tensor for name, tensor in self.adam.state().items()}
         note = {"steps": self.steps, "history": [asdict(row) for row in self.history], "fingerprint": self.fingerprint}
         save_tensors(path, tensors, note)
 
@@ -315,7 +328,8 @@ class Trainer:
             self.model.load_state_dict(_part(tensors, "model."), strict=True)
             device = self.model.probe_parts.device
             self.average = {name: tensor.to(device) for name, tensor in _part(tensors, "average.").items()}
-            self.optimizer.load(_part(tensors, "optimizer."))
+            self.muon.load(_part(tensors, "muon."))
+            self.adam.load(_part(tensors, "adam."))
             self.steps = note["steps"]
             self.history = [Epoch(**row) for row in note["history"]]
         except (KeyError, IndexError, TypeError, RuntimeError, ValueError) as error:

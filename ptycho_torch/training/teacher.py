@@ -12,6 +12,9 @@ from ptycho_torch.physics.probe import power_of
 TEACHING_WEIGHT = 50.0
 """Weight of the distance to the teacher's patches beside the deviance of the patterns, which is ½ at the noise."""
 
+MERGED_WEIGHT = 100.0
+"""The same for the patches after the overlap constraint: what all of them miss alike, no averaging takes away."""
+
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
@@ -26,10 +29,8 @@ class Teacher:
     def distance(self, patches: Tensor, probes: Tensor, corners: Tensor) -> Tensor:
         """Mean over the patterns of the squared distance to the teacher's patches where the probe lights them.
 
-        Pattern by pattern, before the patches are merged: each must be right by itself.
-
         Args:
-            patches: (n, N, N) complex, as predicted.
+            patches: (n, N, N) complex, as predicted or after they were merged.
             probes: (n, M, N, N) complex, at each position's fraction.
             corners: (n, 2) int64, in object coordinates.
         """
