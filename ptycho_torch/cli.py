@@ -105,6 +105,9 @@ def build_parser(config_type: type[Any], prog: str) -> argparse.ArgumentParser:
             parser.add_argument(
                 field.name, type=_reader(kind), nargs="?", default=None, metavar=field.name.upper(), **keywords
             )
+        elif field.metadata["several"]:
+            keywords |= {"action": "extend", "nargs": "+", "metavar": kind.__name__.upper()}
+            parser.add_argument(f"--{field.name}", type=_reader(kind), **keywords)
         elif _repeats(hints[field.name]):
             parser.add_argument(f"--{field.name}", type=_reader(kind), action="append", metavar="TEXT", **keywords)
         else:
@@ -247,10 +250,13 @@ def stage_of(text: str, flag: str) -> StageConfig:
 
 def resolved(config: Verbosity) -> dict[str, Any]:
     """Every setting by name as JSON and YAML can hold it: what a run records about itself."""
-    return {
-        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-        for name, value in dataclasses.asdict(config).items()
-    }
+    return {name: _plain(value) for name, value in dataclasses.asdict(config).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def write_config(path: Path, config: Verbosity) -> None:

@@ -32,7 +32,7 @@ def export(config: ExportConfig) -> float:
     bundle = load_bundle(config.model_path)
     note = {
         "gridsize": str(bundle.gridsize),
-        "photons_per_unit": repr(bundle.photons_per_unit),
+        "photons_per_unit": ", ".join(repr(scan.photons_per_unit) for scan in bundle.scans),
         "ptycho_torch": __version__,
         "torch": torch.__version__,
     }

@@ -44,6 +44,7 @@ def inference(
     from ptycho_torch.imaging.results import write_results
     from ptycho_torch.physics.devices import select_device
     from ptycho_torch.training.bundle import load_bundle
+    from ptycho_torch.training.light import light_for
 
     clock = Clock()
     bundle = load_bundle(config.model_path, select_device("cpu" if config.onnx else config.device))
@@ -52,27 +53,31 @@ def inference(
 
         run_exported(bundle.model, config.onnx)
     scan = load_scan(config.test_data, axis_order=config.axis_order, measurement=config.measurement)
-    centres, photons_per_unit = _check(config, bundle, scan)
+    light = light_for(bundle, scan, config.probe, config.photons_per_unit)
+    centres = _centres(config, bundle, scan)
+    _warn_of_scale(config, scan, light.photons_per_unit)
+    log.info("probe: %s", light.told)
     make_output_dir(config.output_dir)
     clock.lap("load")
     reconstruction = reconstruct_by_network(
         bundle.model,
         scan,
-        photons_per_unit,
+        light.photons_per_unit,
         gridsize=config.gridsize or bundle.gridsize,
         centres=centres,
         batch_size=config.batch_size,
         precision=config.precision,
         observer=observer,
         history=bundle.provenance.get("history", {}),
-        metadata=_metadata(config, bundle, scan),
+        metadata=_metadata(config, bundle, scan, light.told),
+        probe=light.probe,
     )
     clock.lap("infer and stitch")
     metrics = write_results(
         config.output_dir,
         reconstruction,
         scan.select(centres),
-        photons_per_unit=photons_per_unit,
+        photons_per_unit=light.photons_per_unit,
         command=command,
         validation=_held_out(bundle, scan, centres),
         report=config.report,
@@ -82,62 +87,56 @@ def inference(
     return reconstruction, metrics
 
 
-def _check(config: InferenceConfig, bundle: "Bundle", scan: "Scan") -> "tuple[Indices, float]":
-    """The positions to reconstruct, spread over the file's order, and the photon scale: the bundle's.
-
-    The scale of the training, not one found anew, so that a pattern gives the same patch in whatever company.
-    """
+def _centres(config: InferenceConfig, bundle: "Bundle", scan: "Scan") -> "Indices":
+    """The positions to reconstruct, spread over the file's order."""
     import numpy as np
 
-    from ptycho_torch.core.errors import ConfigError, DataError
+    from ptycho_torch.core.errors import ConfigError
     from ptycho_torch.data.grouping import require_group
 
-    size = bundle.model.probe.shape[-1]
-    if scan.size != size:
-        raise DataError(
-            f"{config.test_data}: patterns of {scan.size} × {scan.size} pixels, and {config.model_path} was trained on "
-            f"{size} × {size}; give a scan of that size, or train on this one"
-        )
     require_group(config.gridsize or bundle.gridsize, len(scan))
     count = config.n_images or len(scan)
     if count > len(scan):
         raise ConfigError(
             f"--n_images is {count}, and {config.test_data} has {len(scan)} positions; choose at most that"
         )
-    centres = np.linspace(0, len(scan) - 1, count).round().astype(np.intp)
-    scale = config.photons_per_unit or bundle.photons_per_unit
-    if (
-        config.photons_per_unit is None
-        and scan.photons_per_unit
-        and not np.isclose(scan.photons_per_unit, scale, rtol=1e-3)
-    ):
+    return np.linspace(0, len(scan) - 1, count).round().astype(np.intp)
+
+
+def _warn_of_scale(config: InferenceConfig, scan: "Scan", used: float) -> None:
+    """Say so where the file states another photon scale: the model's is used, and not one found anew, so that a
+    pattern gives the same patch in whatever company."""
+    import numpy as np
+
+    stated = scan.photons_per_unit
+    if config.photons_per_unit is None and stated and not np.isclose(stated, used, rtol=1e-3):
         log.warning(
             "%s states %.6g photons a squared unit, and the model's scale %.6g is used; "
             "set --photons_per_unit if this file is in another unit",
             config.test_data.name,
-            scan.photons_per_unit,
-            scale,
+            stated,
+            used,
         )
-    return centres, scale
 
 
 def _held_out(bundle: "Bundle", scan: "Scan", centres: "Indices") -> "Indices | None":
     """Which of ``centres`` the training held out for validation, where this is the scan that it held them out of."""
     import numpy as np
 
-    kept = bundle.provenance
-    if kept.get("validation_scan") != scan.digest() or len(kept["validation_indices"]) == len(scan):
+    known = bundle.known(scan.digest())
+    if known is None or not bundle.scans[known].held_out:
         return None
-    return np.flatnonzero(np.isin(centres, kept["validation_indices"]))
+    return np.flatnonzero(np.isin(centres, bundle.scans[known].held_out))
 
 
-def _metadata(config: InferenceConfig, bundle: "Bundle", scan: "Scan") -> dict[str, Any]:
+def _metadata(config: InferenceConfig, bundle: "Bundle", scan: "Scan", probe: str) -> dict[str, Any]:
     """Where the reconstruction comes from. No paths and no clock: the same work gives the same bytes anywhere."""
     kept = bundle.provenance
     return {
         "method": f"network {bundle.model.config.name}" + (" by onnxruntime" if config.onnx else ""),
         "scan": config.test_data.name,
         "scan_digest": scan.digest(),
+        "probe": probe,
         "epochs": kept.get("epochs"),
         "gridsize": config.gridsize or bundle.gridsize,
         "validation": kept.get("validation"),

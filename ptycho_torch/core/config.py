@@ -20,9 +20,12 @@ MAX_WIDTH = 1024
 """Most channels of a network's finest scale: more of them fit into no memory."""
 
 
-def option(default: Any, help: str, *, positional: bool = False) -> Any:
-    """A dataclass field with its help text. ``default`` is ``MISSING`` for a required setting."""
-    return dataclasses.field(default=default, metadata={"help": help, "positional": positional})
+def option(default: Any, help: str, *, positional: bool = False, several: bool = False) -> Any:
+    """A dataclass field with its help text. ``default`` is ``MISSING`` for a required setting.
+
+    ``several``: the flag of a tuple takes one value or more; of other tuples it takes one, and may be repeated.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "positional": positional, "several": several})
 
 
 def require_positive(config: Any, *names: str) -> None:
@@ -65,13 +68,15 @@ class Reading(Verbosity):
 class TrainConfig(Reading):
     """Settings of ``python -m ptycho_torch.train``."""
 
-    train_data_file: Path = option(MISSING, "scan file (NPZ) to train on")
+    train_data_file: tuple[Path, ...] = option(
+        MISSING, "scan files (NPZ) to train on, each with its own probe and photon scale", several=True
+    )
     output_dir: Path = option(MISSING, "folder for the model bundle, history and checkpoints")
     test_data_file: Path | None = option(
-        None, "scan file for the validation figure; default: a region of the training scan is held out"
+        None, "scan file for the validation figure; default: a region of each training scan is held out"
     )
     max_epochs: int | None = option(None, "passes over the groups; default: the recipe's; 0 writes the untrained model")
-    n_images: int | None = option(None, "groups an epoch, drawn once by the seed; default: all")
+    n_images: int | None = option(None, "groups of each scan an epoch, drawn once by the seed; default: all")
     gridsize: int = option(1, "g: a group is a position and its g*g-1 nearest neighbours")
     batch_size: int | None = option(None, "groups a batch; default: the recipe's")
     learning_rate: float = option(
@@ -102,6 +107,10 @@ class TrainConfig(Reading):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.train_data_file, Path):  # one scan may be given as it is
+            object.__setattr__(self, "train_data_file", (self.train_data_file,))
+        if not self.train_data_file:
+            raise ConfigError("--train_data_file names no scan: give at least one")
         require_positive(self, "n_images", "gridsize", "batch_size", "learning_rate", "width")
         for name in ("max_epochs", "num_workers", "seed"):
             value = getattr(self, name)
@@ -120,6 +129,11 @@ class InferenceConfig(Reading):
     model_path: Path = option(MISSING, "folder written by train")
     test_data: Path = option(MISSING, "scan file (NPZ) to reconstruct")
     output_dir: Path = option(MISSING, "folder for the reconstruction, pictures and report")
+    probe: Path | None = option(
+        None,
+        "scan file or reconstruction.npz whose probe lights the scan; default: the one that the model learned on this "
+        "scan, else the model's only one, else the scan's own",
+    )
     n_images: int | None = option(None, "groups to reconstruct, spread over the scan; default: all")
     gridsize: int | None = option(None, "g: a group is a position and its g*g-1 nearest; default: as trained")
     batch_size: int = option(64, "patterns computed together; the result does not depend on it")

@@ -26,6 +26,7 @@ from ptycho_torch.engines.start import fit_scale, placed_object, with_modes
 from ptycho_torch.physics.noise import noise_model
 from ptycho_torch.physics.probe import power_of
 from ptycho_torch.training.bundle import Bundle, load_bundle, load_tensors, save_tensors
+from ptycho_torch.training.light import light_for
 
 log = logging.getLogger(__name__)
 
@@ -184,25 +185,27 @@ class Chain:
         if stage.model_path is None:
             raise ConfigError("--engine neural needs a trained network: give --model_path, a folder written by train")
         bundle = load_bundle(stage.model_path, self.device)
-        if bundle.model.probe.shape[-1] != self.scan.size:
+        if bundle.model.size != self.scan.size:
             raise DataError(
-                f"{stage.model_path}: trained on patterns of {bundle.model.probe.shape[-1]} pixels a side, and the "
+                f"{stage.model_path}: trained on patterns of {bundle.model.size} pixels a side, and the "
                 f"scan has {self.scan.size}; train on this scan"
             )
         return bundle
 
     def _by_network(self, stage: StageConfig, observer: Observer) -> None:
         bundle = self._bundle(stage)
+        light = light_for(bundle, self.scan)
         result = reconstruct_by_network(
             bundle.model,
             self.scan,
-            bundle.photons_per_unit,
+            light.photons_per_unit,
             gridsize=bundle.gridsize,
             batch_size=stage.batch_size or 64,
             observer=observer,
+            probe=light.probe,
         )
         # The network's object belongs to the network's probe.
-        self.estimate.probe = bundle.model.probe.detach().to(self.device, copy=True)
+        self.estimate.probe = light.probe.to(self.device, copy=True)
         self.estimate.object = placed_object(self.estimate, result.object, result.origin_yx).to(self.device)
 
     @torch.no_grad()

@@ -30,6 +30,7 @@ def reconstruct_by_network(
     observer: Observer | None = None,
     history: dict[str, list[float]] | None = None,
     metadata: dict[str, Any] | None = None,
+    probe: Tensor | None = None,
 ) -> Reconstruction:
     """Predict the patch of each group's centre and stitch them.
 
@@ -47,18 +48,20 @@ def reconstruct_by_network(
         observer: is told of every batch.
         history: figures of the training, kept with the result.
         metadata: where this comes from, kept with the result.
+        probe: (M, N, N) complex, in √photons, that lights the scan; None: the model's only one.
 
     Raises:
-        ConfigError: fewer than g² positions.
+        ConfigError: fewer than g² positions, or no probe where the model has none or several.
     """
     observer = observer or SilentObserver()
+    probe = model.probe if probe is None else probe
     centres = np.arange(len(scan)) if centres is None else centres
     groups = torch.from_numpy(np.ascontiguousarray(nearest_groups(scan.positions, gridsize, centres)))
     needed, places = groups.unique(return_inverse=True)
     batch = batch_of_scan(scan, photons_per_unit).take(needed)
     observer.begin("inference", len(needed))
     try:
-        patches, weights = _predict(model, batch, batch_size, precision, observer)
+        patches, weights = _predict(model, probe, batch, batch_size, precision, observer)
     finally:
         observer.end()
     if gridsize > 1:
@@ -71,7 +74,7 @@ def reconstruct_by_network(
         object=stitched.object.numpy(),
         coverage=stitched.coverage.numpy(),
         origin_yx=np.array(frame.origin, dtype=np.int64),
-        probe=model.probe.detach().cpu().numpy(),
+        probe=probe.detach().cpu().numpy(),
         positions=scan.positions[centres],
         photons_per_unit=photons_per_unit,
         history=history or {},
@@ -81,17 +84,18 @@ def reconstruct_by_network(
 
 @torch.no_grad()
 def _predict(
-    model: PtychoModel, batch: Batch, batch_size: int, precision: str, observer: Observer
+    model: PtychoModel, light: Tensor, batch: Batch, batch_size: int, precision: str, observer: Observer
 ) -> tuple[Tensor, Tensor]:
     """Patches (n, N, N) and their illumination (n, N, N), on the CPU, of each pattern by itself."""
     model.eval()
-    device = model.probe_parts.device
+    device = model.device
+    light = light.to(device)
     n, size = batch.amplitudes.shape[:2]
     patches = torch.empty((n, size, size), dtype=torch.complex64)
     weights = torch.empty((n, size, size))
     for indices in torch.arange(n).split(min(batch_size, n)):
         part = batch.take(indices).to(device)
-        probe = probe_at(model.probe, part.fractions)
+        probe = probe_at(light, part.fractions)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             patches[indices] = model.predict(part, probe).cpu()
         weights[indices] = power_of(probe).cpu()

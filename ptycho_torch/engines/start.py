@@ -13,6 +13,7 @@ from torch import Tensor
 from ptycho_torch.core.config import ReconstructConfig, StageConfig
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.data.npz import read_arrays
+from ptycho_torch.data.probe_file import read_probe
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.defocus import curvature_of, width_of
 from ptycho_torch.engines.optics import Scene
@@ -140,17 +141,7 @@ def _probe(asked: str, scan: Scan, rng: np.random.Generator) -> NDArray[np.compl
     kind, _, value = asked.partition(":")
     if kind == "gaussian":
         return gaussian_probe(scan, _sigma(asked, value) if value else None, rng)
-    arrays = read_arrays(Path(asked))
-    key = next((key for key in ("probe", "probeGuess") if key in arrays), None)
-    if key is None:
-        raise DataError(f"{asked}: no probe in it (found {', '.join(sorted(arrays)) or 'nothing'}); check --init_probe")
-    probe = arrays[key].reshape(-1, *arrays[key].shape[-2:]).astype(np.complex64)
-    if probe.shape[-2:] != (scan.size, scan.size) or not np.isfinite(probe).all() or not probe.any():
-        raise DataError(
-            f"{asked}: its probe is {arrays[key].shape}, expected finite modes of {scan.size} × {scan.size} pixels "
-            "like the patterns; check --init_probe"
-        )
-    return probe
+    return read_probe(Path(asked), scan.size, "--init_probe").modes
 
 
 def _object(path: Path) -> tuple[NDArray[Any], NDArray[np.int64]]:

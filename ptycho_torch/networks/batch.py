@@ -25,15 +25,28 @@ class Batch(NamedTuple):
     fractions: Tensor
     """(n, 2) float32 in [-½, ½): shift of the probe on each patch, in pixels."""
 
+    source: int = 0
+    """Which of a model's scans these patterns belong to: its probe lights them."""
+
     def take(self, indices: Tensor) -> "Batch":
         """The patterns at ``indices`` (m,) int64."""
         mask = self.mask[indices] if self.mask is not None and len(self.mask) == len(self.amplitudes) else self.mask
-        return Batch(self.amplitudes[indices], mask, self.corners[indices], self.fractions[indices])
+        return self._replace(
+            amplitudes=self.amplitudes[indices],
+            mask=mask,
+            corners=self.corners[indices],
+            fractions=self.fractions[indices],
+        )
 
     def to(self, device: torch.device) -> "Batch":
         """The same on ``device``."""
         mask = None if self.mask is None else self.mask.to(device)
-        return Batch(self.amplitudes.to(device), mask, self.corners.to(device), self.fractions.to(device))
+        return self._replace(
+            amplitudes=self.amplitudes.to(device),
+            mask=mask,
+            corners=self.corners.to(device),
+            fractions=self.fractions.to(device),
+        )
 
     @property
     def counts(self) -> Tensor:
@@ -41,8 +54,11 @@ class Batch(NamedTuple):
         return self.amplitudes.square()
 
 
-def batch_of_scan(scan: Scan, photons_per_unit: float) -> Batch:
-    """All patterns of ``scan`` in √photons and in the order that FFTs want. Masked pixels are set to 0."""
+def batch_of_scan(scan: Scan, photons_per_unit: float, source: int = 0) -> Batch:
+    """All patterns of ``scan`` in √photons and in the order that FFTs want. Masked pixels are set to 0.
+
+    ``source`` is which of a model's scans it is.
+    """
     amplitudes = np.fft.ifftshift(scan.amplitudes, axes=(-2, -1))  # a copy
     amplitudes *= np.float32(photons_per_unit**0.5)
     mask = None
@@ -51,7 +67,7 @@ def batch_of_scan(scan: Scan, photons_per_unit: float) -> Batch:
         mask = torch.from_numpy(np.fft.ifftshift(centred, axes=(-2, -1)))
         amplitudes = np.where(mask.numpy(), amplitudes, np.float32(0))
     placement = split_positions(torch.from_numpy(scan.positions), scan.size)
-    return Batch(torch.from_numpy(amplitudes), mask, placement.corners, placement.fractions.float())
+    return Batch(torch.from_numpy(amplitudes), mask, placement.corners, placement.fractions.float(), source)
 
 
 def probe_in_photons(scan: Scan, photons_per_unit: float) -> Tensor:

@@ -90,7 +90,7 @@ def run_exported(model: PtychoModel, path: Path) -> None:
         DataError: the file cannot be used, or holds another network.
     """
     exported = ExportedNetwork(path)
-    size, own = int(exported.note["size"]), model.probe.shape[-1]
+    size, own = int(exported.note["size"]), model.size
     if size != own:
         raise DataError(
             f"{path}: exported for patterns of {size} × {size} pixels, and the model is for {own} × {own}; "
@@ -143,8 +143,10 @@ def export_network(path: Path, model: PtychoModel, note: dict[str, str]) -> floa
             "head": model.config.head,
             "network_sha256": _digest(part.state_dict()),
             "opset": str(OPSET),
-            "probe_sha256": _digest({"probe": model.probe_parts}),
-            "size": str(model.probe.shape[-1]),
+            "probe_sha256": _digest(
+                {f"probe_{index}" if index else "probe": parts for index, parts in enumerate(model.all_probe_parts)}
+            ),
+            "size": str(model.size),
         }
         aside.write_bytes(_sealed(program.model_proto, DESCRIPTION | known | note))
         difference = _difference(model, aside)
@@ -200,10 +202,15 @@ def _channels(model: PtychoModel, count: int) -> Tensor:
 
 @torch.no_grad()
 def _patterns(model: PtychoModel, count: int) -> tuple[Tensor, Tensor]:
-    """Amplitudes (n, N, N) of random objects under the model's probe, and the probe at random fractions."""
+    """Amplitudes (n, N, N) of random objects under a probe of the model, and the probe at random fractions.
+
+    A model without a probe is tried with a Gaussian.
+    """
     generator = torch.Generator().manual_seed(count)
-    size = model.probe.shape[-1]
-    probe = probe_at(model.probe, torch.rand(count, 2, generator=generator) - 0.5)
+    size = model.size
+    axis = torch.exp(-((torch.arange(size) - size / 2) / (size / 6)).square())
+    modes = model.probes[0] if model.probes else 10 * torch.complex(axis[:, None] * axis, torch.zeros(size, size))[None]
+    probe = probe_at(modes, torch.rand(count, 2, generator=generator) - 0.5)
     channels = torch.rand(2, count, size, size, generator=generator)
     objects = torch.polar(0.5 + channels[0] / 2, channels[1])
     return from_patches(objects, probe).intensity.sqrt(), probe

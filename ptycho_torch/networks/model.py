@@ -1,10 +1,12 @@
 """The self-supervised model: patterns in, expected photons out, with the object in between."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.networks.batch import Batch
 from ptycho_torch.networks.registry import NetworkConfig, build_network
 from ptycho_torch.physics.forward import Wavefields, from_patches, merge_patches, probe_at
@@ -12,32 +14,63 @@ from ptycho_torch.physics.probe import power_of
 
 
 class PtychoModel(nn.Module):
-    """A network and the probe that it sees by.
+    """A network and the probes that it sees by: one for each scan that it was trained on, or none.
+
+    The probe is an input of the network, so that any other may be given in their place.
 
     Args:
         config: which network.
-        probe: (M, N, N) complex64, in √photons.
-        update_probe: whether the probe learns.
+        probe: (M, N, N) complex64, in √photons; or several of them, which may differ in M; or none.
+        update_probe: whether the probes learn.
         generator: source of the network's weights; without one they are those of seed 0.
+        size: N; needed only where there is no probe.
     """
 
     def __init__(
         self,
         config: NetworkConfig,
-        probe: Tensor,
+        probe: Tensor | Sequence[Tensor],
         update_probe: bool = False,
         generator: torch.Generator | None = None,
+        size: int | None = None,
     ) -> None:
         super().__init__()
+        probes = [probe] if isinstance(probe, Tensor) else list(probe)
         self.config = config
-        self.network = build_network(config, probe.shape[-1], generator)
-        # A real view: optimisers and safetensors then need no complex arithmetic.
-        self.probe_parts = nn.Parameter(torch.view_as_real(probe).clone(), requires_grad=update_probe)
+        self.size = int(probes[0].shape[-1]) if size is None else size
+        self.network = build_network(config, self.size, generator)
+        self._probe_names = [f"probe_parts_{index}" if index else "probe_parts" for index in range(len(probes))]
+        for name, modes in zip(self._probe_names, probes, strict=True):
+            # A real view: optimisers and safetensors then need no complex arithmetic.
+            self.register_parameter(name, nn.Parameter(torch.view_as_real(modes).clone(), requires_grad=update_probe))
+
+    @property
+    def probes(self) -> list[Tensor]:
+        """The probe modes of each scan, (M, N, N) complex, in √photons."""
+        return [torch.view_as_complex(parts) for parts in self.all_probe_parts]
+
+    @property
+    def all_probe_parts(self) -> list[Tensor]:
+        """The parameters behind :attr:`probes`, (M, N, N, 2) real."""
+        return [getattr(self, name) for name in self._probe_names]
 
     @property
     def probe(self) -> Tensor:
-        """The probe modes, (M, N, N) complex, in √photons."""
-        return torch.view_as_complex(self.probe_parts)
+        """The only probe, (M, N, N) complex, in √photons.
+
+        Raises:
+            ConfigError: there are several, or none.
+        """
+        if len(self._probe_names) != 1:
+            raise ConfigError(
+                f"the model holds {len(self._probe_names)} probes, so that none is the model's own: give --probe"
+            )
+        return self.probes[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
     def predict(self, batch: Batch, probe: Tensor | None = None) -> Tensor:
         """The object under the probe for each pattern by itself, (n, N, N) complex.
@@ -45,16 +78,19 @@ class PtychoModel(nn.Module):
         ``probe`` may give the probe at the batch's fractions, (n, M, N, N), where it is at hand.
         """
         if probe is None:
-            probe = probe_at(self.probe, batch.fractions)
+            probe = probe_at(self.probes[batch.source], batch.fractions)
         return self.network(batch.amplitudes, probe.detach())
 
     def forward(self, batch: Batch) -> Wavefields:
         """Predict all patches, make them agree over the whole batch (the overlap constraint), and propagate them."""
         return self.explain(batch).fields
 
-    def explain(self, batch: Batch) -> "Explained":
-        """As :meth:`forward`, with what the network said of each pattern by itself."""
-        probe = probe_at(self.probe, batch.fractions)
+    def explain(self, batch: Batch, probe: Tensor | None = None) -> "Explained":
+        """As :meth:`forward`, with what the network said of each pattern by itself.
+
+        ``probe`` (M, N, N) lights the batch in place of the model's.
+        """
+        probe = probe_at(self.probes[batch.source] if probe is None else probe, batch.fractions)
         patches = self.predict(batch, probe)
         weights = power_of(probe.detach())
         merged = merge_patches(patches[None], weights[None], batch.corners[None])[0]

@@ -16,8 +16,25 @@ from ptycho_torch.core.files import write_json, written_whole
 from ptycho_torch.networks.model import PtychoModel
 from ptycho_torch.networks.registry import NetworkConfig
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the layout. Raised when an older program could no longer read a bundle rightly."""
+
+
+@dataclass(frozen=True)
+class KnownScan:
+    """A scan that a model was trained on; the model has a probe for it."""
+
+    name: str
+    """Its file's."""
+
+    digest: str
+    """:meth:`ptycho_torch.data.scan.Scan.digest`; empty where an old bundle does not say."""
+
+    photons_per_unit: float
+    """Photons for one squared unit of its amplitude."""
+
+    held_out: tuple[int, ...] = ()
+    """Indices of its patterns that were held out for validation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,32 +42,48 @@ class Bundle:
     """A model with all that inference needs, and where it came from."""
 
     model: PtychoModel
-    """Network and probe, in √photons."""
+    """Network and probes, in √photons."""
 
-    photons_per_unit: float
-    """Photons for one squared unit of the training file's amplitude."""
+    scans: tuple[KnownScan, ...]
+    """What it was trained on, in the order of the model's probes; empty for one that has no probe."""
 
     gridsize: int
     """g that the model was trained with."""
 
     provenance: dict[str, Any] = field(default_factory=dict)
-    """Resolved configuration, scan, epochs, versions. JSON."""
+    """Resolved configuration, epochs, versions. JSON."""
+
+    @property
+    def photons_per_unit(self) -> float:
+        """That of the only scan.
+
+        Raises:
+            ConfigError: there are several, or none.
+        """
+        if len(self.scans) != 1:
+            raise ConfigError(f"the model knows {len(self.scans)} scans, so that no photon scale is its own")
+        return self.scans[0].photons_per_unit
+
+    def known(self, digest: str) -> int | None:
+        """Which of the scans has that digest; None: none."""
+        return next((index for index, scan in enumerate(self.scans) if scan.digest == digest), None)
 
 
 def save_bundle(folder: Path, bundle: Bundle) -> None:
     """Write ``bundle`` into ``folder``, which must exist. The description comes last: it completes the bundle."""
     weights = folder / "model.safetensors"
     save_tensors(weights, dict(bundle.model.state_dict()))
-    probe = bundle.model.probe
     write_json(
         folder / "bundle.json",
         {
             "schema": SCHEMA,
             "network": dataclasses.asdict(bundle.model.config),
-            "size": probe.shape[-1],
-            "probe_modes": probe.shape[0],
-            "probe_photons": float(probe.detach().abs().square().sum()),
-            "photons_per_unit": bundle.photons_per_unit,
+            "size": bundle.model.size,
+            "scans": [
+                dataclasses.asdict(scan)
+                | {"probe_modes": len(probe), "probe_photons": float(probe.detach().abs().square().sum())}
+                for scan, probe in zip(bundle.scans, bundle.model.probes, strict=True)
+            ],
             "gridsize": bundle.gridsize,
             "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
             "provenance": bundle.provenance,
@@ -68,10 +101,11 @@ def load_bundle(folder: str | Path, device: torch.device | str = "cpu") -> Bundl
     content = _description(description)
     try:
         network = NetworkConfig(**content["network"])
-        probe = torch.zeros(content["probe_modes"], content["size"], content["size"], dtype=torch.complex64)
+        size = content["size"]
+        probes = [torch.zeros(scan["probe_modes"], size, size, dtype=torch.complex64) for scan in content["scans"]]
         with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, to be replaced
-            model = PtychoModel(network, probe)
-        bundle = Bundle(model, content["photons_per_unit"], content["gridsize"], content["provenance"])
+            model = PtychoModel(network, probes, size=size)
+        bundle = Bundle(model, _scans(content), content["gridsize"], content["provenance"])
         expected = content["weights_sha256"]
     except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         raise BundleError(f"{description}: not the description of a bundle ({_brief(error)}); train again") from error
@@ -92,11 +126,18 @@ def _description(path: Path) -> dict[str, Any]:
         schema = content["schema"]
         sound = {
             "schema": isinstance(schema, int) and schema >= 1,
-            "photons_per_unit": 0 < content["photons_per_unit"] < math.inf,
+            "size": isinstance(content["size"], int) and content["size"] >= 1,
+            "scans": all(
+                isinstance(scan["name"], str)
+                and isinstance(scan["digest"], str)
+                and all(isinstance(index, int) for index in scan["held_out"])
+                and 0 < scan["photons_per_unit"] < math.inf
+                for scan in _scans_of(content)
+            ),
             "gridsize": isinstance(content["gridsize"], int) and content["gridsize"] >= 1,
             "provenance": isinstance(content["provenance"], dict),
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{path}: not the description of a bundle ({_brief(error)}); train again") from error
     if sound["schema"] and schema > SCHEMA:
         raise BundleError(
@@ -105,7 +146,33 @@ def _description(path: Path) -> dict[str, Any]:
     for name, is_sound in sound.items():
         if not is_sound:
             raise BundleError(f"{path}: {name} is {_brief(content[name])}, which no bundle has; train again")
-    return content
+    return content | {"scans": _scans_of(content)}
+
+
+def _scans_of(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entries of the scans; a bundle of schema 1 has one, whose digest it says where a region was held out."""
+    if content["schema"] != 1:
+        scans = content["scans"]
+        if not isinstance(scans, list):
+            raise TypeError("scans is no list")
+        return scans
+    kept = content["provenance"]
+    held_out = str(kept.get("validation")).startswith("region")
+    return [
+        {
+            "name": Path(kept.get("config", {}).get("train_data_file", "")).name,
+            "digest": kept["validation_scan"] if held_out else "",
+            "photons_per_unit": content["photons_per_unit"],
+            "held_out": kept["validation_indices"] if held_out else [],
+            "probe_modes": content["probe_modes"],
+        }
+    ]
+
+
+def _scans(content: dict[str, Any]) -> tuple[KnownScan, ...]:
+    names = ("name", "digest", "photons_per_unit", "held_out")
+    found = (KnownScan(*(scan[name] for name in names)) for scan in content["scans"])
+    return tuple(dataclasses.replace(scan, held_out=tuple(scan.held_out)) for scan in found)
 
 
 def _bytes(path: Path) -> bytes:

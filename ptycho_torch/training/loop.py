@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from ptycho_torch.core.files import make_output_dir, write_text
 from ptycho_torch.core.observer import Observer
 from ptycho_torch.data.grouping import Indices, compact_batches
 from ptycho_torch.networks.batch import Batch
-from ptycho_torch.networks.model import PtychoModel
+from ptycho_torch.networks.model import Explained, PtychoModel
 from ptycho_torch.physics.noise import masked_mean, noise_model
 from ptycho_torch.training.adam import Adam, Group
 from ptycho_torch.training.bundle import load_tensors, save_tensors
@@ -116,24 +116,40 @@ class Patterns:
     digest: str = ""
     """Fingerprint of the scan and its photon scale."""
 
+    probe: Tensor | None = None
+    """(M, N, N) complex in √photons: lights these patterns, where it is none of the model's."""
+
     def batches(self, batch_size: int, spread: int, rng: np.random.Generator) -> Iterator[tuple[int, Tensor]]:
         """Batches of neighbours: the number of groups in each, and the indices of their patterns, each once."""
         for batch in compact_batches(self.positions, batch_size, spread, rng):
             yield len(batch), torch.from_numpy(np.unique(self.groups[batch]))
 
 
+class _Cut(NamedTuple):
+    """A batch to be cut out of a scan."""
+
+    source: int
+    """Which of the scans."""
+
+    groups: int
+    """Groups in it."""
+
+    indices: Tensor
+    """(m,) int64: its patterns."""
+
+
 class _BatchList(torch.utils.data.Dataset[tuple[int, Batch]]):
     """The batches of an epoch, cut out when asked for: what a DataLoader's workers share."""
 
-    def __init__(self, scan: Batch, batches: list[tuple[int, Tensor]]) -> None:
-        self._scan, self._batches = scan, batches
+    def __init__(self, scans: list[Batch], batches: list[_Cut]) -> None:
+        self._scans, self._batches = scans, batches
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __getitem__(self, index: int) -> tuple[int, Batch]:
-        groups, indices = self._batches[index]
-        return groups, self._scan.take(indices)
+        cut = self._batches[index]
+        return cut.groups, self._scans[cut.source].take(cut.indices)
 
 
 class Trainer:
@@ -145,28 +161,29 @@ class Trainer:
 
     Args:
         model: trained in place, on the device that it and ``patterns`` are on.
-        patterns: what to train on.
-        validation: what the validation figure is computed on.
+        patterns: what to train on, of each scan, in the order of the model's probes.
+        validation: what the validation figure is computed on, all of it together.
         settings: how to train.
-        teacher: an object whose patches are a target beside the patterns.
+        teachers: of each scan, an object whose patches are a target beside the patterns; empty: none.
     """
 
     def __init__(
         self,
         model: PtychoModel,
-        patterns: Patterns,
-        validation: Patterns,
+        patterns: Sequence[Patterns],
+        validation: Sequence[Patterns],
         settings: Settings,
-        teacher: Teacher | None = None,
+        teachers: Sequence[Teacher] = (),
     ) -> None:
         self.model, self.patterns, self.validation, self.settings = model, patterns, validation, settings
-        self.teacher = teacher
+        self.teachers = teachers
         self.noise = noise_model(settings.loss)
         parameters = list(model.network.parameters())
         self.muon = Muon(Kernels([weight for weight in parameters if weight.dim() > 1], KERNEL_STEP))
         groups = [Group([weight for weight in parameters if weight.dim() <= 1], 1.0)]
-        if model.probe_parts.requires_grad:
-            groups.append(Group([model.probe_parts], PROBE_STEP))
+        learned = [parts for parts in model.all_probe_parts if parts.requires_grad]
+        if learned:
+            groups.append(Group(learned, PROBE_STEP))
         self.adam = Adam(groups)
         self.average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         self._weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
@@ -185,12 +202,12 @@ class Trainer:
         done = len(self.history)
         if not done:
             self.save(checkpoint)  # of this training, in place of any that an earlier one left
-        batches = -(-len(self.patterns.groups) // self.settings.batch_size)
+        batches = sum(-(-len(one.groups) // self.settings.batch_size) for one in self.patterns)
         observer.begin("training", max(self.settings.max_epochs - done, 0) * batches)
         try:
             for epoch in range(done + 1, self.settings.max_epochs + 1):
                 loss = self._train_epoch(epoch, observer)
-                row = Epoch(epoch, len(self.patterns.groups), loss, self._finite(self.validate(), epoch), self._rate())
+                row = Epoch(epoch, self.groups, loss, self._finite(self.validate(), epoch), self._rate())
                 self.history.append(row)
                 self.save(checkpoint)
                 tracker.figures(epoch, {"loss": row.loss, "val_loss": row.val_loss})
@@ -200,6 +217,11 @@ class Trainer:
         finally:
             observer.end()
         return True
+
+    @property
+    def groups(self) -> int:
+        """Groups an epoch, of all scans."""
+        return sum(len(one.groups) for one in self.patterns)
 
     def _train_epoch(self, epoch: int, observer: Observer) -> float:
         self.model.train()
@@ -238,19 +260,22 @@ class Trainer:
             for name, weight in self._weights:
                 self.average[name].lerp_(weight, share)
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch, probe: Tensor | None = None) -> Tensor:
         """Mean deviance a pixel of ``batch``, in units where 0.5 is about the noise of counting."""
-        return self._losses(batch)[0]
+        return self._deviance(self.model.explain(batch, probe), batch)
+
+    def _deviance(self, found: Explained, batch: Batch) -> Tensor:
+        return masked_mean(self.noise.deviance(found.fields.intensity, batch.counts), batch.mask)
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the patterns say, and what the teacher says."""
         found = self.model.explain(batch)
-        loss = masked_mean(self.noise.deviance(found.fields.intensity, batch.counts), batch.mask)
-        if self.teacher is None or not torch.is_grad_enabled():
+        loss = self._deviance(found, batch)
+        if not self.teachers:
             return loss, torch.zeros_like(loss)
+        teacher = self.teachers[batch.source]
         alone, merged = (
-            self.teacher.distance(patches, found.probes, batch.corners)
-            for patches in (found.patches, found.fields.patches)
+            teacher.distance(patches, found.probes, batch.corners) for patches in (found.patches, found.fields.patches)
         )
         return loss, TEACHING_WEIGHT * alone + MERGED_WEIGHT * merged
 
@@ -259,32 +284,43 @@ class Trainer:
         """The loss of the averaged weights on the validation patterns, always in the same batches."""
         with self.averaged():
             total = weight = 0.0
-            for groups, indices in self.validation.batches(VALIDATION_BATCH, 1, np.random.default_rng(0)):
-                batch = self.validation.scan.take(indices.to(self.validation.scan.corners.device))
-                with self._autocast():
-                    value = self.loss(batch).item()
-                total, weight = total + groups * value, weight + groups
+            for patterns in self.validation:
+                for groups, indices in patterns.batches(VALIDATION_BATCH, 1, np.random.default_rng(0)):
+                    batch = patterns.scan.take(indices.to(patterns.scan.corners.device))
+                    with self._autocast():
+                        value = self.loss(batch, patterns.probe).item()
+                    total, weight = total + groups * value, weight + groups
         return total / weight
 
     def _batches(self, rng: np.random.Generator) -> Iterator[tuple[int, Batch]]:
-        scan = self.patterns.scan
-        chosen = list(self.patterns.batches(self.settings.batch_size, SPREAD, rng))
+        """The batches of an epoch, each from one scan, in random order."""
+        scans, device = [one.scan for one in self.patterns], self._device
+        chosen = [
+            _Cut(source, groups, indices)
+            for source, one in enumerate(self.patterns)
+            for groups, indices in one.batches(self.settings.batch_size, SPREAD, rng)
+        ]
+        if len(scans) > 1:  # those of a single scan are in random order already
+            chosen = [chosen[index] for index in rng.permutation(len(chosen))]
         if self.settings.num_workers == 0:
-            for groups, indices in chosen:
-                yield groups, scan.take(indices.to(scan.corners.device))
+            for source, groups, indices in chosen:
+                yield groups, scans[source].take(indices.to(device))
             return
-        device = scan.corners.device
+        on_cpu = [scan.to(torch.device("cpu")) for scan in scans]
         loader = torch.utils.data.DataLoader(
-            _BatchList(scan.to(torch.device("cpu")), chosen), batch_size=None, num_workers=self.settings.num_workers
+            _BatchList(on_cpu, chosen), batch_size=None, num_workers=self.settings.num_workers
         )
         with _interrupts_held_back():  # workers inherit that, so that ctrl-C is for this process alone
             prepared = iter(loader)
         for groups, batch in prepared:
             yield groups, batch.to(device)
 
+    @property
+    def _device(self) -> torch.device:
+        return self.patterns[0].scan.corners.device
+
     def _autocast(self) -> torch.autocast:
-        device = self.patterns.scan.corners.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.settings.precision == "bf16")
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
 
     @contextmanager
     def averaged(self) -> Iterator[PtychoModel]:
@@ -326,8 +362,7 @@ class Trainer:
             )
         try:
             self.model.load_state_dict(_part(tensors, "model."), strict=True)
-            device = self.model.probe_parts.device
-            self.average = {name: tensor.to(device) for name, tensor in _part(tensors, "average.").items()}
+            self.average = {name: tensor.to(self._device) for name, tensor in _part(tensors, "average.").items()}
             self.muon.load(_part(tensors, "muon."))
             self.adam.load(_part(tensors, "adam."))
             self.steps = note["steps"]
@@ -341,15 +376,15 @@ class Trainer:
         settings = asdict(self.settings)
         for free in ("max_epochs", "num_workers"):
             del settings[free]
-        probe = self.model.probe_parts
+        groups = b"".join(one.groups.tobytes() for one in self.patterns)
         return settings | {
             "network": asdict(self.model.config),
-            "update_probe": probe.requires_grad,
-            "groups": len(self.patterns.groups),
-            "groups_digest": hashlib.sha256(self.patterns.groups.tobytes()).hexdigest()[:16],
-            "scan": self.patterns.digest,
-            "validation": self.validation.digest,
-            **({} if self.teacher is None else {"teacher": self.teacher.digest()}),
+            "update_probe": any(parts.requires_grad for parts in self.model.all_probe_parts),
+            "groups": self.groups,
+            "groups_digest": hashlib.sha256(groups).hexdigest()[:16],
+            "scan": ", ".join(one.digest for one in self.patterns),
+            "validation": ", ".join(one.digest for one in self.validation),
+            **({"teacher": ", ".join(teacher.digest() for teacher in self.teachers)} if self.teachers else {}),
         }
 
 

@@ -30,7 +30,7 @@ def test_flags_with_either_dash(words: tuple[str, ...]) -> None:
 
 def test_values_keep_their_dashes() -> None:
     config = cli.parse(TrainConfig, ["--train-data-file", "a-b_c.npz", "--output-dir=-d"], "ptycho-torch train")
-    assert config.train_data_file == Path("a-b_c.npz")
+    assert config.train_data_file == (Path("a-b_c.npz"),)
     assert config.output_dir == Path("-d")
 
 
@@ -86,7 +86,23 @@ def test_a_file_of_settings_and_the_command_line_wins(tmp_path: Path) -> None:
 def test_settings_that_are_needed_may_be_in_the_file(tmp_path: Path) -> None:
     (tmp_path / "all.yaml").write_text("train_data_file: a.npz\noutput_dir: b\n")
     config = cli.parse(TrainConfig, ["--config", str(tmp_path / "all.yaml")], "ptycho-torch train")
-    assert (config.train_data_file, config.output_dir) == (Path("a.npz"), Path("b"))
+    assert (config.train_data_file, config.output_dir) == ((Path("a.npz"),), Path("b"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--train_data_file", "a.npz", "b.npz", "c.npz"),
+        ("--train_data_file", "a.npz", "--train_data_file", "b.npz", "c.npz"),
+        ("--train_data_file=a.npz", "--train-data-file", "b.npz", "--train_data_file=c.npz"),
+        ("--config", "scans.yaml"),
+    ],
+)
+def test_several_scans(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("scans.yaml").write_text("train_data_file: [a.npz, b.npz, c.npz]")
+    config = cli.parse(TrainConfig, [*words, "--output_dir", "model"], "ptycho-torch train")
+    assert config.train_data_file == (Path("a.npz"), Path("b.npz"), Path("c.npz"))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +178,7 @@ def test_debug_shows_where_it_happened(call: Command) -> None:
 def test_recorded_settings_are_plain(tmp_path: Path) -> None:
     cli.write_config(tmp_path / "c.yaml", parse())
     content = yaml.safe_load((tmp_path / "c.yaml").read_text())
-    assert content["train_data_file"] == "scan.npz"
+    assert content["train_data_file"] == ["scan.npz"]
     assert content["max_epochs"] is None
 
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ptycho_torch.core.errors import BundleError, PtychoError
+from ptycho_torch.core.errors import BundleError, ConfigError, PtychoError
+from ptycho_torch.data.scan import Scan
 from ptycho_torch.networks.model import PtychoModel
 from ptycho_torch.networks.registry import NetworkConfig
-from ptycho_torch.training.bundle import SCHEMA, Bundle, load_bundle, load_tensors, save_bundle, save_tensors
+from ptycho_torch.training.bundle import SCHEMA, Bundle, KnownScan, load_bundle, load_tensors, save_bundle, save_tensors
 
 
 @pytest.fixture
@@ -43,9 +44,11 @@ def rewrite_weights(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 def test_a_bundle_comes_back_as_it_was(network: str, modes: int, tmp_path: Path) -> None:
     probe = torch.randn(modes, 16, 16, dtype=torch.complex64)
     model = PtychoModel(NetworkConfig(network, "polar", 4), probe)
-    save_bundle(tmp_path, Bundle(model, 123.456, 2, {"note": [1, None]}))
+    scans = (KnownScan("a.npz", "0123", 123.456, (3, 4)),)
+    save_bundle(tmp_path, Bundle(model, scans, 2, {"note": [1, None]}))
     bundle = load_bundle(tmp_path)
-    assert (bundle.photons_per_unit, bundle.gridsize, bundle.provenance) == (123.456, 2, {"note": [1, None]})
+    assert (bundle.scans, bundle.gridsize, bundle.provenance) == (scans, 2, {"note": [1, None]})
+    assert bundle.photons_per_unit == 123.456
     assert bundle.model.config == model.config
     assert torch.equal(bundle.model.probe, probe)
     for name, tensor in model.state_dict().items():
@@ -94,13 +97,68 @@ def test_a_description_that_is_none(folder: Path, text: str) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["schema", "network", "size", "probe_modes", "photons_per_unit", "gridsize", "weights_sha256", "provenance"],
+    ["schema", "network", "size", "scans", "gridsize", "weights_sha256", "provenance"],
 )
 @pytest.mark.parametrize("value", ["missing", None, "text", -1, [], float("nan")])
 def test_a_description_with_a_wrong_entry(folder: Path, key: str, value: Any) -> None:
     rewrite(folder, lambda content: content.pop(key) if value == "missing" else content.update({key: value}))
     with pytest.raises(BundleError):
         load_bundle(folder)
+
+
+@pytest.mark.parametrize("key", ["name", "digest", "photons_per_unit", "held_out", "probe_modes"])
+@pytest.mark.parametrize("value", ["missing", None, -1, float("nan")])
+def test_a_scan_with_a_wrong_entry(folder: Path, key: str, value: Any) -> None:
+    def change(content: dict[str, Any]) -> None:
+        (scan,) = content["scans"]
+        if value == "missing":
+            del scan[key]
+        else:
+            scan[key] = value
+
+    rewrite(folder, change)
+    with pytest.raises(BundleError):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("modes", [(), (1,), (2, 1, 3)])
+def test_any_number_of_probes(modes: tuple[int, ...], tmp_path: Path) -> None:
+    """One of each scan, which may differ in their modes; none after a training on simulation alone."""
+    probes = [torch.randn(count, 16, 16, dtype=torch.complex64) for count in modes]
+    model = PtychoModel(NetworkConfig(width=4), probes, size=16)
+    scans = tuple(KnownScan(f"{place}.npz", f"{place}", 1.5 + place) for place in range(len(modes)))
+    save_bundle(tmp_path, Bundle(model, scans, 1))
+    bundle = load_bundle(tmp_path)
+    assert bundle.scans == scans
+    assert [bundle.known(scan.digest) for scan in scans] == list(range(len(modes)))
+    assert bundle.known("another") is None
+    for found, expected in zip(bundle.model.probes, probes, strict=True):
+        assert torch.equal(found, expected)
+    if len(modes) != 1:
+        with pytest.raises(ConfigError, match=f"{len(modes)} probes"):
+            _ = bundle.model.probe
+        with pytest.raises(ConfigError, match=f"{len(modes)} scans"):
+            _ = bundle.photons_per_unit
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_bundles_of_the_first_schema_are_read(folder: Path, held_out: bool, scan: Scan) -> None:
+    def as_it_was(content: dict[str, Any]) -> None:
+        (known,) = content.pop("scans")
+        content |= {"schema": 1} | {name: known[name] for name in ("probe_modes", "probe_photons", "photons_per_unit")}
+        content["provenance"] |= {
+            "config": {"train_data_file": "data/scan.npz"},
+            "validation": "region held out of the training scan, y >= 3" if held_out else "the scan other.npz",
+            "validation_scan": scan.digest(),
+            "validation_indices": [4, 5],
+        }
+
+    new = load_bundle(folder)
+    rewrite(folder, as_it_was)
+    old = load_bundle(folder)
+    expected = KnownScan("scan.npz", scan.digest(), 1.0, (4, 5)) if held_out else KnownScan("scan.npz", "", 1.0)
+    assert old.scans == (expected,)
+    assert torch.equal(old.model.probe, new.model.probe)
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def test_exactly_that_many_groups_an_epoch(tmp_path: Path, train_to: Train, grid
 def test_all_groups_by_default(tmp_path: Path, train_to: Train, scan_file: Path) -> None:
     folder = train_to(tmp_path, test_data_file=scan_file)
     assert history(folder)[0]["groups"] == "36"
-    held_out = json.loads((train_to(tmp_path) / "bundle.json").read_text())["provenance"]["validation_indices"]
+    held_out = load_bundle(train_to(tmp_path)).scans[0].held_out
     assert history(tmp_path)[0]["groups"] == str(36 - len(held_out))
     assert len(held_out) >= 1
 
