@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.networks.body import Body
+from ptycho_torch.networks.ffno import FFNO
 from ptycho_torch.networks.heads import HEADS
 from ptycho_torch.networks.lift import lift, log_amplitude, probe_amplitude
 from ptycho_torch.networks.unet import UNet
+from ptycho_torch.networks.vit import ViT
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,12 @@ class Network(NamedTuple):
     """Whether it sees the pattern lifted into real space beside its log amplitude, or the latter alone."""
 
 
-NETWORKS: dict[str, Network] = {"lifted_unet": Network(UNet, lifted=True), "unet": Network(UNet, lifted=False)}
+NETWORKS: dict[str, Network] = {
+    "lifted_unet": Network(UNet, lifted=True),
+    "unet": Network(UNet, lifted=False),
+    "ffno": Network(FFNO, lifted=True),
+    "vit": Network(ViT, lifted=True),
+}
 """One that does not see the lift has to learn the optics from the loss."""
 
 
