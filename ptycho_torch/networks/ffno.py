@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 from ptycho_torch.networks.body import Body
 
-DEPTH = 4
+DEPTH = 3
 """Blocks."""
+
+COARSE = 4
+"""Pixels along a side of what becomes a point of the grid."""
 
 MODES = 8
 """Most frequencies that are kept along an axis, zero among them."""
@@ -89,23 +92,23 @@ class Block(nn.Module):
 
 
 class FFNO(Body):
-    """Blocks of convolutions by their lowest frequencies, on a grid of half the resolution.
+    """Blocks of convolutions by their lowest frequencies, on a grid of a quarter of the resolution.
 
     Args:
         channels_in: channels of the input.
-        width: a block has twice as many channels.
+        width: a block has three times as many channels.
     """
 
     part: ClassVar[str] = "ffno"
     divisor: ClassVar[int] = 8
-    """The grid needs 2; 8 is what all networks take."""
+    """The grid needs 4; 8 is what all networks take."""
 
     def __init__(self, channels_in: int, width: int) -> None:
         super().__init__(channels_in, width)
-        channels = 2 * width
-        self.enter = nn.Linear(4 * channels_in, channels)
+        channels = 3 * width
+        self.enter = nn.Linear(COARSE**2 * channels_in, channels)
         self.blocks = nn.Sequential(*(Block(channels) for _ in range(DEPTH)))
-        self.leave = nn.Linear(channels, 4 * 2)
+        self.leave = nn.Linear(channels, COARSE**2 * 2)
 
     def initialise(self, generator: torch.Generator) -> None:
         super().initialise(generator)
@@ -120,6 +123,6 @@ class FFNO(Body):
             ConfigError: N is not divisible by 8.
         """
         self.require_divisible(image)
-        points = nn.functional.pixel_unshuffle(image, 2).permute(2, 3, 0, 1)
+        points = nn.functional.pixel_unshuffle(image, COARSE).permute(2, 3, 0, 1)
         found = self.leave(nn.functional.silu(self.blocks(self.enter(points))))
-        return nn.functional.pixel_shuffle(found.permute(2, 3, 0, 1), 2)
+        return nn.functional.pixel_shuffle(found.permute(2, 3, 0, 1), COARSE)

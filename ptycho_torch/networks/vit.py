@@ -10,7 +10,7 @@ from ptycho_torch.networks.body import Body
 PATCH = 8
 """Side of what becomes a token, in pixels."""
 
-DEPTH = 4
+DEPTH = 3
 """Blocks."""
 
 HEADS = 4
@@ -66,7 +66,7 @@ class ViT(Body):
 
     Args:
         channels_in: channels of the input.
-        width: a token has eight times as many channels.
+        width: a token has six times as many channels, rounded up to a multiple of 8.
     """
 
     part: ClassVar[str] = "vit"
@@ -74,7 +74,7 @@ class ViT(Body):
 
     def __init__(self, channels_in: int, width: int) -> None:
         super().__init__(channels_in, width)
-        channels = 8 * width
+        channels = -(-6 * width // 8) * 8  # which heads and waves divide
         self.enter = nn.Linear(PATCH**2 * channels_in, channels)
         self.blocks = nn.Sequential(*(Block(channels) for _ in range(DEPTH)))
         self.before_leave = nn.LayerNorm(channels)
