@@ -5,8 +5,8 @@
     OMP_NUM_THREADS=1 python benchmarks/networks.py --twin Run1084_twin_legacy.npz --seconds 60 --teacher pie
 
 Prints one Markdown table. Every network is trained on the twin with the default recipe, but for as many epochs as the
-seconds allow (to the nearest; validation and checkpoints included, a teacher's own time not). Patterns a second are by the
-processor's time too, for inference with lift and stitching. The error is NRMSE in the box of scan positions, as
+seconds allow (to the nearest; validation and checkpoints included, a teacher's own time not). Patterns a second are by
+the processor's time too, for inference with lift and stitching. The error is NRMSE in the box of scan positions, as
 ``ptycho_torch.evaluate`` has it. Other work on the machine matters little, but for the caches.
 """
 
