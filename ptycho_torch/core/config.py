@@ -83,7 +83,7 @@ class TrainConfig(Reading):
         3e-3, "step for the network's biases, and in proportion its kernels', after a short warm-up"
     )
     seed: int = option(0, "seed of every random choice")
-    network: str = option("lifted_unet", "name of the network: lifted_unet or unet")
+    network: str = option("lifted_unet", "name of the network: lifted_unet, unet, ffno or vit")
     head: str = option(
         "polar", "how the network states the object: polar (amplitude and phase) or residual (1 + a + ib)"
     )

@@ -18,6 +18,12 @@ def log_amplitude(amplitudes: Tensor) -> Tensor:
     return torch.fft.fftshift(torch.log1p(amplitudes), dim=(-2, -1)) / 3
 
 
+def probe_amplitude(probe: Tensor) -> Tensor:
+    """√(Σ|P|²) over the modes of a probe (n, M, N, N) as a share of its maximum, (n, N, N): where a patch is lit."""
+    amplitude = power_of(probe).sqrt()
+    return amplitude / (amplitude.amax((-2, -1), keepdim=True) + 1e-30)
+
+
 def lift(amplitudes: Tensor, probe: Tensor) -> Tensor:
     """One step from a flat object towards the measured one, as a picture in real space.
 

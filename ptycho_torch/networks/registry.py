@@ -1,14 +1,18 @@
 """The networks by name. A new one is a new entry here; its tests follow from the name."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ptycho_torch.core.errors import ConfigError
+from ptycho_torch.networks.body import Body
+from ptycho_torch.networks.ffno import FFNO
 from ptycho_torch.networks.heads import HEADS
-from ptycho_torch.networks.lift import lift, log_amplitude
+from ptycho_torch.networks.lift import lift, log_amplitude, probe_amplitude
 from ptycho_torch.networks.unet import UNet
+from ptycho_torch.networks.vit import ViT
 
 
 @dataclass(frozen=True)
@@ -24,43 +28,62 @@ class NetworkConfig:
     width: int = 16
     """Channels of the finest scale."""
 
-
-def _channels_last(unet: UNet) -> UNet:
-    """Weights in the memory order that convolutions on a CPU are fastest with."""
-    return unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    probe_channel: bool = False
+    """Whether the network sees the probe's amplitude, too, which one that serves many probes may need."""
 
 
-class LiftedUNet(nn.Module):
-    """U-Net on the pattern lifted into real space (real and imaginary part) beside its log amplitude."""
+class Network(NamedTuple):
+    """How a network is made."""
+
+    body: type[Body]
+    """What learns."""
+
+    lifted: bool
+    """Whether it sees the pattern lifted into real space beside its log amplitude, or the latter alone."""
+
+
+NETWORKS: dict[str, Network] = {
+    "lifted_unet": Network(UNet, lifted=True),
+    "unet": Network(UNet, lifted=False),
+    "ffno": Network(FFNO, lifted=True),
+    "vit": Network(ViT, lifted=True),
+}
+"""One that does not see the lift has to learn the optics from the loss."""
+
+
+class PatternNetwork(nn.Module):
+    """The physics before, the body, and the head behind; all that learns is in the body.
+
+    It maps amplitudes (n, N, N) in √photons, corner-origin, and the probe at each fraction (n, M, N, N) to patches
+    (n, N, N) complex.
+    """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.unet = _channels_last(UNet(3, config.width))
-        self.head = HEADS[config.head]
+        body, self.lifted = NETWORKS[config.name]
+        self.part, self.probe_channel, self.head = body.part, config.probe_channel, HEADS[config.head]
+        made = body(1 + 2 * self.lifted + self.probe_channel, config.width)
+        # In the memory order that convolutions on a CPU are fastest with.
+        self.add_module(self.part, made.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
     def forward(self, amplitudes: Tensor, probe: Tensor) -> Tensor:
-        lifted = lift(amplitudes, probe)
-        channels = torch.stack([lifted.real, lifted.imag, log_amplitude(amplitudes)], 1)
-        return self.head(self.unet(channels.contiguous(memory_format=torch.channels_last)).float())
+        channels = self.channels(amplitudes, probe).contiguous(memory_format=torch.channels_last)
+        return self.head(self.body(channels).float())
 
+    @property
+    def body(self) -> nn.Module:
+        """A :class:`Body`, or the same by another runtime."""
+        return self.get_submodule(self.part)
 
-class AmplitudeUNet(nn.Module):
-    """The same U-Net on the log amplitude alone: it has to learn the optics from the loss."""
-
-    def __init__(self, config: NetworkConfig) -> None:
-        super().__init__()
-        self.unet = _channels_last(UNet(1, config.width))
-        self.head = HEADS[config.head]
-
-    def forward(self, amplitudes: Tensor, probe: Tensor) -> Tensor:
-        del probe
-        channels = log_amplitude(amplitudes)[:, None]
-        return self.head(self.unet(channels.contiguous(memory_format=torch.channels_last)).float())
-
-
-NETWORKS: dict[str, type[LiftedUNet] | type[AmplitudeUNet]] = {"lifted_unet": LiftedUNet, "unet": AmplitudeUNet}
-"""Each maps amplitudes (n, N, N) in √photons, corner-origin, and the probe at each fraction (n, M, N, N) to patches
-(n, N, N) complex."""
+    def channels(self, amplitudes: Tensor, probe: Tensor) -> Tensor:
+        """What the body sees, (n, C, N, N): lift (real, imaginary part), log amplitude, probe's amplitude."""
+        seen = [log_amplitude(amplitudes)]
+        if self.lifted:
+            lifted = lift(amplitudes, probe)
+            seen = [lifted.real, lifted.imag, *seen]
+        if self.probe_channel:
+            seen.append(probe_amplitude(probe))
+        return torch.stack(seen, 1)
 
 
 def build_network(config: NetworkConfig, size: int, generator: torch.Generator | None = None) -> nn.Module:
@@ -69,22 +92,27 @@ def build_network(config: NetworkConfig, size: int, generator: torch.Generator |
     Torch's global generator is neither read nor moved. Without a generator the weights are those of seed 0.
 
     Raises:
-        ConfigError: an unknown network or head, or a size that the network cannot take.
+        ConfigError: an unknown network or head, a size that the network cannot take, or a probe's channel for a
+            network that sees no lift.
     """
     if config.name not in NETWORKS:
         raise ConfigError(f"--network is {config.name}: known are {', '.join(sorted(NETWORKS))}")
     if config.head not in HEADS:
         raise ConfigError(f"--head is {config.head}: known are {', '.join(sorted(HEADS))}")
-    if size % UNet.divisor:
+    body, lifted = NETWORKS[config.name]
+    if size % body.divisor:
         raise ConfigError(
-            f"patterns of {size} × {size} pixels: --network {config.name} needs a side divisible by {UNet.divisor}; "
+            f"patterns of {size} × {size} pixels: --network {config.name} needs a side divisible by {body.divisor}; "
             "crop or pad the patterns"
         )
+    if config.probe_channel and not lifted:
+        raise ConfigError(f"--network {config.name} sees nothing of the probe: choose one that sees the lifted pattern")
     with torch.device("meta"):  # layers made here draw nothing
-        network = NETWORKS[config.name](config)
+        network = PatternNetwork(config)
     for module in network.modules():
         for name, empty in list(module.named_parameters(recurse=False)):
             # Not to_empty(), which imports a computer algebra system to find out the strides.
             setattr(module, name, nn.Parameter(torch.empty_strided(empty.shape, empty.stride())))
-    network.unet.initialise(generator or torch.Generator().manual_seed(0))
+    assert isinstance(network.body, Body)
+    network.body.initialise(generator or torch.Generator().manual_seed(0))
     return network

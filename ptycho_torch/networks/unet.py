@@ -1,9 +1,10 @@
 """A small U-Net from channels of N × N pixels to two channels of N × N pixels."""
 
-import torch
+from typing import ClassVar
+
 from torch import Tensor, nn
 
-from ptycho_torch.core.errors import ConfigError
+from ptycho_torch.networks.body import Body
 
 
 class ResidualBlock(nn.Module):
@@ -17,7 +18,7 @@ class ResidualBlock(nn.Module):
         return image + self.convolution(nn.functional.silu(image))
 
 
-class UNet(nn.Module):
+class UNet(Body):
     """Three scales, the finest on a grid of half the resolution; skips add; the last layer starts at zero.
 
     Args:
@@ -25,11 +26,12 @@ class UNet(nn.Module):
         width: channels of the finest scale; each coarser one has twice as many.
     """
 
-    divisor = 8
+    part: ClassVar[str] = "unet"
+    divisor: ClassVar[int] = 8
     """N must be divisible by this: a factor of 2 for the grid of the finest scale and for each coarser one."""
 
     def __init__(self, channels_in: int, width: int = 16) -> None:
-        super().__init__()
+        super().__init__(channels_in, width)
         fine, half, quarter = width, 2 * width, 4 * width
         self.enter = nn.Sequential(
             nn.PixelUnshuffle(2), nn.Conv2d(4 * channels_in, fine, 3, padding=1), ResidualBlock(fine)
@@ -43,24 +45,13 @@ class UNet(nn.Module):
         self.merge_fine = ResidualBlock(fine)
         self.leave = nn.Conv2d(fine, 4 * 2, 3, padding=1)
 
-    def initialise(self, generator: torch.Generator) -> None:
-        """Draw all weights as torch's layers do by themselves, but from ``generator``; the last layer is zero."""
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-                bound = layer.weight[0].numel() ** -0.5  # kaiming_uniform with a = √5, and the bound of the bias
-                for parameter in layer.parameters():
-                    nn.init.uniform_(parameter, -bound, bound, generator=generator)
-        for parameter in self.leave.parameters():
-            nn.init.zeros_(parameter)
-
     def forward(self, image: Tensor) -> Tensor:
         """Map (n, channels_in, N, N) to (n, 2, N, N).
 
         Raises:
             ConfigError: N is not divisible by 8.
         """
-        if image.shape[-1] % self.divisor or image.shape[-2] % self.divisor:
-            raise ConfigError(f"patterns of {image.shape[-1]} pixels: this network needs a side divisible by 8")
+        self.require_divisible(image)
         fine = self.enter(image)
         half = self.down_half(fine)
         quarter = self.bottom(self.down_quarter(half))

@@ -70,12 +70,16 @@ def test_a_pattern_does_not_depend_on_its_company(exported: Path) -> None:
         np.testing.assert_allclose(together, alone[:count], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(NETWORKS))
 @pytest.mark.parametrize("modes", [1, 3])
-def test_every_network_by_onnxruntime_is_that_by_torch(name: str, modes: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [*(NetworkConfig(name, width=4) for name in sorted(NETWORKS)), NetworkConfig(width=4, probe_channel=True)],
+    ids=lambda config: config.name + config.probe_channel * " seeing the probe",
+)
+def test_every_network_by_onnxruntime_is_that_by_torch(config: NetworkConfig, modes: int, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(1)
     probe = 10 * torch.randn(modes, 32, 32, dtype=torch.complex64, generator=generator)
-    model = PtychoModel(NetworkConfig(name=name, width=4), probe).eval()
+    model = PtychoModel(config, probe).eval()
     with torch.no_grad():
         for weights in model.network.parameters():  # the last layer starts at zero, which would hide the others
             weights += 0.05 * torch.randn(weights.shape, generator=generator)

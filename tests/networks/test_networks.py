@@ -13,13 +13,14 @@ from ptycho_torch.networks.heads import HEADS
 from ptycho_torch.networks.model import PtychoModel
 from ptycho_torch.networks.registry import NETWORKS, NetworkConfig
 
-EVERY = [(name, head) for name in sorted(NETWORKS) for head in sorted(HEADS)]
+EVERY = {f"{name}-{head}": NetworkConfig(name, head, width=4) for name in sorted(NETWORKS) for head in sorted(HEADS)}
+EVERY["lifted_unet-probe"] = NetworkConfig("lifted_unet", width=4, probe_channel=True)
 
 
-@pytest.fixture(params=EVERY, ids=["-".join(pair) for pair in EVERY])
+@pytest.fixture(params=EVERY.values(), ids=EVERY.keys())
 def config(request: pytest.FixtureRequest) -> NetworkConfig:
-    name, head = request.param
-    return NetworkConfig(name, head, width=4)
+    found: NetworkConfig = request.param
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -152,10 +153,34 @@ def test_true_patches_pass_the_constraint_unchanged(scan: Scan) -> None:
 
 
 def test_unknown_names_are_refused(scan: Scan) -> None:
-    with pytest.raises(ConfigError, match="--network is vgg: known are lifted_unet, unet"):
+    with pytest.raises(ConfigError, match="--network is vgg: known are ffno, lifted_unet, unet, vit"):
         model_of(scan, NetworkConfig("vgg"))
     with pytest.raises(ConfigError, match="--head is tanh: known are polar, residual"):
         model_of(scan, NetworkConfig(head="tanh"))
+
+
+@pytest.mark.parametrize("modes", [1, 3])
+def test_the_probe_is_seen_as_a_share_of_its_maximum(modes: int, scan_of: Callable[..., Scan]) -> None:
+    """Whatever its brightness, phase and mixture of modes; and a network that does not ask for it does not see it."""
+    scan = scan_of(4, 24, modes=modes)
+    probe = probe_in_photons(scan, 1.0)[None]
+    mixture = torch.linalg.qr(torch.randn(modes, modes, dtype=torch.complex64))[0]
+    mixed = 7 * torch.einsum("ab,nbij->naij", mixture, probe)
+    amplitudes = batch_of_scan(scan, 1.0).amplitudes[:1]
+    seeing, blind = (model_of(scan, NetworkConfig(width=4, probe_channel=sees)).network for sees in (True, False))
+    seen = seeing.channels(amplitudes, probe)
+    assert seen.shape == (1, 4, 24, 24)
+    assert torch.equal(seen[:, :3], blind.channels(amplitudes, probe))
+    assert seen[:, 3].amax() == pytest.approx(1)
+    lit = probe.abs().square().sum(1).sqrt()
+    assert torch.allclose(seen[:, 3] * lit.amax(), lit, atol=1e-5 * float(lit.amax()))
+    assert torch.allclose(seeing.channels(amplitudes, mixed)[:, 3], seen[:, 3], atol=1e-5)
+    assert torch.isfinite(seeing.channels(amplitudes, torch.zeros_like(probe))).all()
+
+
+def test_a_network_without_the_lift_gets_no_probe(scan: Scan) -> None:
+    with pytest.raises(ConfigError, match="--network unet sees nothing of the probe"):
+        model_of(scan, NetworkConfig("unet", probe_channel=True))
 
 
 def test_the_unit_of_stored_amplitudes_does_not_matter(scan: Scan) -> None:

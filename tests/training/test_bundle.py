@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from ptycho_torch.core.errors import BundleError, ConfigError, PtychoError
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.networks.model import PtychoModel
-from ptycho_torch.networks.registry import NetworkConfig
+from ptycho_torch.networks.registry import NETWORKS, NetworkConfig
 from ptycho_torch.training.bundle import SCHEMA, Bundle, KnownScan, load_bundle, load_tensors, save_bundle, save_tensors
 
 
@@ -40,10 +40,14 @@ def rewrite_weights(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("modes", [1, 3])
-@pytest.mark.parametrize("network", ["lifted_unet", "unet"])
-def test_a_bundle_comes_back_as_it_was(network: str, modes: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "network",
+    [*(NetworkConfig(name, width=4) for name in sorted(NETWORKS)), NetworkConfig(width=4, probe_channel=True)],
+    ids=lambda config: config.name + config.probe_channel * " seeing the probe",
+)
+def test_a_bundle_comes_back_as_it_was(network: NetworkConfig, modes: int, tmp_path: Path) -> None:
     probe = torch.randn(modes, 16, 16, dtype=torch.complex64)
-    model = PtychoModel(NetworkConfig(network, "polar", 4), probe)
+    model = PtychoModel(network, probe)
     scans = (KnownScan("a.npz", "0123", 123.456, (3, 4)),)
     save_bundle(tmp_path, Bundle(model, scans, 2, {"note": [1, None]}))
     bundle = load_bundle(tmp_path)
@@ -61,6 +65,11 @@ def test_the_same_bundle_is_the_same_bytes(folder: Path, tmp_path_factory: pytes
     save_bundle(again, load_bundle(folder))
     for name in ("model.safetensors", "bundle.json"):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_bundle_from_before_networks_could_see_the_probe(folder: Path) -> None:
+    rewrite(folder, lambda content: content["network"].pop("probe_channel"))
+    assert not load_bundle(folder).model.config.probe_channel
 
 
 def test_loading_leaves_the_random_numbers_of_the_process_alone(folder: Path) -> None:

@@ -1,0 +1,46 @@
+"""What every body of a network keeps to: the part that learns, between the physics lift and the head."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ptycho_torch.core.errors import ConfigError
+
+
+class Body(nn.Module):
+    """From (n, channels, N, N) to (n, 2, N, N) real, each pattern by itself, and zero before it has learned anything.
+
+    A subclass is made of the number of channels that it sees and a width, and ends in a layer ``leave``.
+    """
+
+    part: ClassVar[str]
+    """Its name among the weights of a bundle."""
+
+    divisor: ClassVar[int]
+    """N must be divisible by this."""
+
+    leave: nn.Module
+    """The last layer."""
+
+    def __init__(self, channels_in: int, width: int) -> None:
+        super().__init__()
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw all weights as torch's layers do by themselves, but from ``generator``; the last layer is zero."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+                bound = layer.weight[0].numel() ** -0.5  # kaiming_uniform with a = √5, and the bound of the bias
+                for parameter in layer.parameters():
+                    nn.init.uniform_(parameter, -bound, bound, generator=generator)
+            elif isinstance(layer, nn.LayerNorm):
+                nn.init.ones_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        for parameter in self.leave.parameters():
+            nn.init.zeros_(parameter)
+
+    def require_divisible(self, image: Tensor) -> None:
+        """Raise :class:`ConfigError` unless both sides of ``image`` are divisible by :attr:`divisor`."""
+        rows, columns = image.shape[-2:]
+        if rows % self.divisor or columns % self.divisor:
+            raise ConfigError(f"patterns of {columns} pixels: this network needs a side divisible by {self.divisor}")
