@@ -5,9 +5,19 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-Field = NDArray[np.float64]
+from ptycho_torch.simulation.fields import (
+    Field,
+    Shape,
+    band_limited_noise,
+    centred_grid,
+    ellipse_field,
+    soft_step,
+    text_mask,
+)
+from ptycho_torch.simulation.photographs import load_photographs
+from ptycho_torch.simulation.pictures import PICTURES
+
 Object = NDArray[np.complex128]
-Shape = tuple[int, int]
 
 
 def letters(shape: Shape, rng: np.random.Generator) -> Object:
@@ -49,81 +59,55 @@ def flat(shape: Shape, rng: np.random.Generator) -> Object:
     return np.ones(shape, dtype=np.complex128)
 
 
-OBJECTS: dict[str, Callable[[Shape, np.random.Generator], Object]] = {
+def transmission(amplitude: Field, phase: Field) -> Object:
+    """The complex transmission of an amplitude and a phase in rad; the amplitude is kept within 0.3 and 1.1."""
+    return np.clip(amplitude, 0.3, 1.1) * np.exp(1j * phase)
+
+
+def contrasted(pictures: NDArray[np.float32], rng: np.random.Generator) -> Object:
+    """The transmission of a thing that looks like ``pictures`` (2, rows, columns), with a contrast that is drawn.
+
+    Amplitudes lie between 0 and 1, phases between ±π. A third of the draws is faint (phases within ±½, at most 30 %
+    of the amplitude taken away), a third is strong (phases over more than half a turn, down to no amplitude), and the
+    rest has anything between. At least a twentieth of the light goes through.
+    """
+    kind = rng.integers(0, 3)
+    depth = rng.uniform(*((0.05, 0.3), (0.0, 1.0), (0.6, 1.0))[kind])
+    span = rng.uniform(*((0.3, 1.0), (0.3, np.pi), (np.pi, 2 * np.pi))[kind])
+    taken, thick = (picture if rng.random() < 0.5 else 1 - picture for picture in pictures)
+    amplitude = 1 - np.float32(depth) * taken
+    if np.square(amplitude).mean() < 0.05:
+        amplitude = 1 - np.float32(depth) * (1 - taken)
+    phase = np.float32(span) * (thick - np.float32(0.5))
+    obj = np.empty(amplitude.shape, dtype=np.complex128)
+    obj.real, obj.imag = amplitude * np.cos(phase), amplitude * np.sin(phase)  # much faster than a complex exponential
+    return obj
+
+
+def drawn(name: str) -> Callable[[Shape, np.random.Generator], Object]:
+    """Objects of the family ``name`` of :data:`~ptycho_torch.simulation.pictures.PICTURES`."""
+    return lambda shape, rng: contrasted(PICTURES[name](shape, rng), rng)
+
+
+def photographs(shape: Shape, rng: np.random.Generator) -> Object:
+    """Natural pictures, read anew for each object; a stream keeps them."""
+    return contrasted(load_photographs().pictures(shape, rng), rng)
+
+
+FIXED: dict[str, Callable[[Shape, np.random.Generator], Object]] = {
     "letters": letters,
     "star": star,
     "cells": cells,
     "texture": texture,
     "flat": flat,
 }
+"""Objects that look the same in every draw but for details, with amplitudes from 0.3 to 1.1 and no phase that wraps."""
+
+DRAWN: dict[str, Callable[[Shape, np.random.Generator], Object]] = {
+    **{name: drawn(name) for name in PICTURES},
+    "photographs": photographs,
+}
+"""Families for pretraining, different in every draw, with amplitudes from 0 to 1 and phases over ±π."""
+
+OBJECTS = {**FIXED, **DRAWN}
 """Each makes an object of ``shape`` (rows, columns), drawing from ``rng``."""
-
-
-def transmission(amplitude: Field, phase: Field) -> Object:
-    """The complex transmission of an amplitude and a phase in rad; the amplitude is kept within 0.3 and 1.1."""
-    return np.clip(amplitude, 0.3, 1.1) * np.exp(1j * phase)
-
-
-def centred_grid(shape: Shape) -> tuple[Field, Field]:
-    """Row and column coordinates from the centre, in units of the shorter side."""
-    rows, columns = (np.arange(side) - (side - 1) / 2 for side in shape)
-    return np.meshgrid(rows / min(shape), columns / min(shape), indexing="ij")
-
-
-def soft_step(distance: Field, shape: Shape) -> Field:
-    """0 where ``distance`` (in shorter sides) is negative and 1 where positive, over about two pixels."""
-    return 0.5 + 0.5 * np.tanh(distance * min(shape))
-
-
-def ellipse_field(shape: Shape, rng: np.random.Generator, count: int, smallest: float, largest: float) -> Field:
-    """Ellipses with soft edges, 0 outside and up to 1 where they overlap; radii in shorter sides."""
-    rows, columns = centred_grid(shape)
-    field = np.zeros(shape)
-    for _ in range(count):
-        centre_y, centre_x = rng.uniform(-0.4, 0.4, 2)
-        radii = rng.uniform(smallest, largest, 2)
-        turn = rng.uniform(0, np.pi)
-        y, x = rows - centre_y, columns - centre_x
-        along, across = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
-        reach = np.hypot(along / radii[0], across / radii[1])
-        field += rng.uniform(0.4, 1.0) * soft_step((1 - reach) * radii.min(), shape)
-    return np.tanh(field)
-
-
-def band_limited_noise(shape: Shape, rng: np.random.Generator, period: float) -> Field:
-    """A random field of unit variance without features shorter than about ``period`` pixels."""
-    ky, kx = np.meshgrid(*(np.fft.fftfreq(side) for side in shape), indexing="ij")
-    smooth = np.fft.ifft2(np.fft.fft2(rng.standard_normal(shape)) * np.exp(-((ky**2 + kx**2) * period**2))).real
-    smooth -= smooth.mean()
-    return smooth / smooth.std()
-
-
-def text_mask(text: str, shape: Shape) -> Field:
-    """``text`` in the middle half of a picture of ``shape``, 1 on the letters and 0 beside them, edges smoothed."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.path import Path
-    from matplotlib.textpath import TextPath
-    from scipy.ndimage import gaussian_filter
-
-    font = FontProperties(family="DejaVu Sans", weight="bold")
-    lines = text.split("\n")
-    paths = [TextPath((0, 0), line, size=1.0, prop=font) for line in lines]
-    mask = np.zeros(shape)
-    oversampling = 4
-    height = 0.5 * shape[0] / len(lines)
-    for number, path in enumerate(paths):
-        box = path.get_extents()
-        scale = min(0.8 * height / box.height, 0.5 * shape[1] / box.width)
-        middle_y = shape[0] / 2 + (number - (len(lines) - 1) / 2) * height
-        sub = (np.arange(oversampling) + 0.5) / oversampling - 0.5
-        for dy in sub:
-            for dx in sub:
-                rows, columns = np.meshgrid(np.arange(shape[0]) + dy, np.arange(shape[1]) + dx, indexing="ij")
-                x = (columns - shape[1] / 2) / scale + (box.x0 + box.x1) / 2
-                y = -(rows - middle_y) / scale + (box.y0 + box.y1) / 2  # letters stand upright in rows that go down
-                points = np.stack([x.ravel(), y.ravel()], 1)
-                # Even-odd over the outlines, so that the holes of P and O stay open.
-                crossed = sum(Path(outline).contains_points(points).astype(int) for outline in path.to_polygons())
-                inside = np.reshape(crossed, shape) % 2
-                mask += inside / oversampling**2
-    return np.asarray(gaussian_filter(np.minimum(mask, 1.0), 0.6))

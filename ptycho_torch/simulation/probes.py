@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import ConfigError
+from ptycho_torch.simulation.families import FAMILIES
+from ptycho_torch.simulation.waves import pixel_grid as pixel_grid
 
 Probe = NDArray[np.complex128]
 
@@ -33,8 +35,23 @@ def gaussian(size: int) -> Probe:
     return np.exp(-0.5 * reach + 1.2j * reach)
 
 
-PROBES: dict[str, Callable[[int], Probe]] = {"structured": structured, "disk": disk, "gaussian": gaussian}
-"""Each makes a probe of ``size`` × ``size`` pixels, centred at ``[size//2, size//2]``."""
+def member(family: str, number: int) -> Callable[[int], Probe]:
+    """One probe of a family of :data:`~ptycho_torch.simulation.families.FAMILIES`: the draw of that number."""
+    return lambda size: FAMILIES[family](size, np.random.default_rng(number))
+
+
+PROBES: dict[str, Callable[[int], Probe]] = {
+    "structured": structured,
+    "disk": disk,
+    "gaussian": gaussian,
+    "fresnel": member("fresnel", 4),
+    "zone_plate": member("zone_plate", 2),
+    "zernike": member("zernike", 2),
+    "defocus": member("defocus", 4),
+    "vortex": member("vortex", 1),
+    "speckle": member("speckle", 2),
+}
+"""Each makes a probe of ``size`` × ``size`` pixels, centred near ``[size//2, size//2]``."""
 
 
 def from_pupil(size: int, aperture: float, stop: float, radius: float, coma: float, astigmatism: float) -> Probe:
@@ -58,12 +75,6 @@ def from_pupil(size: int, aperture: float, stop: float, radius: float, coma: flo
     phase = np.pi * (radius * size / aperture) * k**2
     phase += coma * (3 * reach**2 - 2) * ky / aperture + astigmatism * (ky**2 - 2 * ky * kx - kx**2) / aperture**2
     return np.fft.fftshift(np.fft.ifft2(pupil * np.exp(1j * phase), norm="ortho"))
-
-
-def pixel_grid(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Row and column coordinates in pixels, zero at ``size // 2``."""
-    axis = np.arange(size, dtype=np.float64) - size // 2
-    return np.meshgrid(axis, axis, indexing="ij")
 
 
 def incoherent_modes(probe: Probe, modes: int) -> NDArray[np.complex128]:

@@ -35,9 +35,16 @@ def spiral(count: int, step: float, jitter: float, rng: np.random.Generator) -> 
     return positions + rng.uniform(-jitter, jitter, (count, 2)) * step
 
 
+def scattered(count: int, step: float, jitter: float, rng: np.random.Generator) -> Positions:
+    """Anywhere in a square, independently, with one position for each ``step``² of area on average."""
+    del jitter
+    return rng.uniform(-0.5, 0.5, (count, 2)) * step * np.sqrt(count)
+
+
 TRAJECTORIES: dict[str, Callable[[int, float, float, np.random.Generator], Positions]] = {
     "raster": raster,
     "spiral": spiral,
     "grid": grid,
+    "scattered": scattered,
 }
 """Each makes (count, 2) positions (y, x) about the origin, ``step`` pixels apart."""

@@ -1,0 +1,137 @@
+"""Real pictures that objects are made of: coordinates, soft edges, ellipses, noise, letters, painted polygons."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Field = NDArray[np.float64]
+Shape = tuple[int, int]
+
+
+def centred_grid(shape: Shape) -> tuple[Field, Field]:
+    """Row and column coordinates from the centre, in units of the shorter side."""
+    rows, columns = (np.arange(side) - (side - 1) / 2 for side in shape)
+    return np.meshgrid(rows / min(shape), columns / min(shape), indexing="ij")
+
+
+def soft_step(distance: Field, shape: Shape) -> Field:
+    """0 where ``distance`` (in shorter sides) is negative and 1 where positive, over about two pixels."""
+    return 0.5 + 0.5 * np.tanh(distance * min(shape))
+
+
+def ellipse_field(shape: Shape, rng: np.random.Generator, count: int, smallest: float, largest: float) -> Field:
+    """Ellipses with soft edges, 0 outside and up to 1 where they overlap; radii in shorter sides."""
+    rows, columns = centred_grid(shape)
+    field = np.zeros(shape)
+    for _ in range(count):
+        centre_y, centre_x = rng.uniform(-0.4, 0.4, 2)
+        radii = rng.uniform(smallest, largest, 2)
+        turn = rng.uniform(0, np.pi)
+        y, x = rows - centre_y, columns - centre_x
+        along, across = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+        reach = np.hypot(along / radii[0], across / radii[1])
+        field += rng.uniform(0.4, 1.0) * soft_step((1 - reach) * radii.min(), shape)
+    return np.tanh(field)
+
+
+def band_limited_noise(shape: Shape, rng: np.random.Generator, period: float) -> Field:
+    """A random field of unit variance without features shorter than about ``period`` pixels."""
+    ky, kx = np.meshgrid(*(np.fft.fftfreq(side) for side in shape), indexing="ij")
+    smooth = np.fft.ifft2(np.fft.fft2(rng.standard_normal(shape)) * np.exp(-((ky**2 + kx**2) * period**2))).real
+    smooth -= smooth.mean()
+    return smooth / smooth.std()
+
+
+def text_mask(text: str, shape: Shape) -> Field:
+    """``text`` in the middle half of a picture of ``shape``, 1 on the letters and 0 beside them, edges smoothed."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.path import Path
+    from matplotlib.textpath import TextPath
+    from scipy.ndimage import gaussian_filter
+
+    font = FontProperties(family="DejaVu Sans", weight="bold")
+    lines = text.split("\n")
+    paths = [TextPath((0, 0), line, size=1.0, prop=font) for line in lines]
+    mask = np.zeros(shape)
+    oversampling = 4
+    height = 0.5 * shape[0] / len(lines)
+    for number, path in enumerate(paths):
+        box = path.get_extents()
+        scale = min(0.8 * height / box.height, 0.5 * shape[1] / box.width)
+        middle_y = shape[0] / 2 + (number - (len(lines) - 1) / 2) * height
+        sub = (np.arange(oversampling) + 0.5) / oversampling - 0.5
+        for dy in sub:
+            for dx in sub:
+                rows, columns = np.meshgrid(np.arange(shape[0]) + dy, np.arange(shape[1]) + dx, indexing="ij")
+                x = (columns - shape[1] / 2) / scale + (box.x0 + box.x1) / 2
+                y = -(rows - middle_y) / scale + (box.y0 + box.y1) / 2  # letters stand upright in rows that go down
+                points = np.stack([x.ravel(), y.ravel()], 1)
+                # Even-odd over the outlines, so that the holes of P and O stay open.
+                crossed = sum(Path(outline).contains_points(points).astype(int) for outline in path.to_polygons())
+                inside = np.reshape(crossed, shape) % 2
+                mask += inside / oversampling**2
+    return np.asarray(gaussian_filter(np.minimum(mask, 1.0), 0.6))
+
+
+PAINT_OVERSAMPLING = 2
+"""Painted pixels a side of each pixel: polygons get edges of a pixel's width."""
+
+
+def paint_labels(corners: Field, counts: NDArray[np.int64], shape: Shape) -> NDArray[np.int32]:
+    """Number of the topmost polygon on each point of a picture, from 1 on; 0 where there is none.
+
+    Args:
+        corners: (n, m, 2) corners (y, x) in pixels of the picture; the later polygon hides the earlier.
+        counts: (n,) how many of the m corners each polygon has.
+        shape: rows and columns.
+
+    Returns:
+        (rows, columns) int32.
+    """
+    from PIL import Image, ImageDraw
+
+    sheet = Image.new("I", (shape[1], shape[0]))
+    draw = ImageDraw.Draw(sheet)
+    for number, (polygon, count) in enumerate(zip(corners[..., ::-1].tolist(), counts.tolist(), strict=True), start=1):
+        draw.polygon([tuple(corner) for corner in polygon[:count]], fill=number)
+    return np.asarray(sheet)
+
+
+def paint(corners: Field, counts: NDArray[np.int64], values: Field, shape: Shape) -> NDArray[np.float32]:
+    """Opaque polygons in the colours of ``values``, with edges of a pixel's width.
+
+    Args:
+        corners: (n, m, 2) corners (y, x) in pixels; the later polygon hides the earlier.
+        counts: (n,) how many of the m corners each polygon has.
+        values: (colours, n + 1): the background's and each polygon's colours.
+        shape: rows and columns.
+
+    Returns:
+        (colours, rows, columns) float32.
+    """
+    fine = PAINT_OVERSAMPLING
+    labels = paint_labels(corners * fine, counts, (shape[0] * fine, shape[1] * fine))
+    painted = values.astype(np.float32)[:, labels]
+    # Sums over strided views: several times faster than a mean over two short axes.
+    parts = [painted[:, i::fine, j::fine] for i in range(fine) for j in range(fine)]
+    return np.asarray(sum(parts[1:], parts[0]) / np.float32(fine**2))
+
+
+def smoothed(picture: NDArray[np.float32], width: float) -> NDArray[np.float32]:
+    """``picture`` (*, rows, columns) blurred by a Gaussian of standard deviation ``width`` in pixels."""
+    from scipy.ndimage import gaussian_filter
+
+    if picture.ndim == 2:
+        return np.asarray(gaussian_filter(picture, width, mode="nearest", truncate=3))
+    return np.stack([smoothed(part, width) for part in picture])
+
+
+def power_law_noise(shape: Shape, rng: np.random.Generator, power: float) -> NDArray[np.float32]:
+    """A random field of zero mean and unit variance whose Fourier amplitudes fall as frequency to the −``power``."""
+    from scipy.fft import irfft2, rfft2
+
+    ky, kx = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None, :]
+    squared = (ky**2 + kx**2).astype(np.float32)
+    squared[0, 0] = np.inf
+    white = rng.standard_normal(shape, dtype=np.float32)
+    field = irfft2(rfft2(white) * squared ** np.float32(-power / 2), s=shape)
+    return np.asarray(field / field.std(), dtype=np.float32)
