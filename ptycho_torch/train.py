@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ptycho_torch import cli
 from ptycho_torch.core.config import TrainConfig
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ptycho_torch.data.scan import Scan
     from ptycho_torch.networks.model import PtychoModel
     from ptycho_torch.training.bundle import Bundle
+    from ptycho_torch.training.collapse import Verdict
     from ptycho_torch.training.loop import Epoch, Patterns, Settings, Trainer
     from ptycho_torch.training.sources import Source
     from ptycho_torch.training.teacher import Teacher
@@ -46,6 +47,9 @@ class TrainResult:
 
     completed: bool
     """False where ctrl-C ended it early."""
+
+    verdicts: "list[Verdict]"
+    """Whether the network sees anything, on the validation patterns of each scan."""
 
 
 def train(config: TrainConfig, observer: Observer | None = None) -> TrainResult:
@@ -67,8 +71,9 @@ def train(config: TrainConfig, observer: Observer | None = None) -> TrainResult:
     sources = load_sources(config, device)
     clock.lap("load")
     patterns, validation = patterns_of(config, sources)
-    settings = _settings(config, sources[0].scan.size, sum(len(one.groups) for one in patterns))
-    model = _model(config, sources, device)
+    start = _start(config, sources[0].scan.size)
+    settings = _settings(config, sources[0].scan.size, sum(len(one.groups) for one in patterns), start)
+    model = _model(config, sources, start, device)
     teachers = []
     if config.teacher:
         teachers = [_teacher(config, *pair, model) for pair in zip(sources, patterns, strict=True)]
@@ -94,7 +99,8 @@ def train(config: TrainConfig, observer: Observer | None = None) -> TrainResult:
         raise
     clock.lap("train")
     with trainer.averaged():
-        bundle = _bundle(config, trainer, sources, validation.told)
+        verdicts = _verdicts(trainer)
+        bundle = _bundle(config, trainer, sources, validation.told, verdicts)
         save_bundle(output_dir, bundle)
         write_history(output_dir / "history.csv", trainer.history)
         clock.lap("save")
@@ -104,20 +110,50 @@ def train(config: TrainConfig, observer: Observer | None = None) -> TrainResult:
             clock.lap("pictures")
     tracker.finish(completed)
     write_json(output_dir / "timing.json", clock.seconds)
-    return TrainResult(output_dir, trainer.history, completed)
+    return TrainResult(output_dir, trainer.history, completed, verdicts)
 
 
-def _model(config: TrainConfig, sources: "Sequence[Source]", device: "torch.device") -> "PtychoModel":
+def _model(
+    config: TrainConfig, sources: "Sequence[Source]", start: "Bundle | None", device: "torch.device"
+) -> "PtychoModel":
     import torch
 
-    from ptycho_torch.networks.batch import probe_in_photons
     from ptycho_torch.networks.model import PtychoModel
     from ptycho_torch.networks.registry import NetworkConfig
 
-    network = NetworkConfig(config.network, config.head, config.width)
-    probes = [probe_in_photons(source.scan, source.scale.photons_per_unit) for source in sources]
+    network = start.model.config if start else NetworkConfig(**_typed_network(config))
+    probes = [source.probe for source in sources]
     model = PtychoModel(network, probes, config.update_probe, torch.Generator().manual_seed(config.seed))
+    if start is not None:
+        model.network.load_state_dict(start.model.network.state_dict())
     return model.to(device)
+
+
+def _typed_network(config: TrainConfig) -> dict[str, Any]:
+    """What the settings say of the network, by the names of NetworkConfig."""
+    asked = {"name": config.network, "head": config.head, "width": config.width}
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def _start(config: TrainConfig, size: int) -> "Bundle | None":
+    """The bundle whose network to start from."""
+    from ptycho_torch.core.errors import ConfigError
+    from ptycho_torch.training.bundle import load_bundle
+
+    if config.init is None:
+        return None
+    start = load_bundle(config.init)
+    for name, asked in _typed_network(config).items():
+        there = getattr(start.model.config, name)
+        if asked != there:
+            flag = "network" if name == "name" else name
+            raise ConfigError(f"--{flag} is {asked}, and the network of --init {config.init} has {there}; leave it out")
+    if start.model.size != size:
+        raise ConfigError(
+            f"--init {config.init} is of patterns of {start.model.size} × {start.model.size} pixels, and the scan has "
+            f"{size} × {size}; start from another, or from none"
+        )
+    return start
 
 
 def _teacher(config: TrainConfig, source: "Source", training: "Patterns", model: "PtychoModel") -> "Teacher":
@@ -147,19 +183,24 @@ def _teacher(config: TrainConfig, source: "Source", training: "Patterns", model:
     return teacher_of(chain.estimate.object, coverage_of(chain.estimate), chain.estimate.frame.origin)
 
 
-def _settings(config: TrainConfig, size: int, groups: int) -> "Settings":
-    """What the configuration leaves out comes from the recipe."""
-    from ptycho_torch.training.loop import Settings, recipe_batch_size, recipe_epochs
+def _settings(config: TrainConfig, size: int, groups: int, start: "Bundle | None") -> "Settings":
+    """What the configuration leaves out comes from the recipe: a short one where a trained network is the start."""
+    from ptycho_torch.training.bundle import fingerprint
+    from ptycho_torch.training.loop import FRESH, TUNING, Settings, recipe_batch_size, recipe_epochs
 
+    recipe = TUNING if start else FRESH
     batch_size = config.batch_size or recipe_batch_size(size)
+    epochs = recipe_epochs(size, groups, batch_size, recipe)
     return Settings(
-        max_epochs=recipe_epochs(size, groups, batch_size) if config.max_epochs is None else config.max_epochs,
+        max_epochs=epochs if config.max_epochs is None else config.max_epochs,
         batch_size=batch_size,
-        learning_rate=config.learning_rate,
+        learning_rate=config.learning_rate or recipe.learning_rate,
         loss=config.loss,
         precision=config.precision,
         seed=config.seed,
         num_workers=config.num_workers,
+        warm_up=recipe.warm_up,
+        start=fingerprint(start.model.network) if start else "",
     )
 
 
@@ -171,7 +212,27 @@ def _resume(trainer: "Trainer", checkpoint: Path) -> None:
     trainer.load(checkpoint)
 
 
-def _bundle(config: TrainConfig, trainer: "Trainer", sources: "Sequence[Source]", validation: str) -> "Bundle":
+def _verdicts(trainer: "Trainer") -> "list[Verdict]":
+    """Whether the network sees anything of each scan; a warning where it does not, once it has had its warm-up."""
+    from ptycho_torch.training.collapse import judge
+
+    verdicts = [judge(trainer.model, patterns) for patterns in trainer.validation]
+    begun = trainer.steps > trainer.settings.warm_up
+    for verdict, patterns in zip(verdicts, trainer.validation, strict=True):
+        if verdict.collapsed and begun:
+            log.warning(
+                "%s: %s: train longer, from another --seed, or with --update_probe", patterns.digest, verdict.told()
+            )
+    return verdicts
+
+
+def _bundle(
+    config: TrainConfig,
+    trainer: "Trainer",
+    sources: "Sequence[Source]",
+    validation: str,
+    verdicts: "Sequence[Verdict]",
+) -> "Bundle":
     import ptycho_torch
     from ptycho_torch.training.bundle import Bundle
     from ptycho_torch.training.loop import history_columns
@@ -184,6 +245,7 @@ def _bundle(config: TrainConfig, trainer: "Trainer", sources: "Sequence[Source]"
         "epochs": len(trainer.history),
         "history": history_columns(trainer.history),
         "validation": validation,
+        "seen": [verdict._asdict() | {"collapsed": verdict.collapsed, "told": verdict.told()} for verdict in verdicts],
     }
     return Bundle(trainer.model, tuple(source.known for source in sources), config.gridsize, provenance)
 
@@ -207,7 +269,8 @@ def _command(config: TrainConfig) -> int:
         last = result.history[-1] if result.history else None
         print(
             f"{result.output_dir}: "
-            + (f"loss {last.loss:.4g}, validation {last.val_loss:.4g}" if last else "untrained")
+            + (f"loss {last.loss:.4g}, validation {last.val_loss:.4g}; " if last else "untrained; ")
+            + "; ".join(verdict.told() for verdict in result.verdicts)
         )
     return 0
 

@@ -79,15 +79,30 @@ class TrainConfig(Reading):
     n_images: int | None = option(None, "groups of each scan an epoch, drawn once by the seed; default: all")
     gridsize: int = option(1, "g: a group is a position and its g*g-1 nearest neighbours")
     batch_size: int | None = option(None, "groups a batch; default: the recipe's")
-    learning_rate: float = option(
-        3e-3, "step for the network's biases, and in proportion its kernels', after a short warm-up"
+    learning_rate: float | None = option(
+        None,
+        "step for the network's biases, and in proportion its kernels', after a short warm-up; default: the recipe's, "
+        "3e-3 from fresh weights",
     )
     seed: int = option(0, "seed of every random choice")
-    network: str = option("lifted_unet", "name of the network: lifted_unet, unet, ffno or vit")
-    head: str = option(
-        "polar", "how the network states the object: polar (amplitude and phase) or residual (1 + a + ib)"
+    init: Path | None = option(
+        None,
+        "folder written by train whose network to start from, with a short recipe; the probe is the scan's, or --probe",
     )
-    width: int = option(16, "channels of the network's finest scale")
+    probe: tuple[Path, ...] = option(
+        (),
+        "scan file or reconstruction.npz whose probe lights the scans, or one for each of them; default: each its own",
+        several=True,
+    )
+    network: str | None = option(
+        None, "name of the network: lifted_unet (default), unet, ffno or vit; with --init it is as there"
+    )
+    head: str | None = option(
+        None,
+        "how the network states the object: polar, amplitude and phase (default), or residual, 1 + a + ib; "
+        "with --init it is as there",
+    )
+    width: int | None = option(None, "channels of the network's finest scale; default: 16, with --init as there")
     loss: Literal["poisson", "amplitude"] = option(
         "amplitude", "noise model whose negative log likelihood is minimised"
     )
@@ -107,8 +122,8 @@ class TrainConfig(Reading):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.train_data_file, Path):  # one scan may be given as it is
-            object.__setattr__(self, "train_data_file", (self.train_data_file,))
+        if isinstance(self.train_data_file, str | Path):  # one scan may be given as it is
+            object.__setattr__(self, "train_data_file", (Path(self.train_data_file),))
         if not self.train_data_file:
             raise ConfigError("--train_data_file names no scan: give at least one")
         require_positive(self, "n_images", "gridsize", "batch_size", "learning_rate", "width")
@@ -116,7 +131,7 @@ class TrainConfig(Reading):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ConfigError(f"--{name} is {value}: it must not be negative")
-        if self.width > MAX_WIDTH:
+        if self.width is not None and self.width > MAX_WIDTH:
             raise ConfigError(f"--width is {self.width}: it must be at most {MAX_WIDTH}")
         if self.seed >= 2**63:
             raise ConfigError(f"--seed is {self.seed}: it must be below 2**63")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ptycho_torch.core.errors import BundleError, ConfigError
 from ptycho_torch.core.files import write_json, written_whole
@@ -117,6 +117,14 @@ def load_bundle(folder: str | Path, device: torch.device | str = "cpu") -> Bundl
         raise BundleError(f"{weights}: does not fit the network of {description.name} ({_brief(error)})") from error
     model.to(device).eval()
     return bundle
+
+
+def fingerprint(network: nn.Module) -> str:
+    """A short fingerprint of the weights of ``network``."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _description(path: Path) -> dict[str, Any]:

@@ -38,9 +38,6 @@ KERNEL_STEP = 20 / 3
 PROBE_STEP = 100.0
 """Adam's step for the probe (√photons) as a multiple of that for the biases."""
 
-WARM_UP = 50
-"""Steps over which the learning rate rises."""
-
 DECAY_STEPS = 100
 """Steps t after which the learning rate falls as 1/√(1 + t / DECAY_STEPS)."""
 
@@ -48,8 +45,22 @@ VALIDATION_BATCH = 64
 """Groups a batch of validation, where no gradient is kept."""
 
 
-RECIPE_STEPS = 900
-"""Optimiser steps of the default recipe for patterns up to 64 pixels; with the root of the side for larger ones."""
+class Recipe(NamedTuple):
+    """How to train where the configuration does not say."""
+
+    steps: int
+    """Optimiser steps for patterns up to 64 pixels; with the root of the side for larger ones."""
+
+    learning_rate: float
+    warm_up: int
+    """Steps over which the learning rate rises."""
+
+
+FRESH = Recipe(steps=900, learning_rate=3e-3, warm_up=50)
+"""From fresh weights."""
+
+TUNING = Recipe(steps=150, learning_rate=1e-3, warm_up=10)
+"""From the weights of another training."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +88,21 @@ class Settings:
     num_workers: int = 0
     """Processes that prepare batches."""
 
+    warm_up: int = FRESH.warm_up
+    """Steps over which the learning rate rises."""
+
+    start: str = ""
+    """Fingerprint of the network that it starts from; empty: fresh weights."""
+
 
 def recipe_batch_size(size: int) -> int:
     """Groups a batch, for patterns of ``size`` pixels: 16 of 64², fewer of larger ones, at least 8."""
     return max(8, round(16 * (64 / size) ** 2))
 
 
-def recipe_epochs(size: int, groups: int, batch_size: int) -> int:
+def recipe_epochs(size: int, groups: int, batch_size: int, recipe: Recipe = FRESH) -> int:
     """Epochs of ``groups`` groups that make the recipe's steps, for patterns of ``size`` pixels."""
-    steps = RECIPE_STEPS * max(1.0, size / 64) ** 0.5
+    steps = recipe.steps * max(1.0, size / 64) ** 0.5
     return max(1, round(steps * batch_size / groups))
 
 
@@ -248,7 +265,8 @@ class Trainer:
 
     def _rate(self) -> float:
         """The learning rate at the current step."""
-        return self.settings.learning_rate * min(1.0, self.steps / WARM_UP) / math.sqrt(1 + self.steps / DECAY_STEPS)
+        warm = min(1.0, self.steps / max(self.settings.warm_up, 1))
+        return self.settings.learning_rate * warm / math.sqrt(1 + self.steps / DECAY_STEPS)
 
     def _step(self) -> None:
         self.steps += 1

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ptycho_torch.core.config import TrainConfig
 from ptycho_torch.core.errors import ConfigError, DataError
@@ -15,6 +16,7 @@ from ptycho_torch.data.scaling import PhotonScale, photon_scale
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.networks.batch import Batch, batch_of_scan, probe_in_photons
 from ptycho_torch.training.bundle import KnownScan
+from ptycho_torch.training.light import probe_from
 from ptycho_torch.training.loop import Patterns
 
 
@@ -23,6 +25,9 @@ class Source(NamedTuple):
 
     scan: Scan
     scale: PhotonScale
+    probe: Tensor
+    """(M, N, N) complex64, in √photons, to start from."""
+
     data: Batch
     """All of its patterns."""
 
@@ -56,20 +61,29 @@ def load_sources(config: TrainConfig, device: torch.device) -> list[Source]:
     Raises:
         PtychoError: a file cannot be read, scans differ in N, or one is named twice.
     """
+    if len(config.probe) not in (0, 1, len(config.train_data_file)):
+        raise ConfigError(
+            f"--probe names {len(config.probe)} files for {len(config.train_data_file)} scans: give one for all, or "
+            "one for each"
+        )
     sources: list[Source] = []
-    for path in config.train_data_file:
+    for index, path in enumerate(config.train_data_file):
         scan = load_scan(path, axis_order=config.axis_order, measurement=config.measurement)
         for other in sources:
             require_same_size(scan, other.scan)
             if scan.digest() == other.scan.digest():
                 raise ConfigError(f"--train_data_file: {path} and {other.scan.source} hold the same scan; give it once")
         scale = photon_scale(scan, config.photons_per_unit)
-        data = batch_of_scan(scan, scale.photons_per_unit, len(sources)).to(device)
+        if config.probe:
+            probe = probe_from(config.probe[index % len(config.probe)], scan, scale.photons_per_unit)
+        else:
+            probe = probe_in_photons(scan, scale.photons_per_unit)
+        data = batch_of_scan(scan, scale.photons_per_unit, index).to(device)
         if config.test_data_file is None:
             split = hold_out_region(scan.positions, at_least=config.gridsize**2)
         else:
             split = Split(np.arange(len(scan)), np.arange(0), "")
-        sources.append(Source(scan, scale, data, *split))
+        sources.append(Source(scan, scale, probe, data, *split))
     return sources
 
 
