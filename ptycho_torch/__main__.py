@@ -6,6 +6,7 @@ from importlib import import_module
 
 VERBS = {
     "train": "train a network on a scan, without labels",
+    "pretrain": "train a network on simulated patterns, for scans that it never saw",
     "inference": "reconstruct a scan with a trained network",
     "reconstruct": "reconstruct a scan by iterative engines, a network, or a chain of them",
     "export": "write a trained network as an ONNX file, which runs without torch",

@@ -217,7 +217,7 @@ def _verdicts(trainer: "Trainer") -> "list[Verdict]":
     from ptycho_torch.training.collapse import judge
 
     verdicts = [judge(trainer.model, patterns) for patterns in trainer.validation]
-    begun = trainer.steps > trainer.settings.warm_up
+    begun = trainer.optimiser.steps > trainer.settings.warm_up
     for verdict, patterns in zip(verdicts, trainer.validation, strict=True):
         if verdict.collapsed and begun:
             log.warning(

@@ -138,6 +138,69 @@ class TrainConfig(Reading):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PretrainConfig(Verbosity):
+    """Settings of ``python -m ptycho_torch.pretrain``."""
+
+    output_dir: Path = option(MISSING, "folder for the model bundle, history and checkpoints")
+    probe: tuple[Path, ...] = option(
+        (),
+        "scan files or reconstruction.npz whose probes light the simulated objects, in all their modes",
+        several=True,
+    )
+    probe_family: tuple[str, ...] = option(
+        (),
+        "families that probes are drawn from: fresnel, zone_plate, zernike, defocus, vortex, speckle, or all; default: "
+        "all, or with --probe none",
+        several=True,
+    )
+    probe_variation: float = option(
+        0.0, "how much given probes are changed from lesson to lesson: 0 not at all, 1 a little in shape and focus"
+    )
+    size: int | None = option(
+        None, "N: side of the patterns in pixels, a multiple of 8; default: that of --probe, else 64"
+    )
+    time_limit: float | None = option(
+        None, "seconds after which no lesson is begun; default: 600, or with --lessons none"
+    )
+    lessons: int | None = option(None, "lessons in all, each one step; default: as many as the time allows")
+    batch_size: int | None = option(
+        None, "patterns a lesson, which overlap; default: 16 of 64 pixels, 8 of larger ones"
+    )
+    min_photons: float = option(1e3, "lowest mean total of a pattern, drawn anew for each lesson")
+    max_photons: float = option(1e7, "highest mean total of a pattern")
+    min_overlap: float = option(0.3, "smallest linear overlap of neighbouring probes")
+    max_overlap: float = option(0.95, "largest linear overlap of neighbouring probes")
+    masked: float = option(0.25, "share of the lessons with detector pixels that do not count")
+    learning_rate: float = option(
+        3e-3, "step for the network's biases, and in proportion its kernels', after a short warm-up"
+    )
+    seed: int = option(0, "seed of every random choice")
+    network: str = option("unrolled_unet", "name of the network: unrolled_unet, lifted_unet, ffno or vit")
+    head: str = option(
+        "residual", "how the network states the object: polar (amplitude and phase) or residual (1 + a + ib)"
+    )
+    width: int = option(16, "channels of the network's finest scale")
+    precision: Literal["fp32", "bf16"] = option("fp32", "arithmetic of the network; physics is always complex64")
+    device: Device = option(
+        "auto", "device to compute on (--accelerator is an alias); auto takes CUDA, then MPS, then CPU"
+    )
+    logger: Literal["mlflow", "tensorboard", "csv", "none"] = option(
+        "csv", "tracker beside history.csv, which is always written"
+    )
+    resume: bool = option(False, "go on from checkpoints/last of the output folder")
+
+    def __post_init__(self) -> None:
+        require_positive(self, "size", "time_limit", "lessons", "batch_size", "min_photons", "max_photons")
+        require_positive(self, "learning_rate", "width")
+        if self.width > MAX_WIDTH:
+            raise ConfigError(f"--width is {self.width}: it must be at most {MAX_WIDTH}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"--seed is {self.seed}: it must lie from 0 to below 2**63")
+        if self.probe_variation and not self.probe:
+            raise ConfigError("--probe_variation changes given probes, and none is given: set --probe, or leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
 class InferenceConfig(Reading):
     """Settings of ``python -m ptycho_torch.inference``."""
 

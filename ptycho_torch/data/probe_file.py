@@ -55,3 +55,16 @@ def read_probe(path: Path, size: int, flag: str) -> ProbeFile:
         except (AttributeError, KeyError, TypeError, ValueError):
             digest, photons = "", 1.0  # another program's: its power is not known
     return ProbeFile(modes, digest, photons)
+
+
+def probe_size(path: Path, flag: str) -> int:
+    """N of the probe in ``path``.
+
+    Raises:
+        DataError: the file cannot be read, or holds no probe.
+    """
+    arrays = read_arrays(path, ("probe", "probeGuess"))
+    for key in ("probe", "probeGuess"):
+        if key in arrays and arrays[key].ndim >= 2:
+            return int(arrays[key].shape[-1])
+    raise DataError(f"{path}: no probe in it; check {flag}")

@@ -45,3 +45,40 @@ def lift(amplitudes: Tensor, probe: Tensor) -> Tensor:
     power = power_of(probe)
     numerator = (probe.conj() * inverse_far_field(waves * ratio[..., None, :, :])).sum(-3)
     return numerator / (power + POWER_FLOOR * power.amax((-2, -1), keepdim=True) + 1e-30)
+
+
+LARGEST_RATIO = 10.0
+"""Largest factor on an amplitude in one correction: where next to nothing is expected, the noise of counting rules."""
+
+
+def correction(obj: Tensor, amplitudes: Tensor, probe: Tensor) -> Tensor:
+    """One ePIE step from the patch ``obj`` towards the measured one; :func:`lift` is the one from vacuum.
+
+    Args:
+        obj: (n, N, N) complex.
+        amplitudes: (n, N, N), corner-origin, in √photons.
+        probe: (n, M, N, N) complex, at each position's fraction, in √photons.
+
+    Returns:
+        (n, N, N) complex: what is to be added, zero where nothing is missing.
+    """
+    waves = far_field(probe * obj[..., None, :, :])
+    # Under the root, so that its gradient stays finite where nothing is expected.
+    power = power_of(waves)
+    expected = (power + 1e-6 * power.detach().amax((-2, -1), keepdim=True) + 1e-30).sqrt()
+    ratio = (amplitudes / expected).clamp(max=LARGEST_RATIO)
+    missing = inverse_far_field(waves * (ratio - 1)[..., None, :, :])
+    light = power_of(probe)
+    floor = POWER_FLOOR * light.amax((-2, -1), keepdim=True) + 1e-30
+    return (probe.conj() * missing).sum(-3) / (light + floor)
+
+
+def filled(amplitudes: Tensor, mask: Tensor | None, probe: Tensor) -> Tensor:
+    """``amplitudes`` (n, N, N) with those of a flat object where ``mask`` (broadcastable, bool) is False.
+
+    A lift takes a zero for a measurement, and a network a hole for an edge. Nothing is known there, and the light of the
+    probe is the likeliest. ``probe`` is (n, M, N, N) complex, at each position's fraction.
+    """
+    if mask is None:
+        return amplitudes
+    return torch.where(mask, amplitudes, power_of(far_field(probe)).sqrt())

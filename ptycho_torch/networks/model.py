@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.networks.batch import Batch
+from ptycho_torch.networks.lift import filled
 from ptycho_torch.networks.registry import NetworkConfig, build_network
 from ptycho_torch.physics.forward import Wavefields, from_patches, merge_patches, probe_at
 from ptycho_torch.physics.probe import power_of
@@ -79,7 +80,8 @@ class PtychoModel(nn.Module):
         """
         if probe is None:
             probe = probe_at(self.probes[batch.source], batch.fractions)
-        return self.network(batch.amplitudes, probe.detach())
+        probe = probe.detach()
+        return self.network(filled(batch.amplitudes, batch.mask, probe), probe)
 
     def forward(self, batch: Batch) -> Wavefields:
         """Predict all patches, make them agree over the whole batch (the overlap constraint), and propagate them."""

@@ -10,7 +10,7 @@ from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.networks.body import Body
 from ptycho_torch.networks.ffno import FFNO
 from ptycho_torch.networks.heads import HEADS
-from ptycho_torch.networks.lift import lift, log_amplitude, probe_amplitude
+from ptycho_torch.networks.lift import correction, lift, log_amplitude, probe_amplitude
 from ptycho_torch.networks.unet import UNet
 from ptycho_torch.networks.vit import ViT
 
@@ -41,9 +41,13 @@ class Network(NamedTuple):
     lifted: bool
     """Whether it sees the pattern lifted into real space beside its log amplitude, or the latter alone."""
 
+    corrections: int = 0
+    """How often physics corrects what has been said, and another body of the same kind says what to add."""
+
 
 NETWORKS: dict[str, Network] = {
     "lifted_unet": Network(UNet, lifted=True),
+    "unrolled_unet": Network(UNet, lifted=True, corrections=1),
     "unet": Network(UNet, lifted=False),
     "ffno": Network(FFNO, lifted=True),
     "vit": Network(ViT, lifted=True),
@@ -52,7 +56,7 @@ NETWORKS: dict[str, Network] = {
 
 
 class PatternNetwork(nn.Module):
-    """The physics before, the body, and the head behind; all that learns is in the body.
+    """The physics before, the body, and the head behind; all that learns is in the body, and in those after it.
 
     It maps amplitudes (n, N, N) in √photons, corner-origin, and the probe at each fraction (n, M, N, N) to patches
     (n, N, N) complex.
@@ -60,15 +64,25 @@ class PatternNetwork(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        body, self.lifted = NETWORKS[config.name]
+        body, self.lifted, corrections = NETWORKS[config.name]
         self.part, self.probe_channel, self.head = body.part, config.probe_channel, HEADS[config.head]
-        made = body(1 + 2 * self.lifted + self.probe_channel, config.width)
-        # In the memory order that convolutions on a CPU are fastest with.
-        self.add_module(self.part, made.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+        channels = 1 + 2 * self.lifted + self.probe_channel
+        self.later_parts = [f"{self.part}_{number}" for number in range(2, corrections + 2)]
+        for part in [self.part, *self.later_parts]:
+            made = body(channels + 4 * (part != self.part), config.width)
+            # In the memory order that convolutions on a CPU are fastest with.
+            self.add_module(part, made.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
     def forward(self, amplitudes: Tensor, probe: Tensor) -> Tensor:
         channels = self.channels(amplitudes, probe).contiguous(memory_format=torch.channels_last)
-        return self.head(self.body(channels).float())
+        obj = self.head(self.body(channels).float())
+        for part in self.later_parts:
+            step = correction(obj, amplitudes, probe)
+            said = torch.stack([obj.real - 1, obj.imag, step.real, step.imag], 1)
+            seen = torch.cat([said, channels], 1).contiguous(memory_format=torch.channels_last)
+            more = self.get_submodule(part)(seen).float()
+            obj = obj + torch.complex(more[:, 0], more[:, 1])
+        return obj
 
     @property
     def body(self) -> nn.Module:
@@ -99,7 +113,7 @@ def build_network(config: NetworkConfig, size: int, generator: torch.Generator |
         raise ConfigError(f"--network is {config.name}: known are {', '.join(sorted(NETWORKS))}")
     if config.head not in HEADS:
         raise ConfigError(f"--head is {config.head}: known are {', '.join(sorted(HEADS))}")
-    body, lifted = NETWORKS[config.name]
+    body, lifted, _ = NETWORKS[config.name]
     if size % body.divisor:
         raise ConfigError(
             f"patterns of {size} × {size} pixels: --network {config.name} needs a side divisible by {body.divisor}; "
@@ -113,6 +127,8 @@ def build_network(config: NetworkConfig, size: int, generator: torch.Generator |
         for name, empty in list(module.named_parameters(recurse=False)):
             # Not to_empty(), which imports a computer algebra system to find out the strides.
             setattr(module, name, nn.Parameter(torch.empty_strided(empty.shape, empty.stride())))
-    assert isinstance(network.body, Body)
-    network.body.initialise(generator or torch.Generator().manual_seed(0))
+    generator = generator or torch.Generator().manual_seed(0)
+    for part in network.children():
+        assert isinstance(part, Body)
+        part.initialise(generator)
     return network

@@ -99,7 +99,9 @@ class StreamSettings:
 
     def __post_init__(self) -> None:
         if self.size % 8 or self.size < SMALLEST:
-            raise ConfigError(f"patterns of {self.size} pixels are asked for: expected a multiple of 8, from {SMALLEST} on")
+            raise ConfigError(
+                f"patterns of {self.size} pixels are asked for: expected a multiple of 8, from {SMALLEST} on"
+            )
         for name in ("patterns", "reuse"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")
@@ -281,7 +283,9 @@ def unit_probe(probe: NDArray[Any], size: int) -> NDArray[np.complex128]:
     modes = np.asarray(probe, dtype=np.complex128)
     modes = modes[None] if modes.ndim == 2 else modes
     if modes.ndim != 3 or modes.shape[1:] != (size, size):
-        raise ConfigError(f"a probe has the shape {np.shape(probe)}: expected ({size}, {size}) or (modes, {size}, {size})")
+        raise ConfigError(
+            f"a probe has the shape {np.shape(probe)}: expected ({size}, {size}) or (modes, {size}, {size})"
+        )
     power = float(np.square(np.abs(modes)).sum())
     if not 0 < power < math.inf:
         raise ConfigError("a probe is dark or not finite")

@@ -6,7 +6,7 @@ import io
 import math
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,24 +22,14 @@ from ptycho_torch.data.grouping import Indices, compact_batches
 from ptycho_torch.networks.batch import Batch
 from ptycho_torch.networks.model import Explained, PtychoModel
 from ptycho_torch.physics.noise import masked_mean, noise_model
-from ptycho_torch.training.adam import Adam, Group
 from ptycho_torch.training.bundle import load_tensors, save_tensors
-from ptycho_torch.training.muon import Kernels, Muon
+from ptycho_torch.training.optimiser import Optimiser, Pace
 from ptycho_torch.training.teacher import MERGED_WEIGHT, TEACHING_WEIGHT, Teacher
 from ptycho_torch.training.tracking import Tracker
 
 CHECKPOINT = Path("checkpoints") / "last" / "state.safetensors"
 SPREAD = 4
 """Batches that share a compact cell of the field: they reach further than compact ones for the same cost."""
-
-KERNEL_STEP = 20 / 3
-"""Muon's step for the kernels as a multiple of Adam's for the biases."""
-
-PROBE_STEP = 100.0
-"""Adam's step for the probe (√photons) as a multiple of that for the biases."""
-
-DECAY_STEPS = 100
-"""Steps t after which the learning rate falls as 1/√(1 + t / DECAY_STEPS)."""
 
 VALIDATION_BATCH = 64
 """Groups a batch of validation, where no gradient is kept."""
@@ -74,7 +64,7 @@ class Settings:
     """Groups a batch."""
 
     learning_rate: float
-    """Largest step of Adam for the network's biases; :data:`KERNEL_STEP` times that is Muon's for its kernels."""
+    """Largest step of Adam for the network's biases; a multiple of it is Muon's for its kernels."""
 
     loss: str = "amplitude"
     """Noise model, a key of :data:`~ptycho_torch.physics.noise.NOISE_MODELS`."""
@@ -195,16 +185,7 @@ class Trainer:
         self.model, self.patterns, self.validation, self.settings = model, patterns, validation, settings
         self.teachers = teachers
         self.noise = noise_model(settings.loss)
-        parameters = list(model.network.parameters())
-        self.muon = Muon(Kernels([weight for weight in parameters if weight.dim() > 1], KERNEL_STEP))
-        groups = [Group([weight for weight in parameters if weight.dim() <= 1], 1.0)]
-        learned = [parts for parts in model.all_probe_parts if parts.requires_grad]
-        if learned:
-            groups.append(Group(learned, PROBE_STEP))
-        self.adam = Adam(groups)
-        self.average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        self._weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-        self.steps = 0
+        self.optimiser = Optimiser(model, Pace(settings.learning_rate, settings.warm_up))
         self.history: list[Epoch] = []
 
     def run(self, observer: Observer, tracker: Tracker, checkpoint: Path) -> bool:
@@ -224,7 +205,7 @@ class Trainer:
         try:
             for epoch in range(done + 1, self.settings.max_epochs + 1):
                 loss = self._train_epoch(epoch, observer)
-                row = Epoch(epoch, self.groups, loss, self._finite(self.validate(), epoch), self._rate())
+                row = Epoch(epoch, self.groups, loss, self._finite(self.validate(), epoch), self.optimiser.rate)
                 self.history.append(row)
                 self.save(checkpoint)
                 tracker.figures(epoch, {"loss": row.loss, "val_loss": row.val_loss})
@@ -246,11 +227,8 @@ class Trainer:
         for groups, batch in self._batches(np.random.default_rng([self.settings.seed, epoch])):
             with self._autocast():
                 loss, taught = self._losses(batch)
-            self.muon.clear_gradients()
-            self.adam.clear_gradients()
-            (loss + taught).backward()
             value = self._finite(loss.item(), epoch)
-            self._step()
+            self.optimiser.descend(loss + taught)
             total, weight = total + groups * value, weight + groups
             observer.advance(loss=total / weight)
         return total / weight
@@ -262,21 +240,6 @@ class Trainer:
                 f"(it is {self.settings.learning_rate:g}), or look at the scan with describe"
             )
         return loss
-
-    def _rate(self) -> float:
-        """The learning rate at the current step."""
-        warm = min(1.0, self.steps / max(self.settings.warm_up, 1))
-        return self.settings.learning_rate * warm / math.sqrt(1 + self.steps / DECAY_STEPS)
-
-    def _step(self) -> None:
-        self.steps += 1
-        self.muon.step(self._rate())
-        self.adam.step(self._rate())
-        # Polynomial-decay averaging (Shamir & Zhang, ICML 2013, with η = 8): the mean of about the last ninth.
-        share = 9 / (self.steps + 8)
-        with torch.no_grad():
-            for name, weight in self._weights:
-                self.average[name].lerp_(weight, share)
 
     def loss(self, batch: Batch, probe: Tensor | None = None) -> Tensor:
         """Mean deviance a pixel of ``batch``, in units where 0.5 is about the noise of counting."""
@@ -340,26 +303,16 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
 
-    @contextmanager
-    def averaged(self) -> Iterator[PtychoModel]:
+    def averaged(self) -> AbstractContextManager[PtychoModel]:
         """The model with the averaged weights, for as long as the context lasts."""
-        training = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        self.model.load_state_dict(self.average)
-        self.model.eval()
-        try:
-            yield self.model
-        finally:
-            self.model.load_state_dict(training)
+        return self.optimiser.averaged()
 
     def save(self, path: Path) -> None:
         """Write all that :meth:`load` needs to go on exactly."""
         make_output_dir(path.parent)
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
-        tensors |= {f"muon.{name}": tensor for name, tensor in self.muon.state().items()}
-        tensors |= {f"adam.{name}": tensor for name, tensor in self.adam.state().items()}
-        note = {"steps": self.steps, "history": [asdict(row) for row in self.history], "fingerprint": self.fingerprint}
-        save_tensors(path, tensors, note)
+        history = [asdict(row) for row in self.history]
+        note = {"steps": self.optimiser.steps, "history": history, "fingerprint": self.fingerprint}
+        save_tensors(path, self.optimiser.state(), note)
 
     def load(self, path: Path) -> None:
         """Go on from the checkpoint at ``path``.
@@ -379,11 +332,7 @@ class Trainer:
                 f"{path}: cannot go on with another {', '.join(differing)}; set it back, or drop --resume"
             )
         try:
-            self.model.load_state_dict(_part(tensors, "model."), strict=True)
-            self.average = {name: tensor.to(self._device) for name, tensor in _part(tensors, "average.").items()}
-            self.muon.load(_part(tensors, "muon."))
-            self.adam.load(_part(tensors, "adam."))
-            self.steps = note["steps"]
+            self.optimiser.load(tensors, note["steps"])
             self.history = [Epoch(**row) for row in note["history"]]
         except (KeyError, IndexError, TypeError, RuntimeError, ValueError) as error:
             raise BundleError(f"{path}: does not fit this training ({error}); drop --resume") from error
@@ -414,10 +363,6 @@ def _interrupts_held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, kept)
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def write_history(path: Path, history: Sequence[Epoch]) -> None:

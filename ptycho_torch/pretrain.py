@@ -1,0 +1,170 @@
+"""Train a network on simulated patterns, so that it reads scans that it never saw, by probes that it is told.
+
+::
+
+    python -m ptycho_torch.pretrain --output_dir general --probe scan.npz --time_limit 600
+
+The stream of patterns is endless, made on the fly and never stored. The folder then holds what ``train`` leaves: the
+bundle (without a probe of its own), ``history.csv``, ``timing.json``, ``config.yaml`` and ``checkpoints/last/``.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptycho_torch import cli
+from ptycho_torch.core.config import PretrainConfig
+from ptycho_torch.core.errors import ConfigError, PtychoError
+from ptycho_torch.core.observer import Observer, SilentObserver
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ptycho_torch.simulation.stream import Stream
+    from ptycho_torch.training.loop import Epoch
+    from ptycho_torch.training.pretraining import Course, Pretrainer
+
+log = logging.getLogger("ptycho_torch.pretrain")  # __name__ is __main__ under python -m
+
+DEFAULT_SECONDS = 600.0
+
+WARM_UP = 50
+"""Lessons over which the learning rate rises."""
+
+POWER_ERROR = 0.1
+"""Standard deviation of the logarithm of the probe's power: no scan tells it for each of its neighbourhoods."""
+
+
+def pretrain(config: PretrainConfig, observer: Observer | None = None) -> "tuple[list[Epoch], bool]":
+    """Pretrain as ``config`` says and write the bundle into ``config.output_dir``.
+
+    Returns:
+        The history, one entry a round of lessons, and False where ctrl-C ended it early.
+
+    Raises:
+        PtychoError: bad input, before anything is written.
+    """
+    import torch
+
+    from ptycho_torch.core.clock import Clock
+    from ptycho_torch.core.files import make_output_dir, write_json
+    from ptycho_torch.networks.model import PtychoModel
+    from ptycho_torch.networks.registry import NetworkConfig
+    from ptycho_torch.physics.devices import select_device
+    from ptycho_torch.training.bundle import Bundle, save_bundle
+    from ptycho_torch.training.loop import CHECKPOINT, write_history
+    from ptycho_torch.training.pretraining import Pretrainer
+    from ptycho_torch.training.tracking import make_tracker
+
+    clock = Clock()
+    device = select_device(config.device)
+    stream = _stream(config)
+    network = NetworkConfig(config.network, config.head, config.width, probe_channel=True)
+    generator = torch.Generator().manual_seed(config.seed)
+    model = PtychoModel(network, [], generator=generator, size=stream.settings.size).to(device)
+    trainer = Pretrainer(model, stream, _course(config))
+    output_dir = Path(config.output_dir)
+    checkpoint = output_dir / CHECKPOINT
+    if config.resume:
+        if not os.path.isfile(checkpoint):  # unlike Path.is_file, also False for a name that no file can have
+            raise ConfigError(f"{checkpoint}: no checkpoint to go on from; pretrain without --resume first")
+        trainer.load(checkpoint)
+        log.info("going on after lesson %d", trainer.optimiser.steps)
+    make_output_dir(output_dir)
+    cli.write_config(output_dir / "config.yaml", config)
+    tracker = make_tracker(config.logger, output_dir)
+    tracker.parameters(cli.resolved(config))
+    clock.lap("prepare")
+    try:
+        completed = trainer.run(observer or SilentObserver(), tracker, checkpoint)
+    except PtychoError:
+        tracker.finish(completed=False)
+        raise
+    clock.lap("pretrain")
+    with trainer.optimiser.averaged() as averaged:
+        save_bundle(output_dir, Bundle(averaged, (), 1, _provenance(config, trainer)))
+        write_history(output_dir / "history.csv", trainer.history)
+    tracker.finish(completed)
+    clock.lap("save")
+    write_json(output_dir / "timing.json", clock.seconds)
+    return trainer.history, completed
+
+
+def _stream(config: PretrainConfig) -> "Stream":
+    from ptycho_torch.simulation.families import FAMILIES
+    from ptycho_torch.simulation.stream import Stream, StreamSettings
+
+    given = _given_probes(config)
+    size = given[0].shape[-1] if given else config.size or 64
+    families = config.probe_family or (() if given else ("all",))
+    settings = StreamSettings(
+        size=size,
+        patterns=config.batch_size or (16 if size <= 64 else 8),
+        seed=config.seed,
+        families=tuple(FAMILIES) if "all" in families else families,
+        variation=config.probe_variation,
+        photons=(config.min_photons, config.max_photons),
+        overlap=(config.min_overlap, config.max_overlap),
+        masked=config.masked,
+        power_error=POWER_ERROR,
+    )
+    return Stream(settings, given)
+
+
+def _given_probes(config: PretrainConfig) -> "list[NDArray[Any]]":
+    """The probes of the files, all of one N."""
+    from ptycho_torch.data.probe_file import probe_size, read_probe
+
+    if not config.probe:
+        return []
+    size = config.size or probe_size(config.probe[0], "--probe")
+    return [read_probe(path, size, "--probe").modes for path in config.probe]
+
+
+def _course(config: PretrainConfig) -> "Course":
+    from ptycho_torch.training.optimiser import Pace
+    from ptycho_torch.training.pretraining import Course
+
+    seconds = config.time_limit or (None if config.lessons else DEFAULT_SECONDS)
+    return Course(Pace(config.learning_rate, WARM_UP), config.lessons, seconds, config.precision)
+
+
+def _provenance(config: PretrainConfig, trainer: "Pretrainer") -> dict[str, Any]:
+    """Where the network comes from; no clock and no paths but those that were typed."""
+    import ptycho_torch
+    from ptycho_torch.training.loop import history_columns
+
+    return {
+        "version": ptycho_torch.__version__,
+        "config": cli.resolved(config),
+        "stream": {name: repr(value) for name, value in asdict(trainer.stream.settings).items()},
+        "lessons": trainer.optimiser.steps,
+        "epochs": len(trainer.history),
+        "history": history_columns(trainer.history),
+        "validation": "simulated lessons that are never learned from",
+    }
+
+
+def _command(config: PretrainConfig) -> int:
+    history, completed = pretrain(config, cli.observer_for(config))
+    if not completed:
+        print(f"interrupted after round {len(history)}; go on with --resume", file=sys.stderr)
+        return cli.EXIT_INTERRUPTED
+    if not config.quiet:
+        patterns = sum(row.groups for row in history)
+        figure = f"{patterns} patterns, examination {history[-1].val_loss:.4g}" if history else "untrained"
+        print(f"{config.output_dir}: {figure}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return cli.run_verb(PretrainConfig, _command, argv, "ptycho-torch pretrain")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

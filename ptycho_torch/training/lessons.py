@@ -1,0 +1,77 @@
+"""What a simulated lesson asks of a network: patches like the true ones, alone and together, and the patterns again."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ptycho_torch.networks.batch import Batch
+from ptycho_torch.networks.model import PtychoModel
+from ptycho_torch.physics.forward import from_patches, merge_patches, probe_at
+from ptycho_torch.physics.noise import AMPLITUDE_SHIFT
+from ptycho_torch.physics.patches import extract_patches, split_positions
+from ptycho_torch.physics.probe import power_of
+from ptycho_torch.simulation.stream import Lesson
+
+ALONE_WEIGHT = 50.0
+"""Weight of the distance of each patch by itself."""
+
+MERGED_WEIGHT = 100.0
+"""Weight of the distance of the patches after the overlap constraint: what all miss alike, no averaging takes away."""
+
+PATTERN_WEIGHT = 300.0
+"""Weight of R of the merged patches, which keeps the patterns in view whatever the dose."""
+
+
+class Marks(NamedTuple):
+    """How far a network is from the truth of a lesson."""
+
+    alone: Tensor
+    """Mean squared distance of the patches, each after its best phase is given to the truth, where the probe lights."""
+
+    merged: Tensor
+    """The same after the overlap constraint."""
+
+    r: Tensor
+    """Σ(√λ − √k)² / Σk of the merged patches, over pixels that count."""
+
+    @property
+    def loss(self) -> Tensor:
+        """What is minimised."""
+        return ALONE_WEIGHT * self.alone + MERGED_WEIGHT * self.merged + PATTERN_WEIGHT * self.r
+
+
+def batch_of_lesson(lesson: Lesson) -> Batch:
+    """The patterns of ``lesson``, placed on its object."""
+    corners, fractions = split_positions(lesson.positions, lesson.amplitudes.shape[-1])
+    return Batch(lesson.amplitudes, lesson.mask, corners, fractions.float())
+
+
+def mark(model: PtychoModel, lesson: Lesson) -> Marks:
+    """Let ``model`` answer ``lesson``, and compare with the truth.
+
+    A pattern fixes its patch up to a constant phase, so a network has to choose one. Here it is asked for the patch
+    whose mean over the light is real, which each pattern settles by itself; patches are turned back to the truth's
+    phases before they are merged, as stitching will turn them to each other's.
+    """
+    batch = batch_of_lesson(lesson)
+    probes = probe_at(lesson.probe, batch.fractions)
+    seen = probes if lesson.probe_guess is lesson.probe else probe_at(lesson.probe_guess, batch.fractions)
+    target = extract_patches(lesson.object, batch.corners, lesson.amplitudes.shape[-1])
+    weights = power_of(probes)
+    turn = torch.sgn((weights * target).sum((-2, -1), keepdim=True))
+    patches = model.predict(batch, seen) * turn
+    merged = merge_patches(patches[None], weights[None], batch.corners[None])[0]
+    rates = from_patches(merged, probes).intensity
+    missed = ((rates + AMPLITUDE_SHIFT).sqrt() - batch.amplitudes).square()
+    if batch.mask is not None:
+        missed = torch.where(batch.mask, missed, torch.zeros_like(missed))
+    photons = batch.counts.sum().clamp_min(1)
+    return Marks(_distance(patches, target, weights), _distance(merged, target, weights), missed.sum() / photons)
+
+
+def _distance(patches: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Mean over the patterns of the squared distance where the light is."""
+    missed = patches - target
+    squared = missed.real.square() + missed.imag.square()
+    return ((weights * squared).sum((-2, -1)) / weights.sum((-2, -1))).mean()
