@@ -1,0 +1,64 @@
+"""Pretraining: seeded, resumed exactly, and it learns what it was never shown."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ptycho_torch.core.errors import ConfigError
+from ptycho_torch.core.observer import SilentObserver
+from ptycho_torch.networks.model import PtychoModel
+from ptycho_torch.networks.registry import NetworkConfig
+from ptycho_torch.simulation.stream import Stream, StreamSettings
+from ptycho_torch.training.optimiser import Pace
+from ptycho_torch.training.pretraining import Course, Pretrainer
+from ptycho_torch.training.tracking import NoTracker
+
+PACE = Pace(3e-3, 10)
+
+
+def pretrainer(lessons: int | None, seed: int = 0, seconds: float | None = None) -> Pretrainer:
+    settings = StreamSettings(size=32, patterns=4, seed=seed, photons=(1e5, 1e6), overlap=(0.6, 0.8))
+    config = NetworkConfig("unrolled_unet", "residual", 6, probe_channel=True)
+    model = PtychoModel(config, [], generator=torch.Generator().manual_seed(seed), size=32)
+    return Pretrainer(model, Stream(settings), Course(PACE, lessons, seconds))
+
+
+def learn(trainer: Pretrainer, checkpoint: Path) -> dict[str, torch.Tensor]:
+    assert trainer.run(SilentObserver(), NoTracker(), checkpoint)
+    return trainer.optimiser.state()
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_a_resumed_pretraining_has_the_bytes_of_one_never_interrupted(tmp_path: Path) -> None:
+    whole = learn(pretrainer(9), tmp_path / "whole")
+    learn(pretrainer(5), tmp_path / "part")
+    resumed = pretrainer(9)
+    resumed.load(tmp_path / "part")
+    assert same(learn(resumed, tmp_path / "part"), whole)
+    assert not same(learn(pretrainer(9, seed=1), tmp_path / "other"), whole)
+
+
+def test_another_pretraining_is_not_gone_on_with(tmp_path: Path) -> None:
+    learn(pretrainer(1), tmp_path / "one")
+    with pytest.raises(ConfigError, match="seed"):
+        pretrainer(1, seed=1).load(tmp_path / "one")
+
+
+def test_objects_that_were_never_shown_are_seen_after_a_while(tmp_path: Path) -> None:
+    trainer = pretrainer(80)
+    before = trainer.examine()
+    learn(trainer, tmp_path / "state")
+    assert trainer.history[-1].val_loss == trainer.examine() < 0.85 * before
+    assert trainer.history[-1].groups == 320
+
+
+def test_time_ends_it(tmp_path: Path) -> None:
+    trainer = pretrainer(None, seconds=0.5)
+    learn(trainer, tmp_path / "state")
+    assert trainer.optimiser.steps >= 1
+    with pytest.raises(ConfigError, match="--time_limit"):
+        pretrainer(None)
