@@ -2,10 +2,10 @@
 
 Each draws its lengths as shares of N, with bounds that keep its rays inside the window and its pupil inside the
 detector: no ray lands beyond 0.36 N from the beam's axis and no pupil exceeds 0.41 cycles a pixel. What diffraction
-still sends further is cut by :func:`~ptycho_torch.simulation.waves.confined`. So at least 95 % of the power lies within the
-central 3/4 of the window, and of the far field within the central 7/8 of the detector, on each axis. The probe of LCLS
-run 1084 has an rms radius of 0.24 N and an rms frequency of 0.27 cycles a pixel, that of the Siemens star of the APS
-0.17 N and 0.15.
+still sends further is cut by :func:`~ptycho_torch.simulation.waves.confined`. So at least 95 % of the power lies within
+the central 3/4 of the window, and of the far field within the central 7/8 of the detector, on each axis. The probe of
+LCLS run 1084 has an rms radius of 0.24 N and an rms frequency of 0.27 cycles a pixel, that of the Siemens star of the
+APS 0.17 N and 0.15.
 """
 
 from collections.abc import Callable

@@ -42,6 +42,8 @@ def test_a_lesson_is_a_pure_function_of_seed_and_number() -> None:
 def test_another_seed_is_another_stream() -> None:
     one, other = (Stream(replace(SMALL, seed=seed)).lesson(0) for seed in (0, 1))
     assert not torch.equal(one.amplitudes, other.amplitudes)
+    assert not torch.equal(one.positions, other.positions)
+    assert one.probe.shape != other.probe.shape or not torch.allclose(one.probe, other.probe)
     assert one.object.shape != other.object.shape or not torch.equal(one.object, other.object)
 
 
@@ -140,11 +142,31 @@ def test_a_wrong_power_of_the_probe_is_absorbed_by_the_object() -> None:
     assert torch.allclose(expectation(exact), expectation(off), rtol=1e-4, atol=1e-3)
 
 
-def test_consecutive_lessons_share_an_object_and_nothing_else() -> None:
-    sheets = Stream(replace(SMALL, reuse=3, objects=(("photographs", 1.0),)))
-    objects = [sheets.lesson(number).object for number in range(3)]
-    assert len({bytes(obj.numpy().tobytes()) for obj in objects}) == 3
-    assert torch.equal(sheets._sheet(0), Stream(sheets.settings)._sheet(0))
+def test_consecutive_lessons_share_an_object_and_see_it_differently() -> None:
+    stream = Stream(replace(SMALL, reuse=3, objects=(("texture", 1.0),)))
+    asked = []
+
+    class Watched(Stream):
+        def _sheet(self, number: int) -> torch.Tensor:
+            asked.append(number)
+            return super()._sheet(number)
+
+    objects = [bytes(Watched(stream.settings).lesson(number).object.numpy().tobytes()) for number in range(7)]
+    assert asked == [0, 0, 0, 1, 1, 1, 2]
+    assert len(set(objects)) == 7
+    assert not torch.equal(stream._sheet(0), stream._sheet(1))
+    assert torch.equal(stream._sheet(0), Stream(stream.settings)._sheet(0))
+
+
+def test_objects_are_seen_from_all_sides() -> None:
+    """Rows that count upwards may count downwards, or be columns."""
+    sheet = torch.arange(40, dtype=torch.float32)[:, None].expand(40, 40) + 0j
+    sides = set()
+    for seed in range(30):
+        obj, _ = cut_out(sheet, np.zeros((1, 2)), 32, np.random.default_rng(seed))
+        first = obj.real[0, 0]
+        sides.add((float((obj.real[-1, 0] - first).sign()), float((obj.real[0, -1] - first).sign())))
+    assert sides == {(1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)}
 
 
 @pytest.mark.parametrize("positions", [[[0.0, 0.0]], [[0.0, 7.3], [11.9, 0.0], [3.0, 20.0]]])
@@ -155,6 +177,7 @@ def test_a_cut_holds_every_window(positions: list[list[float]]) -> None:
         corners = split_positions(places, 32).corners
         check_inside(corners, 32, obj.shape)
         assert corners.min() >= 0
+        assert corners.amin(0).max() <= 1
         assert (corners.amax(0) + 32).tolist() == list(obj.shape)  # and no more than that
         assert np.allclose(places - places[0], np.array(positions) - positions[0])
 
