@@ -354,9 +354,18 @@ class SimulateConfig(Verbosity):
     photons: float | None = option(None, "mean photons a pattern; 0 writes the noiseless expectation")
     seed: int = option(0, "seed of the object, the positions and the counts")
     layout: Literal["canonical", "legacy"] = option("canonical", "key names, axis order and dtypes of the file")
-    object: str | None = option(None, "kind of object: letters, star, cells, texture or flat")
-    probe: str | None = option(None, "kind of probe: structured, disk or gaussian")
-    trajectory: Literal["raster", "spiral", "grid"] | None = option(None, "order and pattern of the positions")
+    object: str | None = option(
+        None,
+        "kind of object: letters, star, cells, texture or flat, which are alike for every seed; dead_leaves, bars, "
+        "gratings, lines, clouds, spokes or photographs, whose contrast is drawn too, down to no amplitude and over ±π",
+    )
+    probe: str | None = option(
+        None,
+        "kind of probe: structured, disk, gaussian, fresnel, zone_plate, zernike, defocus, vortex or speckle",
+    )
+    trajectory: Literal["raster", "spiral", "grid", "scattered"] | None = option(
+        None, "order and pattern of the positions"
+    )
     size: int | None = option(None, "N: side of a pattern in pixels")
     positions: int | None = option(None, "number of scan positions")
     overlap: float | None = option(None, "linear overlap of neighbouring probes, 0 to below 1")

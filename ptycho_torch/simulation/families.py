@@ -1,10 +1,11 @@
 """Families of probes that are drawn at random: by width, curvature and bandwidth they bracket measured ones.
 
-Each draws its lengths as shares of N, with bounds that keep its rays inside the window and its pupil inside the detector:
-no ray lands beyond 0.36 N from the centre and no local frequency exceeds 0.42 cycles a pixel. What diffraction still sends
-further is cut by :func:`~ptycho_torch.simulation.waves.confined`. Shares are those of the whole window: the probe of LCLS
-run 1084 has an rms radius of 0.24 N and an rms frequency of 0.27 cycles a pixel, that of the Siemens star of the APS
-0.17 N and 0.15.
+Each draws its lengths as shares of N, with bounds that keep its rays inside the window and its pupil inside the
+detector: no ray lands beyond 0.36 N from the beam's axis and no pupil exceeds 0.41 cycles a pixel. What diffraction
+still sends further is cut by :func:`~ptycho_torch.simulation.waves.confined`. So at least 95 % of the power lies within
+the central 3/4 of the window, and of the far field within the central 7/8 of the detector, on each axis. The probe of
+LCLS run 1084 has an rms radius of 0.24 N and an rms frequency of 0.27 cycles a pixel, that of the Siemens star of the
+APS 0.17 N and 0.15.
 """
 
 from collections.abc import Callable
@@ -27,10 +28,10 @@ from ptycho_torch.simulation.waves import (
     through_pupil,
 )
 
-WIDEST_PUPIL = 0.39
-"""Cycles a pixel: leaves the outer tenth of the detector to what the object scatters."""
+WIDEST_PUPIL = 0.41
+"""Cycles a pixel: leaves the edge of the detector to what the object scatters."""
 
-FARTHEST_RAY = 0.34
+FARTHEST_RAY = 0.36
 """Share of N at which the outermost ray may land, before the probe is moved off the centre."""
 
 
@@ -131,7 +132,7 @@ def moved(wave: Wave, rng: np.random.Generator) -> Wave:
 
 
 def aberrations(size: int, aperture: float, rng: np.random.Generator, strength: float) -> Grid:
-    """Phase (N, N) in rad of random astigmatism, coma, trefoil and spherical aberration, each ``strength`` rms on average.
+    """Phase (N, N) in rad of random astigmatism, coma, trefoil and spherical aberration, ``strength`` rms in all.
 
     The Zernike polynomials are Noll's (J. Opt. Soc. Am. 66, 207 (1976)), 5 to 11, of unit rms on the pupil.
     """
@@ -197,7 +198,8 @@ def varied(modes: Wave, amount: float, rng: np.random.Generator) -> NDArray[np.c
     """A probe (M, N, N) a little different from ``modes``, of unit power.
 
     It is wider or narrower (by a tenth of ``amount`` rms), moved (by 0.02 N · ``amount`` rms an axis), defocused (its
-    outer rays moved by 0.03 N · ``amount`` rms), and its modes leak into each other (a tenth of ``amount`` of the field).
+    outer rays moved by 0.03 N · ``amount`` rms), and its modes leak into each other (a tenth of ``amount`` of the
+    field).
     """
     size = modes.shape[-1]
     widening, mixing = 0.1 * amount, 0.1 * amount

@@ -91,8 +91,9 @@ def paint_labels(corners: Field, counts: NDArray[np.int64], shape: Shape) -> NDA
 
     sheet = Image.new("I", (shape[1], shape[0]))
     draw = ImageDraw.Draw(sheet)
-    for number, (polygon, count) in enumerate(zip(corners[..., ::-1].tolist(), counts.tolist(), strict=True), start=1):
-        draw.polygon([tuple(corner) for corner in polygon[:count]], fill=number)
+    flat = corners[..., ::-1].reshape(len(corners), -1).tolist()  # x, y, x, y, …
+    for number, (polygon, count) in enumerate(zip(flat, counts.tolist(), strict=True), start=1):
+        draw.polygon(polygon[: 2 * count], fill=number)
     return np.asarray(sheet)
 
 

@@ -78,7 +78,7 @@ def load_photographs() -> Photographs:
 def halved(picture: NDArray[np.float32]) -> NDArray[np.float32]:
     """``picture`` at half its resolution: means over 2 × 2 pixels."""
     even = picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]
-    return (even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]) / 4
+    return np.asarray((even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]) / 4, dtype=np.float32)
 
 
 def part_of(pyramid: list[NDArray[np.float32]], shape: Shape, rng: np.random.Generator) -> NDArray[np.float32]:

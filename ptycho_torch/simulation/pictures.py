@@ -24,7 +24,7 @@ def dead_leaves(shape: Shape, rng: np.random.Generator) -> Pictures:
     roundness are drawn; sparse draws leave a background bare.
     """
     side = min(shape)
-    low, high, power = rng.uniform(1.5, 4), rng.uniform(0.1, 0.4) * side, rng.uniform(1.2, 3.2)
+    low, high, power = rng.uniform(1.5, 4), rng.uniform(0.06, 0.25) * side, rng.uniform(1.2, 3.2)
     # More than are needed; the area says how many of them are taken.
     radii = power_law(rng, 500, low, high, power)
     cover = np.cumsum(np.pi * radii**2) / (shape[0] * shape[1])
@@ -37,7 +37,7 @@ def dead_leaves(shape: Shape, rng: np.random.Generator) -> Pictures:
 
 def bars(shape: Shape, rng: np.random.Generator) -> Pictures:
     """Groups of parallel bars, as on a resolution target: each of a period, an angle and colours of its own."""
-    groups = int(rng.integers(4, 12) * max(1.0, shape[0] * shape[1] / 150**2))
+    groups = int(rng.integers(8, 25) * max(0.5, shape[0] * shape[1] / 150**2))
     width = np.exp(rng.uniform(np.log(1.5), np.log(12), groups))
     length, turn = width * rng.uniform(4, 12, groups), rng.uniform(0, np.pi, groups)
     if rng.random() < 0.5:  # a target that is aligned with its edges
@@ -59,8 +59,8 @@ def bars(shape: Shape, rng: np.random.Generator) -> Pictures:
 
 def gratings(shape: Shape, rng: np.random.Generator) -> Pictures:
     """A patchwork of line gratings, from sines to square waves, with periods from 3 pixels on."""
-    count = int(rng.integers(1, 10))
-    radii, counts = np.full(count, 0.45 * min(shape)), np.full(count, MOST_CORNERS)
+    count = int(rng.integers(1, 20))
+    radii, counts = rng.uniform(0.15, 0.45) * min(shape) * np.ones(count), np.full(count, MOST_CORNERS)
     labels = paint_labels(polygons(radii, counts, shape, rng), counts, shape)
     period = np.exp(rng.uniform(np.log(3), np.log(40), count + 1))
     turn, start = rng.uniform(0, np.pi, count + 1), rng.uniform(0, 2 * np.pi, count + 1)
@@ -71,7 +71,8 @@ def gratings(shape: Shape, rng: np.random.Generator) -> Pictures:
     sharp = sharpness.astype(np.float32)[labels]
     picture = 0.5 + 0.5 * np.tanh(sharp * wave) / np.tanh(sharp)
     low, high = np.split(colours(2 * count + 2, rng).astype(np.float32), 2, axis=1)
-    return soft(low[:, labels] * (1 - picture) + high[:, labels] * picture, rng)
+    mixed = low[:, labels] * (1 - picture) + high[:, labels] * picture
+    return soft(mixed.astype(np.float32), rng)
 
 
 def lines(shape: Shape, rng: np.random.Generator) -> Pictures:
@@ -137,7 +138,8 @@ def spokes(shape: Shape, rng: np.random.Generator) -> Pictures:
     wave = np.where(radius > min(shape) * rng.uniform(0.4, 1.2), np.float32(-1), wave)
     low, high = np.split(colours(2, rng).astype(np.float32), 2, axis=1)
     picture = 0.5 + 0.5 * wave
-    return soft(low[..., None] * (1 - picture) + high[..., None] * picture, rng)
+    mixed = low[..., None] * (1 - picture) + high[..., None] * picture
+    return soft(mixed.astype(np.float32), rng)
 
 
 PICTURES: dict[str, Callable[[Shape, np.random.Generator], Pictures]] = {

@@ -70,7 +70,8 @@ class StreamSettings:
     """Share of the lessons with one of the given probes, where there are both those and families."""
 
     variation: float = 0.0
-    """How much given probes are changed, see :func:`~ptycho_torch.simulation.families.varied`: 0 not at all, 1 a little."""
+    """How much given probes are changed, 0 not at all, 1 a little: ``amount`` of
+    :func:`~ptycho_torch.simulation.families.varied`."""
 
     photons: tuple[float, float] = (1e3, 1e7)
     """Lowest and highest mean total a pattern, before any mask; drawn evenly in its logarithm."""
@@ -99,9 +100,7 @@ class StreamSettings:
 
     def __post_init__(self) -> None:
         if self.size % 8 or self.size < SMALLEST:
-            raise ConfigError(
-                f"patterns of {self.size} pixels are asked for: expected a multiple of 8, from {SMALLEST} on"
-            )
+            raise ConfigError(f"patterns have {self.size} pixels a side: expected a multiple of 8, from {SMALLEST} on")
         for name in ("patterns", "reuse"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")
@@ -177,8 +176,8 @@ class Stream:
         settings = self.settings
         rng = np.random.default_rng([settings.seed, 0, number])
         modes = self._draw_probe(rng)
-        positions = self._draw_positions(modes, rng)
-        obj, positions = cut_out(self._sheet(number // settings.reuse), positions, settings.size, rng)
+        relative = self._draw_positions(modes, rng)
+        obj, positions = cut_out(self._sheet(number // settings.reuse), relative, settings.size, rng)
         truth = torch.from_numpy(modes.astype(np.complex64))
         intensity = from_object(obj, truth, positions).intensity
         if float(intensity.sum()) < DARKEST * len(positions):
@@ -191,7 +190,7 @@ class Stream:
         if rng.random() < settings.masked:
             mask = torch.from_numpy(draw_mask(power_of(far_field(truth)).double().numpy(), rng))[None]
             counts = torch.where(mask, counts, torch.zeros_like(counts))
-        # As with a measured scan: nobody knows the probe's power, the mean pattern stands for it, the object absorbs it.
+        # As with a measured scan: the mean pattern stands for the probe's power, and the object absorbs the factor.
         power = max(float(counts.sum(dtype=torch.float64)) / len(positions), 1.0)
         power *= math.exp(settings.power_error * rng.standard_normal())
         guess = truth
@@ -283,9 +282,7 @@ def unit_probe(probe: NDArray[Any], size: int) -> NDArray[np.complex128]:
     modes = np.asarray(probe, dtype=np.complex128)
     modes = modes[None] if modes.ndim == 2 else modes
     if modes.ndim != 3 or modes.shape[1:] != (size, size):
-        raise ConfigError(
-            f"a probe has the shape {np.shape(probe)}: expected ({size}, {size}) or (modes, {size}, {size})"
-        )
+        raise ConfigError(f"a probe has the shape {np.shape(probe)}: expected {size} × {size} pixels, in modes or not")
     power = float(np.square(np.abs(modes)).sum())
     if not 0 < power < math.inf:
         raise ConfigError("a probe is dark or not finite")

@@ -94,7 +94,8 @@ def aperture_wave(
     y, x = pixel_grid(size)
     across, along = y * np.cos(turn) - x * np.sin(turn), y * np.sin(turn) + x * np.cos(turn)
     reach = (np.abs(across / aspect) ** squareness + np.abs(along) ** squareness) ** (1 / squareness)
-    behind = propagated(soft_disk(reach, half_width, 2.0) + 0j, half_width**2 / fresnel_number)
+    opening = soft_disk(reach, half_width, 2.0).astype(np.complex128)
+    behind = propagated(opening, half_width**2 / fresnel_number)
     return behind * cis(np.pi * slope / half_width * (y**2 + x**2))
 
 

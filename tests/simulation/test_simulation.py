@@ -12,7 +12,7 @@ import pytest
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.data.npz import load_scan
 from ptycho_torch.data.profile import nearest_step, probe_diameter
-from ptycho_torch.simulation.objects import OBJECTS
+from ptycho_torch.simulation.objects import FIXED, OBJECTS
 from ptycho_torch.simulation.probes import PROBES, incoherent_modes
 from ptycho_torch.simulation.scan import NOISELESS_PHOTONS, PRESETS, simulate_recipe, simulate_scan
 from ptycho_torch.simulation.trajectories import TRAJECTORIES
@@ -20,12 +20,18 @@ from ptycho_torch.simulation.trajectories import TRAJECTORIES
 DATA = os.environ.get("PTYCHO_TORCH_DATA")
 
 
+@pytest.mark.parametrize("name", FIXED)
+def test_fixed_objects_never_wrap_their_phase_and_never_are_dark(name: str) -> None:
+    obj = OBJECTS[name]((91, 80), np.random.default_rng(0))
+    assert 0.3 <= np.abs(obj).min() <= np.abs(obj).max() <= 1.1
+    assert np.abs(np.angle(obj)).max() < 2.0
+
+
 @pytest.mark.parametrize("name", OBJECTS)
 def test_objects_are_transmissions_without_symmetry(name: str) -> None:
     obj = OBJECTS[name]((91, 80), np.random.default_rng(0))
     assert obj.shape == (91, 80)
-    assert 0.3 <= np.abs(obj).min() <= np.abs(obj).max() <= 1.1
-    assert np.abs(np.angle(obj)).max() < 2.0  # nowhere near a wrap
+    assert obj.dtype == np.complex128
     if name == "flat":
         return
     middle = obj[5:85, :]
