@@ -101,7 +101,9 @@ def _stream(config: PretrainConfig) -> "Stream":
     given = _given_probes(config)
     size = given[0].shape[-1] if given else config.size or 64
     families = config.probe_family or (() if given else ("all",))
+    objects = {"objects": tuple((name, 1.0) for name in config.objects)} if config.objects else {}
     settings = StreamSettings(
+        **objects,
         size=size,
         patterns=config.batch_size or (16 if size <= 64 else 8),
         seed=config.seed,

@@ -153,6 +153,12 @@ class PretrainConfig(Verbosity):
         "all, or with --probe none",
         several=True,
     )
+    objects: tuple[str, ...] = option(
+        (),
+        "kinds of objects to draw from, evenly: dead_leaves, clouds, photographs, lines, bars, gratings, spokes, letters, "
+        "cells; default: a mixture of the first seven",
+        several=True,
+    )
     probe_variation: float = option(
         0.0, "how much given probes are changed from lesson to lesson: 0 not at all, 1 a little in shape and focus"
     )

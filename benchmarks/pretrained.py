@@ -1,0 +1,308 @@
+"""Pretrain networks on simulation alone, and measure what one pass of each makes of scans that it never saw.
+
+::
+
+    python benchmarks/pretrained.py --twin Run1084_twin_legacy.npz --star star.npz --folder pretrained --seconds 600
+
+Pretrains by the command that a person would type, in the folder ``--folder`` (a model that is there is used again), and
+prints one Markdown table a part. Everything is on objects that no training saw; R stands beside its floor, and beside
+that of a flat object.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ptycho_torch.core.config import StageConfig
+from ptycho_torch.core.observer import SilentObserver
+from ptycho_torch.data.npz import load_scan
+from ptycho_torch.data.reconstruction import Reconstruction, load_reconstruction
+from ptycho_torch.data.scan import Scan
+from ptycho_torch.engines.chain import Chain
+from ptycho_torch.engines.neural import reconstruct_by_network
+from ptycho_torch.engines.problem import flat_estimate
+from ptycho_torch.imaging.alignment import best_scale
+from ptycho_torch.imaging.consistency import consistency
+from ptycho_torch.imaging.half_scan import half_scan_correlation
+from ptycho_torch.imaging.metrics import ssim
+from ptycho_torch.networks.batch import probe_in_photons
+from ptycho_torch.simulation.objects import OBJECTS
+from ptycho_torch.simulation.scan import simulate_scan
+from ptycho_torch.simulation.trajectories import TRAJECTORIES
+from ptycho_torch.training.bundle import load_bundle
+
+
+@dataclass
+class Bench:
+    """Where things are."""
+
+    twin: Path
+    star: Path
+    folder: Path
+    seconds: float
+
+    def verb(self, *words: object) -> float:
+        """Run a command as a person would; seconds it took."""
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", *map(str, words)], check=True)
+        return time.perf_counter() - started
+
+    def model(self, name: str, *words: object) -> Path:
+        """The folder of a network pretrained by these flags."""
+        folder = self.folder / name
+        if not (folder / "bundle.json").exists():
+            flags = ["--time_limit", self.seconds, "--quiet", *words]
+            print(f"`python -m ptycho_torch.pretrain --output_dir {name} {' '.join(map(str, flags))}`", flush=True)
+            print(
+                f"took {self.verb('ptycho_torch.pretrain', '--output_dir', folder, *flags):.0f} s in all\n", flush=True
+            )
+        return folder
+
+    def best_of_star(self) -> Path:
+        """What the best engine makes of the star: three modes, positions refined, and so the best probe."""
+        folder = self.folder / "star_engine"
+        if not (folder / "reconstruction.npz").exists():
+            settings = "--engine pie --update_probe --probe_modes 3 --update_positions --epochs 20 --no_report --quiet"
+            self.verb("ptycho_torch.reconstruct", self.star, "--output_dir", folder, *settings.split())
+        return folder / "reconstruction.npz"
+
+
+def row(*cells: str) -> None:
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def one_pass(
+    folder: Path, scan: Scan, probe: np.ndarray | None = None, gridsize: int = 1
+) -> tuple[Reconstruction, float]:
+    """The network's picture of ``scan``, lit by ``probe`` (√photons) or the scan's own; and seconds, start-up apart."""
+    model = load_bundle(folder).model
+    photons = scan.photons_per_unit or 1.0
+    lit = probe_in_photons(scan, photons) if probe is None else torch.from_numpy(probe)
+    reconstruct_by_network(model, scan.select(np.arange(min(64, len(scan)))), photons, probe=lit)
+    started = time.perf_counter()
+    found = reconstruct_by_network(model, scan, photons, probe=lit, gridsize=gridsize)
+    return found, time.perf_counter() - started
+
+
+def refined(scan: Scan, start: Reconstruction, stage: StageConfig) -> tuple[Reconstruction, float]:
+    """An engine from where a network left, and its seconds."""
+    photons = scan.photons_per_unit or 1.0
+    estimate = flat_estimate(torch.from_numpy(scan.positions.copy()), torch.from_numpy(start.probe.copy()))
+    top, left = (int(a - b) for a, b in zip(start.origin_yx, estimate.frame.origin, strict=True))
+    obj = estimate.object.clone()
+    rows, columns = start.object.shape
+    obj[top : top + rows, left : left + columns] = torch.from_numpy(start.object)
+    chain = Chain(scan, photons, [stage], estimate._replace(object=obj), 0)
+    started = time.perf_counter()
+    chain.next_stage(SilentObserver())
+    return chain.result(), time.perf_counter() - started
+
+
+def by_engine(scan: Scan, stage: StageConfig) -> tuple[Reconstruction, float]:
+    """An engine from ones, with the scan's probe, and its seconds."""
+    photons = scan.photons_per_unit or 1.0
+    started = time.perf_counter()
+    estimate = flat_estimate(torch.from_numpy(scan.positions.copy()), probe_in_photons(scan, photons))
+    chain = Chain(scan, photons, [stage], estimate, 0)
+    chain.next_stage(SilentObserver())
+    return chain.result(), time.perf_counter() - started
+
+
+def r_of(found: Reconstruction, scan: Scan) -> str:
+    measured = consistency(
+        found, replace(scan, positions=found.positions), photons_per_unit=scan.photons_per_unit or 1.0
+    )
+    return f"{measured.r:.5f} (floor {measured.r_floor:.4f})"
+
+
+def agreement(found: Reconstruction, other: Reconstruction) -> float:
+    """Share of Nyquist at which two results of one scan stop to agree (FRC ½), after a factor, a ramp and a shift."""
+    top, left = (int(a - b) for a, b in zip(found.origin_yx, other.origin_yx, strict=True))
+    rows, columns = found.object.shape
+    cut = (slice(top, top + rows), slice(left, left + columns))
+    same = replace(other, object=other.object[cut], coverage=other.coverage[cut], origin_yx=found.origin_yx)
+    crossing = half_scan_correlation(found, same).frc.crossing_at(0.5)
+    return 2 * (0.5 if crossing is None else crossing)
+
+
+def of_star(bench: Bench) -> None:
+    """The measured star, by a network that saw its probe and by one that did not."""
+    star = replace(load_scan(bench.star), photons_per_unit=1.0)
+    best = load_reconstruction(bench.best_of_star())
+    flat = replace(best, object=np.full_like(best.object, np.sqrt(np.square(np.abs(best.object)).mean())))
+    print("\n| star | R | FRC ½ with the engine's, of Nyquist | seconds |\n|---|---|---|---|")
+    row("a flat object", r_of(flat, star), "", "")
+    row("engine: pie, three modes, positions", r_of(best, star), "", "")
+    models = {
+        "pretrained with this very probe": bench.model("star_probe", "--probe", bench.best_of_star()),
+        "pretrained on families of probes alone": bench.model("general_128", "--size", 128),
+    }
+    brief = StageConfig(engine="pie", time_limit=0.5, update_probe=True, update_intensity=True)
+    for told, folder in models.items():
+        found, seconds = one_pass(folder, star, best.probe)
+        row(f"{told}: one pass", r_of(found, star), f"{agreement(found, best):.2f}", f"{seconds:.2f}")
+        after, more = refined(star, found, brief)
+        row(f"{told}: and pie", r_of(after, star), f"{agreement(after, best):.2f}", f"{seconds + more:.2f}")
+
+
+def nrmse(found: Reconstruction, scan: Scan) -> float:
+    """Over the box of scan positions, after one complex factor."""
+    rec, true = boxed(found, scan)
+    return float(np.linalg.norm(best_scale(rec, true, np.ones(true.shape, bool)) * rec - true) / np.linalg.norm(true))
+
+
+def boxed(found: Reconstruction, scan: Scan) -> tuple[np.ndarray, np.ndarray]:
+    """Result and truth in the box of scan positions."""
+    assert scan.truth is not None
+    low, high = np.ceil(scan.positions.min(0)).astype(int), np.floor(scan.positions.max(0)).astype(int) + 1
+    top, left = found.origin_yx
+    rec = found.object[low[0] - top : high[0] - top, low[1] - left : high[1] - left].astype(complex)
+    return rec, scan.truth[low[0] : high[0], low[1] : high[1]].astype(complex)
+
+
+def simulated(twin: Scan, name: str, photons: float, step: float, seed: int, positions: int = 400) -> Scan:
+    """A scan of a drawn object by the twin's probe: ``step`` pixels between neighbours."""
+    rng = np.random.default_rng([seed, 12345])
+    where = TRAJECTORIES["raster"](positions, step, 0.3, rng)
+    where = where - where.min(0) + twin.size // 2 + 4
+    rows, columns = (int(np.ceil(high)) + twin.size // 2 + 6 for high in where.max(0))
+    obj = OBJECTS[name]((rows, columns), rng)
+    return simulate_scan(obj, twin.probe.astype(complex), where, photons, rng)
+
+
+KINDS = ("letters", "cells", "dead_leaves")
+"""Objects by which networks are judged; the first two kinds are not in the mixture that they learn from."""
+
+
+def of_dose(bench: Bench) -> None:
+    """Few photons: network, engines and chain on objects that nobody saw."""
+    twin = load_scan(bench.twin)
+    folder = bench.model("twin_probe", "--probe", bench.twin)
+    print("\n| photons a pattern, object | network | lsqml, best of both losses | pie, best | network, then pie |")
+    print("|---|---|---|---|---|")
+    for photons in (1e3, 1e4, 1e5, 1e6):
+        for name in KINDS:
+            scan = simulated(twin, name, photons, 3.0, 1)
+            found, _ = one_pass(folder, scan)
+            engines = {
+                engine: min(
+                    nrmse(by_engine(scan, StageConfig(engine=engine, loss=loss))[0], scan)
+                    for loss in ("amplitude", "poisson")
+                )
+                for engine in ("lsqml", "pie")
+            }
+            chained, _ = refined(scan, found, StageConfig(engine="pie", loss="poisson"))
+            row(
+                f"{photons:.0e}, {name}",
+                f"{nrmse(found, scan):.4f}",
+                f"{engines['lsqml']:.4f}",
+                f"{engines['pie']:.4f}",
+                f"{nrmse(chained, scan):.4f}",
+            )
+
+
+def of_overlap(bench: Bench) -> None:
+    """Little overlap, linear: 1 − step / diameter."""
+    from ptycho_torch.data.profile import probe_diameter
+
+    twin = load_scan(bench.twin)
+    folder = bench.model("twin_probe", "--probe", bench.twin)
+    diameter = probe_diameter(twin.probe)
+    overlaps = (0.3, 0.5, 0.8)
+    print(f"\n| NRMSE at a linear overlap of (1e6 photons) | {' | '.join(f'{100 * o:.0f} %' for o in overlaps)} |")
+    print("|---" * (len(overlaps) + 1) + "|")
+    for name in KINDS:
+        scans = [simulated(twin, name, 1e6, (1 - overlap) * diameter, 2, 64) for overlap in overlaps]
+        row(f"{name}: network", *(f"{covered_nrmse(one_pass(folder, scan)[0], scan):.4f}" for scan in scans))
+        engine = StageConfig(engine="lsqml")
+        row(f"{name}: lsqml", *(f"{covered_nrmse(by_engine(scan, engine)[0], scan):.4f}" for scan in scans))
+
+
+def covered_nrmse(found: Reconstruction, scan: Scan) -> float:
+    """Weighted by the light, over the whole canvas, so that holes between the probes count for what they are."""
+    assert scan.truth is not None
+    top, left = found.origin_yx
+    rows, columns = found.object.shape
+    true = scan.truth[top : top + rows, left : left + columns].astype(complex)
+    weight = found.coverage[: true.shape[0], : true.shape[1]]
+    rec = found.object[: true.shape[0], : true.shape[1]].astype(complex)
+    factor = best_scale(rec, true, weight)
+    error = (weight * np.square(np.abs(factor * rec - true))).sum()
+    return float(np.sqrt(error / (weight * np.square(np.abs(true))).sum()))
+
+
+def of_lines(bench: Bench) -> None:
+    """Lines, N = 128, 1e9 photons a pattern, each pattern by itself: PtychoPINN's benchmark, as near as it is told."""
+    twin = load_scan(bench.twin)
+    wide = np.zeros((1, 128, 128), np.complex64)
+    wide[0, 32:96, 32:96] = twin.probe[0]
+    path = bench.folder / "probe_128.npz"
+    bench.folder.mkdir(parents=True, exist_ok=True)
+    np.savez(path, probeGuess=wide[0])
+    words = ("--objects", "lines", "--min_photons", 1e9, "--max_photons", 1e9, "--masked", 0)
+    folder = bench.model("lines", "--probe", path, *words)
+    print("\n| lines, 1e9 photons | amplitude MAE | phase MAE | amplitude SSIM | phase SSIM |\n|---|---|---|---|---|")
+    scores = []
+    for seed in range(3):
+        scan = simulated(
+            replace(twin, probe=wide, amplitudes=np.empty((1, 128, 128), np.float32)), "lines", 1e9, 8.0, seed, 256
+        )
+        scores.append(lines_score(one_pass(folder, scan)[0], scan))
+        row(f"object {seed}", *(f"{value:.4f}" for value in scores[-1]))
+    row("median", *(f"{value:.4f}" for value in np.median(scores, axis=0)))
+
+
+def lines_score(found: Reconstruction, scan: Scan) -> tuple[float, float, float, float]:
+    """As their metrics are told: mean amplitudes made alike, a plane taken from both phases, range of the truth."""
+    rec, true = boxed(found, scan)
+    rec = rec * best_scale(rec, true, np.ones(true.shape, bool))
+    amplitude, wanted = np.abs(rec), np.abs(true)
+    amplitude = amplitude * wanted.mean() / amplitude.mean()
+    difference = np.angle(rec * true.conj())
+    phase = without_plane(np.angle(true))
+    met = phase + without_plane(difference)
+    everywhere = np.ones(true.shape, bool)
+    return (
+        float(np.abs(amplitude - wanted).mean()),
+        float(np.abs(met - phase).mean()),
+        ssim(amplitude, wanted, everywhere),
+        ssim(met, phase, everywhere),
+    )
+
+
+def without_plane(phase: np.ndarray) -> np.ndarray:
+    y, x = np.mgrid[: phase.shape[0], : phase.shape[1]]
+    design = np.stack([y.ravel(), x.ravel(), np.ones(phase.size)], 1)
+    fit, *_ = np.linalg.lstsq(design, phase.ravel(), rcond=None)
+    return phase - (design @ fit).reshape(phase.shape)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--twin", type=Path, required=True, help="Run1084_twin_legacy.npz")
+    parser.add_argument("--star", type=Path, required=True, help="the measured star as a canonical scan file")
+    parser.add_argument("--folder", type=Path, default=Path("pretrained"))
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--only", default="", help="parts, separated by commas: star, dose, overlap, lines")
+    arguments = parser.parse_args()
+    bench = Bench(arguments.twin, arguments.star, arguments.folder, arguments.seconds)
+    parts: dict[str, Callable[[Bench], None]] = {
+        "star": of_star,
+        "dose": of_dose,
+        "overlap": of_overlap,
+        "lines": of_lines,
+    }
+    for name in arguments.only.split(",") if arguments.only else parts:
+        parts[name](bench)
+
+
+if __name__ == "__main__":
+    main()
