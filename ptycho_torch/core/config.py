@@ -108,6 +108,9 @@ class TrainConfig(Reading):
     teacher: str | None = option(
         None, 'an engine whose object teaches the network, run first: pie, or with settings "pie:epochs=12"'
     )
+    supervised: bool = option(
+        False, "learn from the labels in the scan files (Y) beside the patterns; they must be the object, not lit"
+    )
     precision: Literal["fp32", "bf16"] = option("fp32", "arithmetic of the network; physics is always complex64")
     num_workers: int = option(0, "processes that prepare batches; 0 prepares them in the main process")
     device: Device = option(
@@ -124,6 +127,8 @@ class TrainConfig(Reading):
             object.__setattr__(self, "train_data_file", (Path(self.train_data_file),))
         if not self.train_data_file:
             raise ConfigError("--train_data_file names no scan: give at least one")
+        if self.supervised and self.teacher:
+            raise ConfigError("--supervised and --teacher both say what the object is: leave one of them out")
         require_positive(self, "n_images", "gridsize", "batch_size", "learning_rate", "width")
         for name in ("max_epochs", "num_workers", "seed"):
             value = getattr(self, name)

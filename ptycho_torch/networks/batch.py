@@ -28,6 +28,9 @@ class Batch(NamedTuple):
     source: int = 0
     """Which of a model's scans these patterns belong to: its probe lights them."""
 
+    labels: Tensor | None = None
+    """(n, N, N) complex64: the object under each pattern, for supervised training alone."""
+
     def take(self, indices: Tensor) -> "Batch":
         """The patterns at ``indices`` (m,) int64."""
         mask = self.mask[indices] if self.mask is not None and len(self.mask) == len(self.amplitudes) else self.mask
@@ -36,6 +39,7 @@ class Batch(NamedTuple):
             mask=mask,
             corners=self.corners[indices],
             fractions=self.fractions[indices],
+            labels=None if self.labels is None else self.labels[indices],
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -46,6 +50,7 @@ class Batch(NamedTuple):
             mask=mask,
             corners=self.corners.to(device),
             fractions=self.fractions.to(device),
+            labels=None if self.labels is None else self.labels.to(device),
         )
 
     @property

@@ -22,10 +22,12 @@ from ptycho_torch.data.grouping import Indices, compact_batches
 from ptycho_torch.networks.batch import Batch
 from ptycho_torch.networks.model import Explained, PtychoModel
 from ptycho_torch.physics.noise import masked_mean, noise_model
+from ptycho_torch.physics.probe import power_of
 from ptycho_torch.training.adam import Adam, Group
 from ptycho_torch.training.bundle import load_tensors, save_tensors
+from ptycho_torch.training.labels import turned
 from ptycho_torch.training.muon import Kernels, Muon
-from ptycho_torch.training.teacher import MERGED_WEIGHT, TEACHING_WEIGHT, Teacher
+from ptycho_torch.training.teacher import MERGED_WEIGHT, TEACHING_WEIGHT, Teacher, patch_distance
 from ptycho_torch.training.tracking import Tracker
 
 CHECKPOINT = Path("checkpoints") / "last" / "state.safetensors"
@@ -59,7 +61,7 @@ class Recipe(NamedTuple):
 FRESH = Recipe(steps=900, learning_rate=3e-3, warm_up=50)
 """From fresh weights."""
 
-TUNING = Recipe(steps=150, learning_rate=1e-3, warm_up=10)
+TUNING = Recipe(steps=200, learning_rate=2e-3, warm_up=10)
 """From the weights of another training."""
 
 
@@ -289,13 +291,19 @@ class Trainer:
         """What the patterns say, and what the teacher says."""
         found = self.model.explain(batch)
         loss = self._deviance(found, batch)
-        if not self.teachers:
+        if batch.labels is None and not self.teachers:
             return loss, torch.zeros_like(loss)
-        teacher = self.teachers[batch.source]
         alone, merged = (
-            teacher.distance(patches, found.probes, batch.corners) for patches in (found.patches, found.fields.patches)
+            self._distance(patches, found.probes, batch) for patches in (found.patches, found.fields.patches)
         )
         return loss, TEACHING_WEIGHT * alone + MERGED_WEIGHT * merged
+
+    def _distance(self, patches: Tensor, probes: Tensor, batch: Batch) -> Tensor:
+        """Of patches (n, N, N) from the labels, whose phases are free, or else from the teacher's."""
+        if batch.labels is None:
+            return self.teachers[batch.source].distance(patches, probes, batch.corners)
+        weights = power_of(probes.detach())
+        return patch_distance(patches, turned(batch.labels, patches, weights), weights)
 
     @torch.no_grad()
     def validate(self) -> float:

@@ -35,14 +35,18 @@ class Teacher:
             corners: (n, 2) int64, in object coordinates.
         """
         target = extract_patches(self.object, corners - self.origin, patches.shape[-1])
-        weights = power_of(probes.detach())
-        missed = patches - target
-        squared = missed.real.square() + missed.imag.square()
-        return ((weights * squared).sum((-2, -1)) / weights.sum((-2, -1))).mean()
+        return patch_distance(patches, target, power_of(probes.detach()))
 
     def digest(self) -> str:
         """A short fingerprint."""
         return hashlib.sha256(self.object.cpu().numpy().tobytes()).hexdigest()[:16]
+
+
+def patch_distance(patches: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Mean over the patterns of the squared distance between patches (n, N, N), weighted by ``weights`` (n, N, N)."""
+    missed = patches - target
+    squared = missed.real.square() + missed.imag.square()
+    return ((weights * squared).sum((-2, -1)) / weights.sum((-2, -1))).mean()
 
 
 def teacher_of(obj: Tensor, coverage: Tensor, origin: tuple[int, int]) -> Teacher:
