@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ptycho_torch.data.reconstruction import Reconstruction
     from ptycho_torch.data.scan import Scan
     from ptycho_torch.training.bundle import Bundle
+    from ptycho_torch.training.light import Light
 
 log = logging.getLogger("ptycho_torch.inference")  # __name__ is __main__ under python -m
 
@@ -57,11 +58,14 @@ def inference(
     centres = _centres(config, bundle, scan)
     _warn_of_scale(config, scan, light.photons_per_unit)
     log.info("probe: %s", light.told)
+    if light.shifts is not None:
+        log.info("positions: as the model learned them on this scan")
     make_output_dir(config.output_dir)
     clock.lap("load")
+    placed = light.placed(scan)
     reconstruction = reconstruct_by_network(
         bundle.model,
-        scan,
+        placed,
         light.photons_per_unit,
         gridsize=config.gridsize or bundle.gridsize,
         centres=centres,
@@ -69,14 +73,15 @@ def inference(
         precision=config.precision,
         observer=observer,
         history=bundle.provenance.get("history", {}),
-        metadata=_metadata(config, bundle, scan, light.told),
+        metadata=_metadata(config, bundle, scan, light),
         probe=light.probe,
     )
     clock.lap("infer and stitch")
+    reconstruction = light.completed(reconstruction)
     metrics = write_results(
         config.output_dir,
         reconstruction,
-        scan.select(centres),
+        placed.select(centres),
         photons_per_unit=light.photons_per_unit,
         command=command,
         validation=_held_out(bundle, scan, centres),
@@ -129,14 +134,15 @@ def _held_out(bundle: "Bundle", scan: "Scan", centres: "Indices") -> "Indices | 
     return np.flatnonzero(np.isin(centres, bundle.scans[known].held_out))
 
 
-def _metadata(config: InferenceConfig, bundle: "Bundle", scan: "Scan", probe: str) -> dict[str, Any]:
+def _metadata(config: InferenceConfig, bundle: "Bundle", scan: "Scan", light: "Light") -> dict[str, Any]:
     """Where the reconstruction comes from. No paths and no clock: the same work gives the same bytes anywhere."""
     kept = bundle.provenance
     return {
         "method": f"network {bundle.model.config.name}" + (" by onnxruntime" if config.onnx else ""),
         "scan": config.test_data.name,
         "scan_digest": scan.digest(),
-        "probe": probe,
+        "probe": light.told,
+        "positions": "as in the scan" if light.shifts is None else "refined",
         "epochs": kept.get("epochs"),
         "gridsize": config.gridsize or bundle.gridsize,
         "validation": kept.get("validation"),

@@ -123,7 +123,18 @@ def _model(
 
     network = start.model.config if start else NetworkConfig(**_typed_network(config))
     probes = [source.probe for source in sources]
-    model = PtychoModel(network, probes, config.update_probe, torch.Generator().manual_seed(config.seed))
+    if config.probe_modes is not None:
+        from ptycho_torch.engines.start import with_modes
+
+        probes = [with_modes(probe, config.probe_modes) for probe in probes]
+    model = PtychoModel(
+        network,
+        probes,
+        config.update_probe,
+        torch.Generator().manual_seed(config.seed),
+        positions=[len(source.scan) for source in sources] if config.update_positions else (),
+        backgrounds=[config.update_background] * len(sources),
+    )
     if start is not None:
         model.network.load_state_dict(start.model.network.state_dict())
     return model.to(device)
@@ -200,6 +211,7 @@ def _settings(config: TrainConfig, size: int, groups: int, start: "Bundle | None
         seed=config.seed,
         num_workers=config.num_workers,
         warm_up=recipe.warm_up,
+        position_bound=config.position_bound if config.update_positions else 0.0,
         start=fingerprint(start.model.network) if start else "",
     )
 
@@ -254,10 +266,13 @@ def _pictures(bundle: "Bundle", scan: "Scan", folder: Path) -> list[Path]:
     """Pictures of what the network makes of the (first) training scan, for the tracker."""
     from ptycho_torch.engines.neural import reconstruct_by_network
     from ptycho_torch.imaging.results import write_pictures
+    from ptycho_torch.training.light import light_for
 
-    photons, probe = bundle.scans[0].photons_per_unit, bundle.model.probes[0]
-    result = reconstruct_by_network(bundle.model, scan, photons, gridsize=bundle.gridsize, probe=probe)
-    return write_pictures(folder, result)
+    light = light_for(bundle, scan)
+    result = reconstruct_by_network(
+        bundle.model, light.placed(scan), light.photons_per_unit, gridsize=bundle.gridsize, probe=light.probe
+    )
+    return write_pictures(folder, light.completed(result))
 
 
 def _command(config: TrainConfig) -> int:

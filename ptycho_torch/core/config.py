@@ -104,7 +104,11 @@ class TrainConfig(Reading):
     loss: Literal["poisson", "amplitude"] = option(
         "amplitude", "noise model whose negative log likelihood is minimised"
     )
-    update_probe: bool = option(False, "learn the probe together with the network")
+    update_probe: bool = option(False, "learn the probe of each scan together with the network")
+    probe_modes: int | None = option(None, "incoherent modes of each probe; default: as many as its file has")
+    update_positions: bool = option(False, "learn the scan positions together with the network")
+    position_bound: float = option(3.0, "farthest that a position moves on either axis, in pixels")
+    update_background: bool = option(False, "learn a background of each scan, the same in all of its patterns")
     teacher: str | None = option(
         None, 'an engine whose object teaches the network, run first: pie, or with settings "pie:epochs=12"'
     )
@@ -130,6 +134,7 @@ class TrainConfig(Reading):
         if self.supervised and self.teacher:
             raise ConfigError("--supervised and --teacher both say what the object is: leave one of them out")
         require_positive(self, "n_images", "gridsize", "batch_size", "learning_rate", "width")
+        require_positive(self, "probe_modes", "position_bound")
         for name in ("max_epochs", "num_workers", "seed"):
             value = getattr(self, name)
             if value is not None and value < 0:

@@ -40,6 +40,15 @@ KERNEL_STEP = 20 / 3
 PROBE_STEP = 100.0
 """Adam's step for the probe (√photons) as a multiple of that for the biases."""
 
+POSITION_STEP = 5.0
+"""Adam's step for the positions (pixels) as a multiple of that for the biases."""
+
+BACKGROUND_STEP = 30.0
+"""Adam's step for a background (photons) as a multiple of that for the biases."""
+
+POSITION_START = 100
+"""Steps after which positions and backgrounds move: before, the object is too rough to tell."""
+
 DECAY_STEPS = 100
 """Steps t after which the learning rate falls as 1/√(1 + t / DECAY_STEPS)."""
 
@@ -92,6 +101,9 @@ class Settings:
 
     warm_up: int = FRESH.warm_up
     """Steps over which the learning rate rises."""
+
+    position_bound: float = 0.0
+    """Farthest that a position moves on either axis, in pixels; 0: they stay."""
 
     start: str = ""
     """Fingerprint of the network that it starts from; empty: fresh weights."""
@@ -203,6 +215,11 @@ class Trainer:
         learned = [parts for parts in model.all_probe_parts if parts.requires_grad]
         if learned:
             groups.append(Group(learned, PROBE_STEP))
+        sources = range(len(patterns))
+        self.shifts = {source: parts for source in sources if (parts := model.shifts_of(source)) is not None}
+        self.backgrounds = [parts for source in sources if (parts := model.background_of(source)) is not None]
+        groups.append(Group(list(self.shifts.values()), POSITION_STEP))
+        groups.append(Group(self.backgrounds, BACKGROUND_STEP))
         self.adam = Adam(groups)
         self.average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         self._weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
@@ -272,13 +289,30 @@ class Trainer:
 
     def _step(self) -> None:
         self.steps += 1
+        if self.steps <= POSITION_START:
+            for late in (*self.shifts.values(), *self.backgrounds):
+                late.grad = None
         self.muon.step(self._rate())
         self.adam.step(self._rate())
+        self._keep_within_bounds()
         # Polynomial-decay averaging (Shamir & Zhang, ICML 2013, with η = 8): the mean of about the last ninth.
         share = 9 / (self.steps + 8)
         with torch.no_grad():
             for name, weight in self._weights:
                 self.average[name].lerp_(weight, share)
+
+    @torch.no_grad()
+    def _keep_within_bounds(self) -> None:
+        """No background is negative; no position is farther off than allowed, and their mean stays where it was.
+
+        A shift of all of them is a shift of the object, or of a probe that is learned.
+        """
+        for source, shifts in self.shifts.items():
+            seen = torch.from_numpy(np.unique(self.patterns[source].groups)).to(shifts.device)
+            moved = shifts[seen] - shifts[seen].mean(0)
+            shifts[seen] = moved.clamp(-self.settings.position_bound, self.settings.position_bound)
+        for background in self.backgrounds:
+            background.clamp_(min=0)
 
     def loss(self, batch: Batch, probe: Tensor | None = None) -> Tensor:
         """Mean deviance a pixel of ``batch``, in units where 0.5 is about the noise of counting."""
@@ -406,6 +440,8 @@ class Trainer:
         return settings | {
             "network": asdict(self.model.config),
             "update_probe": any(parts.requires_grad for parts in self.model.all_probe_parts),
+            "probe_modes": [len(parts) for parts in self.model.all_probe_parts],
+            "update_background": bool(self.backgrounds),
             "groups": self.groups,
             "groups_digest": hashlib.sha256(groups).hexdigest()[:16],
             "scan": ", ".join(one.digest for one in self.patterns),

@@ -129,7 +129,8 @@ def _validation_file(config: TrainConfig, sources: Sequence[Source]) -> Validati
     photons = photon_scale(test, config.photons_per_unit).photons_per_unit
     device = sources[0].data.corners.device
     told = f"the scan {config.test_data_file.name}"
-    patterns = _all_groups(config, test, batch_of_scan(test, photons).to(device), np.arange(len(test)), told)
+    data = batch_of_scan(test, photons).to(device)._replace(indices=None)  # none of those whose positions are learned
+    patterns = _all_groups(config, test, data, np.arange(len(test)), told)
     if len(sources) > 1:  # of several probes none is known to be that of the file
         patterns = replace(patterns, probe=probe_in_photons(test, photons).to(device))
     return Validation([patterns], told)
