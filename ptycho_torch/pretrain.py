@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,11 @@ from ptycho_torch.core.observer import Observer, SilentObserver
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ptycho_torch.physics.ranks import Ranks
     from ptycho_torch.simulation.stream import Stream
     from ptycho_torch.training.loop import Epoch
     from ptycho_torch.training.pretraining import Course, Pretrainer
+    from ptycho_torch.training.tracking import Tracker
 
 log = logging.getLogger("ptycho_torch.pretrain")  # __name__ is __main__ under python -m
 
@@ -39,8 +41,12 @@ POWER_ERROR = 0.1
 """Standard deviation of the logarithm of the probe's power: no scan tells it for each of its neighbourhoods."""
 
 
-def pretrain(config: PretrainConfig, observer: Observer | None = None) -> "tuple[list[Epoch], bool]":
+def pretrain(
+    config: PretrainConfig, observer: Observer | None = None, ranks: "Ranks | None" = None
+) -> "tuple[list[Epoch], bool]":
     """Pretrain as ``config`` says and write the bundle into ``config.output_dir``.
+
+    ``ranks`` are the processes that share the work, each of which calls this; the first of them writes.
 
     Returns:
         The history, one entry a round of lessons, and False where ctrl-C ended it early.
@@ -54,19 +60,20 @@ def pretrain(config: PretrainConfig, observer: Observer | None = None) -> "tuple
     from ptycho_torch.core.files import make_output_dir, write_json
     from ptycho_torch.networks.model import PtychoModel
     from ptycho_torch.networks.registry import NetworkConfig
-    from ptycho_torch.physics.devices import select_device
+    from ptycho_torch.physics.ranks import ALONE
     from ptycho_torch.training.bundle import Bundle, save_bundle
     from ptycho_torch.training.loop import CHECKPOINT, write_history
     from ptycho_torch.training.pretraining import Pretrainer
-    from ptycho_torch.training.tracking import make_tracker
+    from ptycho_torch.training.tracking import NoTracker, make_tracker
 
     clock = Clock()
-    device = select_device(config.device)
+    ranks = ranks or ALONE
+    device = ranks.device(config.device)
     stream = _stream(config)
     network = NetworkConfig(config.network, config.head, config.width, probe_channel=True)
     generator = torch.Generator().manual_seed(config.seed)
     model = PtychoModel(network, [], generator=generator, size=stream.settings.size).to(device)
-    trainer = Pretrainer(model, stream, _course(config))
+    trainer = Pretrainer(model, stream, _course(config), ranks)
     output_dir = Path(config.output_dir)
     checkpoint = output_dir / CHECKPOINT
     if config.resume:
@@ -74,10 +81,12 @@ def pretrain(config: PretrainConfig, observer: Observer | None = None) -> "tuple
             raise ConfigError(f"{checkpoint}: no checkpoint to go on from; pretrain without --resume first")
         trainer.load(checkpoint)
         log.info("going on after lesson %d", trainer.optimiser.steps)
-    make_output_dir(output_dir)
-    cli.write_config(output_dir / "config.yaml", config)
-    tracker = make_tracker(config.logger, output_dir)
-    tracker.parameters(cli.resolved(config))
+    tracker: Tracker = NoTracker()
+    if ranks.first:
+        make_output_dir(output_dir)
+        cli.write_config(output_dir / "config.yaml", config)
+        tracker = make_tracker(config.logger, output_dir)
+        tracker.parameters(cli.resolved(config))
     clock.lap("prepare")
     try:
         completed = trainer.run(observer or SilentObserver(), tracker, checkpoint)
@@ -85,6 +94,8 @@ def pretrain(config: PretrainConfig, observer: Observer | None = None) -> "tuple
         tracker.finish(completed=False)
         raise
     clock.lap("pretrain")
+    if not ranks.first:
+        return trainer.history, completed
     with trainer.optimiser.averaged() as averaged:
         save_bundle(output_dir, Bundle(averaged, (), 1, _provenance(config, trainer)))
         write_history(output_dir / "history.csv", trainer.history)
@@ -101,9 +112,7 @@ def _stream(config: PretrainConfig) -> "Stream":
     given = _given_probes(config)
     size = given[0].shape[-1] if given else config.size or 64
     families = config.probe_family or (() if given else ("all",))
-    objects = {"objects": tuple((name, 1.0) for name in config.objects)} if config.objects else {}
     settings = StreamSettings(
-        **objects,
         size=size,
         patterns=config.batch_size or (16 if size <= 64 else 8),
         seed=config.seed,
@@ -114,6 +123,8 @@ def _stream(config: PretrainConfig) -> "Stream":
         masked=config.masked,
         power_error=POWER_ERROR,
     )
+    if config.objects:
+        settings = replace(settings, objects=tuple((name, 1.0) for name in config.objects))
     return Stream(settings, given)
 
 
@@ -151,10 +162,11 @@ def _provenance(config: PretrainConfig, trainer: "Pretrainer") -> dict[str, Any]
     }
 
 
-def _command(config: PretrainConfig) -> int:
-    history, completed = pretrain(config, cli.observer_for(config))
+def _command(config: PretrainConfig, ranks: "Ranks | None" = None) -> int:
+    history, completed = pretrain(config, cli.observer_for(config), ranks)
     if not completed:
-        print(f"interrupted after round {len(history)}; go on with --resume", file=sys.stderr)
+        if ranks is None or (ranks.first and ranks.speaks()):
+            print(f"interrupted after round {len(history)}; go on with --resume", file=sys.stderr)
         return cli.EXIT_INTERRUPTED
     if not config.quiet:
         patterns = sum(row.groups for row in history)
@@ -165,7 +177,7 @@ def _command(config: PretrainConfig) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    return cli.run_verb(PretrainConfig, _command, argv, "ptycho-torch pretrain")
+    return cli.run_verb(PretrainConfig, _command, argv, "ptycho-torch pretrain", ranked=True)
 
 
 if __name__ == "__main__":

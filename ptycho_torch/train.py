@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 
     from ptycho_torch.data.scan import Scan
     from ptycho_torch.networks.model import PtychoModel
+    from ptycho_torch.physics.ranks import Ranks
     from ptycho_torch.training.bundle import Bundle
     from ptycho_torch.training.collapse import Verdict
     from ptycho_torch.training.loop import Epoch, Patterns, Settings, Trainer
     from ptycho_torch.training.sources import Source
     from ptycho_torch.training.teacher import Teacher
+    from ptycho_torch.training.tracking import Tracker
 
 log = logging.getLogger("ptycho_torch.train")  # __name__ is __main__ under python -m
 
@@ -49,25 +51,28 @@ class TrainResult:
     """False where ctrl-C ended it early."""
 
     verdicts: "list[Verdict]"
-    """Whether the network sees anything, on the validation patterns of each scan."""
+    """Whether the network sees anything, on the validation patterns of each scan; of several ranks the first says."""
 
 
-def train(config: TrainConfig, observer: Observer | None = None) -> TrainResult:
+def train(config: TrainConfig, observer: Observer | None = None, ranks: "Ranks | None" = None) -> TrainResult:
     """Train as ``config`` says and write the bundle into ``config.output_dir``.
+
+    ``ranks`` are the processes that share the work, each of which calls this; the first of them writes.
 
     Raises:
         PtychoError: bad input, before anything is written.
     """
     from ptycho_torch.core.clock import Clock
-    from ptycho_torch.core.files import make_output_dir, write_json
-    from ptycho_torch.physics.devices import select_device
+    from ptycho_torch.core.files import write_json
+    from ptycho_torch.physics.ranks import ALONE
     from ptycho_torch.training.bundle import save_bundle
     from ptycho_torch.training.loop import CHECKPOINT, Trainer, write_history
     from ptycho_torch.training.sources import load_sources, patterns_of
-    from ptycho_torch.training.tracking import make_tracker
+    from ptycho_torch.training.tracking import NoTracker
 
     clock = Clock()
-    device = select_device(config.device)
+    ranks = ranks or ALONE
+    device = ranks.device(config.device)
     sources = load_sources(config, device)
     clock.lap("load")
     patterns, validation = patterns_of(config, sources)
@@ -78,18 +83,13 @@ def train(config: TrainConfig, observer: Observer | None = None) -> TrainResult:
     if config.teacher:
         teachers = [_teacher(config, *pair, model) for pair in zip(sources, patterns, strict=True)]
         clock.lap("teach")
-    trainer = Trainer(model, patterns, validation.patterns, settings, teachers)
+    trainer = Trainer(model, patterns, validation.patterns, settings, teachers, ranks)
     output_dir = Path(config.output_dir)
     checkpoint = output_dir / CHECKPOINT
     if config.resume:
         _resume(trainer, checkpoint)
-    make_output_dir(output_dir)
     log.info("validation: %s", validation.told)
-    cli.write_config(output_dir / "config.yaml", config)
-    tracker = make_tracker(config.logger, output_dir)
-    tracker.parameters(cli.resolved(config) | asdict(settings))
-    if config.resume:
-        log.info("going on after epoch %d", len(trainer.history))
+    tracker = _begin(config, settings) if ranks.first else NoTracker()
     clock.lap("prepare")
 
     try:
@@ -98,6 +98,8 @@ def train(config: TrainConfig, observer: Observer | None = None) -> TrainResult:
         tracker.finish(completed=False)
         raise
     clock.lap("train")
+    if not ranks.first:
+        return TrainResult(output_dir, trainer.history, completed, [])
     with trainer.averaged():
         verdicts = _verdicts(trainer)
         bundle = _bundle(config, trainer, sources, validation.told, verdicts)
@@ -123,7 +125,18 @@ def _model(
 
     network = start.model.config if start else NetworkConfig(**_typed_network(config))
     probes = [source.probe for source in sources]
-    model = PtychoModel(network, probes, config.update_probe, torch.Generator().manual_seed(config.seed))
+    if config.probe_modes is not None:
+        from ptycho_torch.engines.start import with_modes
+
+        probes = [with_modes(probe, config.probe_modes) for probe in probes]
+    model = PtychoModel(
+        network,
+        probes,
+        config.update_probe,
+        torch.Generator().manual_seed(config.seed),
+        positions=[len(source.scan) for source in sources] if config.update_positions else (),
+        backgrounds=[config.update_background] * len(sources),
+    )
     if start is not None:
         model.network.load_state_dict(start.model.network.state_dict())
     return model.to(device)
@@ -200,6 +213,7 @@ def _settings(config: TrainConfig, size: int, groups: int, start: "Bundle | None
         seed=config.seed,
         num_workers=config.num_workers,
         warm_up=recipe.warm_up,
+        position_bound=config.position_bound if config.update_positions else 0.0,
         start=fingerprint(start.model.network) if start else "",
     )
 
@@ -210,6 +224,7 @@ def _resume(trainer: "Trainer", checkpoint: Path) -> None:
     if not os.path.isfile(checkpoint):  # unlike Path.is_file, also False for a name that no file can have
         raise ConfigError(f"{checkpoint}: no checkpoint to go on from; train without --resume first")
     trainer.load(checkpoint)
+    log.info("going on after epoch %d", len(trainer.history))
 
 
 def _verdicts(trainer: "Trainer") -> "list[Verdict]":
@@ -224,6 +239,18 @@ def _verdicts(trainer: "Trainer") -> "list[Verdict]":
                 "%s: %s: train longer, from another --seed, or with --update_probe", patterns.digest, verdict.told()
             )
     return verdicts
+
+
+def _begin(config: TrainConfig, settings: "Settings") -> "Tracker":
+    """Make the output folder and say in it what will be done."""
+    from ptycho_torch.core.files import make_output_dir
+    from ptycho_torch.training.tracking import make_tracker
+
+    folder = make_output_dir(config.output_dir)
+    cli.write_config(folder / "config.yaml", config)
+    tracker = make_tracker(config.logger, folder)
+    tracker.parameters(cli.resolved(config) | asdict(settings))
+    return tracker
 
 
 def _bundle(
@@ -254,16 +281,20 @@ def _pictures(bundle: "Bundle", scan: "Scan", folder: Path) -> list[Path]:
     """Pictures of what the network makes of the (first) training scan, for the tracker."""
     from ptycho_torch.engines.neural import reconstruct_by_network
     from ptycho_torch.imaging.results import write_pictures
+    from ptycho_torch.training.light import light_for
 
-    photons, probe = bundle.scans[0].photons_per_unit, bundle.model.probes[0]
-    result = reconstruct_by_network(bundle.model, scan, photons, gridsize=bundle.gridsize, probe=probe)
-    return write_pictures(folder, result)
+    light = light_for(bundle, scan)
+    result = reconstruct_by_network(
+        bundle.model, light.placed(scan), light.photons_per_unit, gridsize=bundle.gridsize, probe=light.probe
+    )
+    return write_pictures(folder, light.completed(result))
 
 
-def _command(config: TrainConfig) -> int:
-    result = train(config, cli.observer_for(config))
+def _command(config: TrainConfig, ranks: "Ranks | None" = None) -> int:
+    result = train(config, cli.observer_for(config), ranks)
     if not result.completed:
-        print(f"interrupted after epoch {len(result.history)}; go on with --resume", file=sys.stderr)
+        if ranks is None or (ranks.first and ranks.speaks()):
+            print(f"interrupted after epoch {len(result.history)}; go on with --resume", file=sys.stderr)
         return cli.EXIT_INTERRUPTED
     if not config.quiet:
         last = result.history[-1] if result.history else None
@@ -277,7 +308,7 @@ def _command(config: TrainConfig) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    return cli.run_verb(TrainConfig, _command, argv, "ptycho-torch train")
+    return cli.run_verb(TrainConfig, _command, argv, "ptycho-torch train", ranked=True)
 
 
 if __name__ == "__main__":

@@ -106,9 +106,16 @@ class TrainConfig(Reading):
     loss: Literal["poisson", "amplitude"] = option(
         "amplitude", "noise model whose negative log likelihood is minimised"
     )
-    update_probe: bool = option(False, "learn the probe together with the network")
+    update_probe: bool = option(False, "learn the probe of each scan together with the network")
+    probe_modes: int | None = option(None, "incoherent modes of each probe; default: as many as its file has")
+    update_positions: bool = option(False, "learn the scan positions together with the network")
+    position_bound: float = option(3.0, "farthest that a position moves on either axis, in pixels")
+    update_background: bool = option(False, "learn a background of each scan, the same in all of its patterns")
     teacher: str | None = option(
         None, 'an engine whose object teaches the network, run first: pie, or with settings "pie:epochs=12"'
+    )
+    supervised: bool = option(
+        False, "learn from the labels in the scan files (Y) beside the patterns; they must be the object, not lit"
     )
     precision: Literal["fp32", "bf16"] = option("fp32", "arithmetic of the network; physics is always complex64")
     num_workers: int = option(0, "processes that prepare batches; 0 prepares them in the main process")
@@ -126,7 +133,10 @@ class TrainConfig(Reading):
             object.__setattr__(self, "train_data_file", (Path(self.train_data_file),))
         if not self.train_data_file:
             raise ConfigError("--train_data_file names no scan: give at least one")
+        if self.supervised and self.teacher:
+            raise ConfigError("--supervised and --teacher both say what the object is: leave one of them out")
         require_positive(self, "n_images", "gridsize", "batch_size", "learning_rate", "width")
+        require_positive(self, "probe_modes", "position_bound")
         for name in ("max_epochs", "num_workers", "seed"):
             value = getattr(self, name)
             if value is not None and value < 0:
@@ -155,8 +165,8 @@ class PretrainConfig(Verbosity):
     )
     objects: tuple[str, ...] = option(
         (),
-        "kinds of objects to draw from, evenly: dead_leaves, clouds, photographs, lines, bars, gratings, spokes, letters, "
-        "cells; default: a mixture of the first seven",
+        "kinds of objects to draw from, evenly: dead_leaves, clouds, photographs, lines, bars, gratings, spokes, "
+        "letters, cells; default: a mixture of the first seven",
         several=True,
     )
     probe_variation: float = option(

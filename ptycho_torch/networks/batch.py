@@ -28,6 +28,12 @@ class Batch(NamedTuple):
     source: int = 0
     """Which of a model's scans these patterns belong to: its probe lights them."""
 
+    indices: Tensor | None = None
+    """(n,) int64: which patterns of their scan these are; None: of none that a model refines positions of."""
+
+    labels: Tensor | None = None
+    """(n, N, N) complex64: the object under each pattern, for supervised training alone."""
+
     def take(self, indices: Tensor) -> "Batch":
         """The patterns at ``indices`` (m,) int64."""
         mask = self.mask[indices] if self.mask is not None and len(self.mask) == len(self.amplitudes) else self.mask
@@ -36,6 +42,8 @@ class Batch(NamedTuple):
             mask=mask,
             corners=self.corners[indices],
             fractions=self.fractions[indices],
+            indices=None if self.indices is None else self.indices[indices],
+            labels=None if self.labels is None else self.labels[indices],
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -46,6 +54,8 @@ class Batch(NamedTuple):
             mask=mask,
             corners=self.corners.to(device),
             fractions=self.fractions.to(device),
+            indices=None if self.indices is None else self.indices.to(device),
+            labels=None if self.labels is None else self.labels.to(device),
         )
 
     @property
@@ -67,7 +77,8 @@ def batch_of_scan(scan: Scan, photons_per_unit: float, source: int = 0) -> Batch
         mask = torch.from_numpy(np.fft.ifftshift(centred, axes=(-2, -1)))
         amplitudes = np.where(mask.numpy(), amplitudes, np.float32(0))
     placement = split_positions(torch.from_numpy(scan.positions), scan.size)
-    return Batch(torch.from_numpy(amplitudes), mask, placement.corners, placement.fractions.float(), source)
+    fractions, indices = placement.fractions.float(), torch.arange(len(scan))
+    return Batch(torch.from_numpy(amplitudes), mask, placement.corners, fractions, source, indices)
 
 
 def probe_in_photons(scan: Scan, photons_per_unit: float) -> Tensor:

@@ -76,8 +76,8 @@ def correction(obj: Tensor, amplitudes: Tensor, probe: Tensor) -> Tensor:
 def filled(amplitudes: Tensor, mask: Tensor | None, probe: Tensor) -> Tensor:
     """``amplitudes`` (n, N, N) with those of a flat object where ``mask`` (broadcastable, bool) is False.
 
-    A lift takes a zero for a measurement, and a network a hole for an edge. Nothing is known there, and the light of the
-    probe is the likeliest. ``probe`` is (n, M, N, N) complex, at each position's fraction.
+    A lift takes a zero for a measurement, and a network a hole for an edge. Nothing is known there, and the light of
+    the probe is the likeliest. ``probe`` is (n, M, N, N) complex, at each position's fraction.
     """
     if mask is None:
         return amplitudes

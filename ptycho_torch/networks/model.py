@@ -10,8 +10,9 @@ from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.networks.batch import Batch
 from ptycho_torch.networks.lift import filled
 from ptycho_torch.networks.registry import NetworkConfig, build_network
-from ptycho_torch.physics.forward import Wavefields, from_patches, merge_patches, probe_at
+from ptycho_torch.physics.forward import Wavefields, from_patches, merge_across, merge_patches, probe_at
 from ptycho_torch.physics.probe import power_of
+from ptycho_torch.physics.ranks import ALONE, Ranks
 
 
 class PtychoModel(nn.Module):
@@ -25,6 +26,8 @@ class PtychoModel(nn.Module):
         update_probe: whether the probes learn.
         generator: source of the network's weights; without one they are those of seed 0.
         size: N; needed only where there is no probe.
+        positions: of each scan, the number of patterns whose positions learn; 0 or nothing: none.
+        backgrounds: of each scan, whether a background learns.
     """
 
     def __init__(
@@ -34,16 +37,33 @@ class PtychoModel(nn.Module):
         update_probe: bool = False,
         generator: torch.Generator | None = None,
         size: int | None = None,
+        positions: Sequence[int] = (),
+        backgrounds: Sequence[bool] = (),
     ) -> None:
         super().__init__()
         probes = [probe] if isinstance(probe, Tensor) else list(probe)
         self.config = config
         self.size = int(probes[0].shape[-1]) if size is None else size
         self.network = build_network(config, self.size, generator)
-        self._probe_names = [f"probe_parts_{index}" if index else "probe_parts" for index in range(len(probes))]
+        self._probe_names = [_name("probe_parts", index) for index in range(len(probes))]
         for name, modes in zip(self._probe_names, probes, strict=True):
             # A real view: optimisers and safetensors then need no complex arithmetic.
             self.register_parameter(name, nn.Parameter(torch.view_as_real(modes).clone(), requires_grad=update_probe))
+
+        for index, count in enumerate(positions):
+            if count:
+                self.register_parameter(_name("shifts", index), nn.Parameter(torch.zeros(count, 2)))
+        for index, learned in enumerate(backgrounds):
+            if learned:
+                self.register_parameter(_name("background", index), nn.Parameter(torch.zeros(self.size, self.size)))
+
+    def shifts_of(self, source: int) -> Tensor | None:
+        """What was added to the positions (y, x) of a scan, (n, 2) in pixels; None: they are as given."""
+        return getattr(self, _name("shifts", source), None)
+
+    def background_of(self, source: int) -> Tensor | None:
+        """Photons added to every pattern of a scan, (N, N), zero frequency at [0, 0], not negative; None: none."""
+        return getattr(self, _name("background", source), None)
 
     @property
     def probes(self) -> list[Tensor]:
@@ -78,8 +98,10 @@ class PtychoModel(nn.Module):
 
         ``probe`` may give the probe at the batch's fractions, (n, M, N, N), where it is at hand.
         """
+        if not len(batch.amplitudes):  # most layers refuse to compute nothing; the gradients are zero and not missing
+            return batch.amplitudes + 0j * sum(weight.sum() for weight in self.network.parameters())
         if probe is None:
-            probe = probe_at(self.probes[batch.source], batch.fractions)
+            probe = probe_at(self.probes[batch.source], self._fractions(batch))
         probe = probe.detach()
         return self.network(filled(batch.amplitudes, batch.mask, probe), probe)
 
@@ -87,16 +109,31 @@ class PtychoModel(nn.Module):
         """Predict all patches, make them agree over the whole batch (the overlap constraint), and propagate them."""
         return self.explain(batch).fields
 
-    def explain(self, batch: Batch, probe: Tensor | None = None) -> "Explained":
+    def explain(self, batch: Batch, probe: Tensor | None = None, ranks: Ranks = ALONE) -> "Explained":
         """As :meth:`forward`, with what the network said of each pattern by itself.
 
-        ``probe`` (M, N, N) lights the batch in place of the model's.
+        ``probe`` (M, N, N) lights the batch in place of the model's. ``ranks`` each have a part of the batch; the
+        overlap constraint spans all of it.
         """
-        probe = probe_at(self.probes[batch.source] if probe is None else probe, batch.fractions)
+        background = self.background_of(batch.source) if probe is None else None
+        probe = probe_at(self.probes[batch.source] if probe is None else probe, self._fractions(batch))
         patches = self.predict(batch, probe)
         weights = power_of(probe.detach())
-        merged = merge_patches(patches[None], weights[None], batch.corners[None])[0]
-        return Explained(patches, probe, from_patches(merged, probe))
+        if ranks.size > 1:
+            merged = merge_across(ranks, patches, weights, batch.corners)
+        else:
+            merged = merge_patches(patches[None], weights[None], batch.corners[None])[0]
+        return Explained(patches, probe, from_patches(merged, probe, 0.0 if background is None else background))
+
+    def _fractions(self, batch: Batch) -> Tensor:
+        """Shift of the probe on each patch (n, 2): what learned positions add moves the probe too."""
+        shifts = self.shifts_of(batch.source)
+        return batch.fractions if shifts is None or batch.indices is None else batch.fractions + shifts[batch.indices]
+
+
+def _name(kind: str, source: int) -> str:
+    """Name of a parameter of a scan. The first one has no number, as when there was only one."""
+    return f"{kind}_{source}" if source else kind
 
 
 class Explained(NamedTuple):

@@ -51,6 +51,8 @@ class Adam:
             first += len(group.weights)
             pairs = zip(group.weights, states, strict=True)
             moving = [(weight, state) for weight, state in pairs if weight.grad is not None]
+            if not moving:
+                continue
             adam(
                 [weight for weight, _ in moving],
                 [weight.grad for weight, _ in moving if weight.grad is not None],

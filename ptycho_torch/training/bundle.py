@@ -80,15 +80,24 @@ def save_bundle(folder: Path, bundle: Bundle) -> None:
             "network": dataclasses.asdict(bundle.model.config),
             "size": bundle.model.size,
             "scans": [
-                dataclasses.asdict(scan)
-                | {"probe_modes": len(probe), "probe_photons": float(probe.detach().abs().square().sum())}
-                for scan, probe in zip(bundle.scans, bundle.model.probes, strict=True)
+                dataclasses.asdict(scan) | _learned(bundle.model, source) for source, scan in enumerate(bundle.scans)
             ],
             "gridsize": bundle.gridsize,
             "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
             "provenance": bundle.provenance,
         },
     )
+
+
+def _learned(model: PtychoModel, source: int) -> dict[str, Any]:
+    """What a model holds of a scan, as :func:`load_bundle` needs it to make the model again."""
+    probe, shifts = model.probes[source].detach(), model.shifts_of(source)
+    return {
+        "probe_modes": len(probe),
+        "probe_photons": float(probe.abs().square().sum()),
+        "positions": 0 if shifts is None else len(shifts),
+        "background": model.background_of(source) is not None,
+    }
 
 
 def load_bundle(folder: str | Path, device: torch.device | str = "cpu") -> Bundle:
@@ -103,8 +112,11 @@ def load_bundle(folder: str | Path, device: torch.device | str = "cpu") -> Bundl
         network = NetworkConfig(**content["network"])
         size = content["size"]
         probes = [torch.zeros(scan["probe_modes"], size, size, dtype=torch.complex64) for scan in content["scans"]]
+        positions, backgrounds = (
+            [scan.get(name, 0) for scan in content["scans"]] for name in ("positions", "background")
+        )
         with torch.random.fork_rng(devices=[]):  # fresh weights are drawn, to be replaced
-            model = PtychoModel(network, probes, size=size)
+            model = PtychoModel(network, probes, size=size, positions=positions, backgrounds=backgrounds)
         bundle = Bundle(model, _scans(content), content["gridsize"], content["provenance"])
         expected = content["weights_sha256"]
     except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:

@@ -96,7 +96,7 @@ def judge(model: PtychoModel, patterns: Patterns) -> Verdict:
     flat = power_of(far_field(probe)).sqrt()
     sums = torch.zeros(9, dtype=torch.float64)
     for _, indices in patterns.batches(VALIDATION_BATCH, 1, np.random.default_rng(0)):
-        sums += _sums(model, patterns.scan.take(indices.to(flat.device)), probe, flat)
+        sums += _sums(model, patterns.scan.take(indices.to(flat.device)), patterns.probe, probe, flat)
     texture, texture_error = _texture(patterns.scan)
     error, floor, photons, overlap, power, spread, mean, lift_spread, lift_mean = sums.tolist()
     return Verdict(
@@ -110,9 +110,9 @@ def judge(model: PtychoModel, patterns: Patterns) -> Verdict:
     )
 
 
-def _sums(model: PtychoModel, batch: Batch, probe: Tensor, flat: Tensor) -> Tensor:
+def _sums(model: PtychoModel, batch: Batch, own: Tensor | None, probe: Tensor, flat: Tensor) -> Tensor:
     """What :func:`judge` adds up over the batches, (9,) float64 on the CPU."""
-    found = model.explain(batch, probe)
+    found = model.explain(batch, own)
     rates, measured = found.fields.intensity, batch.amplitudes
     counted = torch.ones_like(measured, dtype=torch.bool) if batch.mask is None else batch.mask.expand_as(measured)
     maps = (

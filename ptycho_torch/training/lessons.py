@@ -7,10 +7,11 @@ from torch import Tensor
 
 from ptycho_torch.networks.batch import Batch
 from ptycho_torch.networks.model import PtychoModel
-from ptycho_torch.physics.forward import from_patches, merge_patches, probe_at
+from ptycho_torch.physics.forward import from_patches, merge_across, merge_patches, probe_at
 from ptycho_torch.physics.noise import AMPLITUDE_SHIFT
 from ptycho_torch.physics.patches import extract_patches, split_positions
 from ptycho_torch.physics.probe import power_of
+from ptycho_torch.physics.ranks import ALONE, Ranks
 from ptycho_torch.simulation.stream import Lesson
 
 ALONE_WEIGHT = 50.0
@@ -19,7 +20,7 @@ ALONE_WEIGHT = 50.0
 MERGED_WEIGHT = 100.0
 """Weight of the distance of the patches after the overlap constraint: what all miss alike, no averaging takes away."""
 
-PATTERN_WEIGHT = 300.0
+PATTERN_WEIGHT = 1000.0
 """Weight of R of the merged patches, which keeps the patterns in view whatever the dose."""
 
 
@@ -47,31 +48,39 @@ def batch_of_lesson(lesson: Lesson) -> Batch:
     return Batch(lesson.amplitudes, lesson.mask, corners, fractions.float())
 
 
-def mark(model: PtychoModel, lesson: Lesson) -> Marks:
+def mark(model: PtychoModel, lesson: Lesson, ranks: Ranks = ALONE) -> Marks:
     """Let ``model`` answer ``lesson``, and compare with the truth.
 
     A pattern fixes its patch up to a constant phase, so a network has to choose one. Here it is asked for the patch
     whose mean over the light is real, which each pattern settles by itself; patches are turned back to the truth's
     phases before they are merged, as stitching will turn them to each other's.
+
+    ``ranks`` each answer a part of the patterns; the sum of their marks is that of the lesson.
     """
-    batch = batch_of_lesson(lesson)
+    everything = batch_of_lesson(lesson)
+    n, size = everything.amplitudes.shape[:2]
+    batch = everything.take(torch.arange(n, device=everything.corners.device)[ranks.share(n)])
     probes = probe_at(lesson.probe, batch.fractions)
     seen = probes if lesson.probe_guess is lesson.probe else probe_at(lesson.probe_guess, batch.fractions)
-    target = extract_patches(lesson.object, batch.corners, lesson.amplitudes.shape[-1])
+    target = extract_patches(lesson.object, batch.corners, size)
     weights = power_of(probes)
     turn = torch.sgn((weights * target).sum((-2, -1), keepdim=True))
     patches = model.predict(batch, seen) * turn
-    merged = merge_patches(patches[None], weights[None], batch.corners[None])[0]
+    if ranks.size > 1:
+        merged = merge_across(ranks, patches, weights, batch.corners)
+    else:
+        merged = merge_patches(patches[None], weights[None], batch.corners[None])[0]
     rates = from_patches(merged, probes).intensity
     missed = ((rates + AMPLITUDE_SHIFT).sqrt() - batch.amplitudes).square()
     if batch.mask is not None:
         missed = torch.where(batch.mask, missed, torch.zeros_like(missed))
-    photons = batch.counts.sum().clamp_min(1)
-    return Marks(_distance(patches, target, weights), _distance(merged, target, weights), missed.sum() / photons)
+    photons = everything.counts.sum().clamp_min(1)
+    alone, together = (_distances(some, target, weights).sum() / n for some in (patches, merged))
+    return Marks(alone, together, missed.sum() / photons)
 
 
-def _distance(patches: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """Mean over the patterns of the squared distance where the light is."""
+def _distances(patches: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Mean squared distance of each patch where the light is, (n,)."""
     missed = patches - target
     squared = missed.real.square() + missed.imag.square()
-    return ((weights * squared).sum((-2, -1)) / weights.sum((-2, -1))).mean()
+    return (weights * squared).sum((-2, -1)) / weights.sum((-2, -1))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.probe_file import read_probe
+from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scaling import photon_scale
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.networks.batch import probe_in_photons
@@ -26,6 +27,24 @@ class Light(NamedTuple):
 
     told: str
     """Where the probe comes from."""
+
+    shifts: Tensor | None = None
+    """(n, 2) pixels to add to the scan's positions (y, x), where the model learned them on this very scan."""
+
+    background: Tensor | None = None
+    """(N, N) photons in every pattern, zero frequency at [0, 0], where the model learned them on this very scan."""
+
+    def placed(self, scan: Scan) -> Scan:
+        """``scan`` with the positions that were learned."""
+        if self.shifts is None:
+            return scan
+        return replace(scan, positions=scan.positions + self.shifts.detach().cpu().double().numpy())
+
+    def completed(self, result: Reconstruction) -> Reconstruction:
+        """``result`` with the background that was learned."""
+        if self.background is None:
+            return result
+        return replace(result, background=self.background.detach().cpu().numpy())
 
 
 def light_for(
@@ -51,13 +70,16 @@ def light_for(
     if photons_per_unit is None:
         own = place is None
         photons_per_unit = photon_scale(scan).photons_per_unit if own else bundle.scans[place or 0].photons_per_unit
+    learned = (None, None) if known is None else (bundle.model.shifts_of(known), bundle.model.background_of(known))
     if probe_file is not None:
-        return Light(probe_from(probe_file, scan, photons_per_unit), photons_per_unit, f"of {probe_file.name}")
+        return Light(
+            probe_from(probe_file, scan, photons_per_unit), photons_per_unit, f"of {probe_file.name}", *learned
+        )
     if place is None:
         return Light(probe_in_photons(scan, photons_per_unit), photons_per_unit, "the scan's own")
     name = bundle.scans[place].name
     told = "the model's, of this very scan" if known is not None else f"the model's only one, of {name or 'its scan'}"
-    return Light(bundle.model.probes[place].detach(), photons_per_unit, told)
+    return Light(bundle.model.probes[place].detach(), photons_per_unit, told, *learned)
 
 
 def probe_from(path: Path, scan: Scan, photons_per_unit: float) -> Tensor:

@@ -21,10 +21,13 @@ from ptycho_torch.core.observer import Observer
 from ptycho_torch.data.grouping import Indices, compact_batches
 from ptycho_torch.networks.batch import Batch
 from ptycho_torch.networks.model import Explained, PtychoModel
-from ptycho_torch.physics.noise import masked_mean, noise_model
+from ptycho_torch.physics.noise import masked_sum, noise_model
+from ptycho_torch.physics.probe import power_of
+from ptycho_torch.physics.ranks import ALONE, Ranks
 from ptycho_torch.training.bundle import load_tensors, save_tensors
+from ptycho_torch.training.labels import turned
 from ptycho_torch.training.optimiser import Optimiser, Pace
-from ptycho_torch.training.teacher import MERGED_WEIGHT, TEACHING_WEIGHT, Teacher
+from ptycho_torch.training.teacher import MERGED_WEIGHT, TEACHING_WEIGHT, Teacher, patch_distance
 from ptycho_torch.training.tracking import Tracker
 
 CHECKPOINT = Path("checkpoints") / "last" / "state.safetensors"
@@ -49,7 +52,7 @@ class Recipe(NamedTuple):
 FRESH = Recipe(steps=900, learning_rate=3e-3, warm_up=50)
 """From fresh weights."""
 
-TUNING = Recipe(steps=150, learning_rate=1e-3, warm_up=10)
+TUNING = Recipe(steps=200, learning_rate=2e-3, warm_up=10)
 """From the weights of another training."""
 
 
@@ -80,6 +83,9 @@ class Settings:
 
     warm_up: int = FRESH.warm_up
     """Steps over which the learning rate rises."""
+
+    position_bound: float = 0.0
+    """Farthest that a position moves on either axis, in pixels; 0: they stay."""
 
     start: str = ""
     """Fingerprint of the network that it starts from; empty: fresh weights."""
@@ -166,12 +172,16 @@ class Trainer:
     memory is a fixed share of the steps so far. Nothing depends on how many epochs are still to come, so that a
     training may be continued to any length with the same bytes as one that was never interrupted.
 
+    Ranks share a training: all draw the same batches, each takes its part of every one, gradients are summed, and all
+    make the same steps. Only the first writes checkpoints.
+
     Args:
         model: trained in place, on the device that it and ``patterns`` are on.
         patterns: what to train on, of each scan, in the order of the model's probes.
         validation: what the validation figure is computed on, all of it together.
         settings: how to train.
         teachers: of each scan, an object whose patches are a target beside the patterns; empty: none.
+        ranks: the processes that share this training; all go by the first one's weights and teachers.
     """
 
     def __init__(
@@ -181,11 +191,13 @@ class Trainer:
         validation: Sequence[Patterns],
         settings: Settings,
         teachers: Sequence[Teacher] = (),
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model, self.patterns, self.validation, self.settings = model, patterns, validation, settings
-        self.teachers = teachers
+        self.teachers, self.ranks = teachers, ranks
+        ranks.follow_first([*model.state_dict().values(), *(teacher.object for teacher in teachers)])
         self.noise = noise_model(settings.loss)
-        self.optimiser = Optimiser(model, Pace(settings.learning_rate, settings.warm_up))
+        self.optimiser = Optimiser(model, Pace(settings.learning_rate, settings.warm_up), ranks)
         self.history: list[Epoch] = []
 
     def run(self, observer: Observer, tracker: Tracker, checkpoint: Path) -> bool:
@@ -210,7 +222,8 @@ class Trainer:
                 self.save(checkpoint)
                 tracker.figures(epoch, {"loss": row.loss, "val_loss": row.val_loss})
         except KeyboardInterrupt:
-            self.load(checkpoint)
+            if self.ranks.first:
+                self.load(checkpoint)
             return False
         finally:
             observer.end()
@@ -227,8 +240,8 @@ class Trainer:
         for groups, batch in self._batches(np.random.default_rng([self.settings.seed, epoch])):
             with self._autocast():
                 loss, taught = self._losses(batch)
-            value = self._finite(loss.item(), epoch)
-            self.optimiser.descend(loss + taught)
+            value = self._finite(self.ranks.sum(loss.detach()).item(), epoch)
+            self.optimiser.descend(loss + taught, self._keep_within_bounds)
             total, weight = total + groups * value, weight + groups
             observer.advance(loss=total / weight)
         return total / weight
@@ -241,24 +254,54 @@ class Trainer:
             )
         return loss
 
+    @torch.no_grad()
+    def _keep_within_bounds(self) -> None:
+        """No background is negative; no position is farther off than allowed, and their mean stays where it was.
+
+        A shift of all of them is a shift of the object, or of a probe that is learned.
+        """
+        for source in range(len(self.patterns)):
+            shifts = self.model.shifts_of(source)
+            if shifts is None:
+                continue
+            seen = torch.from_numpy(np.unique(self.patterns[source].groups)).to(shifts.device)
+            moved = shifts[seen] - shifts[seen].mean(0)
+            shifts[seen] = moved.clamp(-self.settings.position_bound, self.settings.position_bound)
+        for source in range(len(self.patterns)):
+            background = self.model.background_of(source)
+            if background is not None:
+                background.clamp_(min=0)
+
     def loss(self, batch: Batch, probe: Tensor | None = None) -> Tensor:
-        """Mean deviance a pixel of ``batch``, in units where 0.5 is about the noise of counting."""
-        return self._deviance(self.model.explain(batch, probe), batch)
+        """Mean deviance a pixel of ``batch``, in units where 0.5 is about the noise of counting.
+
+        ``batch`` is this rank's part of one. Summed over the ranks, their losses are the mean over all of it.
+        """
+        return self._deviance(self.model.explain(batch, probe, self.ranks), batch)
 
     def _deviance(self, found: Explained, batch: Batch) -> Tensor:
-        return masked_mean(self.noise.deviance(found.fields.intensity, batch.counts), batch.mask)
+        total, pixels = masked_sum(self.noise.deviance(found.fields.intensity, batch.counts), batch.mask)
+        return total / self.ranks.sum(pixels).clamp_min(1)
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the patterns say, and what the teacher says."""
-        found = self.model.explain(batch)
+        """What the patterns say, and what the teacher says: this rank's parts of both."""
+        found = self.model.explain(batch, ranks=self.ranks)
         loss = self._deviance(found, batch)
-        if not self.teachers:
+        if batch.labels is None and not self.teachers:
             return loss, torch.zeros_like(loss)
-        teacher = self.teachers[batch.source]
+        patterns = self.ranks.sum(torch.tensor(len(batch.corners), device=self._device))
         alone, merged = (
-            teacher.distance(patches, found.probes, batch.corners) for patches in (found.patches, found.fields.patches)
+            self._distances(patches, found.probes, batch).sum() / patterns
+            for patches in (found.patches, found.fields.patches)
         )
         return loss, TEACHING_WEIGHT * alone + MERGED_WEIGHT * merged
+
+    def _distances(self, patches: Tensor, probes: Tensor, batch: Batch) -> Tensor:
+        """Of patches (n, N, N) from the labels, whose phases are free, or else from the teacher's, (n,)."""
+        if batch.labels is None:
+            return self.teachers[batch.source].distance(patches, probes, batch.corners)
+        weights = power_of(probes.detach())
+        return patch_distance(patches, turned(batch.labels, patches, weights), weights)
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -267,17 +310,21 @@ class Trainer:
             total = weight = 0.0
             for patterns in self.validation:
                 for groups, indices in patterns.batches(VALIDATION_BATCH, 1, np.random.default_rng(0)):
-                    batch = patterns.scan.take(indices.to(patterns.scan.corners.device))
+                    batch = patterns.scan.take(self._part(indices).to(patterns.scan.corners.device))
                     with self._autocast():
-                        value = self.loss(batch, patterns.probe).item()
+                        value = self.ranks.sum(self.loss(batch, patterns.probe)).item()
                     total, weight = total + groups * value, weight + groups
         return total / weight
+
+    def _part(self, indices: Tensor) -> Tensor:
+        """What falls to this rank of a batch."""
+        return indices[self.ranks.share(len(indices))]
 
     def _batches(self, rng: np.random.Generator) -> Iterator[tuple[int, Batch]]:
         """The batches of an epoch, each from one scan, in random order."""
         scans, device = [one.scan for one in self.patterns], self._device
         chosen = [
-            _Cut(source, groups, indices)
+            _Cut(source, groups, self._part(indices))
             for source, one in enumerate(self.patterns)
             for groups, indices in one.batches(self.settings.batch_size, SPREAD, rng)
         ]
@@ -309,6 +356,8 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write all that :meth:`load` needs to go on exactly."""
+        if not self.ranks.first:
+            return
         make_output_dir(path.parent)
         history = [asdict(row) for row in self.history]
         note = {"steps": self.optimiser.steps, "history": history, "fingerprint": self.fingerprint}
@@ -347,6 +396,8 @@ class Trainer:
         return settings | {
             "network": asdict(self.model.config),
             "update_probe": any(parts.requires_grad for parts in self.model.all_probe_parts),
+            "probe_modes": [len(parts) for parts in self.model.all_probe_parts],
+            "update_background": self.model.background_of(0) is not None,
             "groups": self.groups,
             "groups_digest": hashlib.sha256(groups).hexdigest()[:16],
             "scan": ", ".join(one.digest for one in self.patterns),

@@ -15,6 +15,7 @@ from ptycho_torch.core.errors import BundleError, ConfigError
 from ptycho_torch.core.files import make_output_dir
 from ptycho_torch.core.observer import Observer
 from ptycho_torch.networks.model import PtychoModel
+from ptycho_torch.physics.ranks import ALONE, Ranks
 from ptycho_torch.simulation.stream import Lesson, Stream
 from ptycho_torch.training.bundle import load_tensors, save_tensors
 from ptycho_torch.training.lessons import mark
@@ -52,13 +53,15 @@ class Pretrainer:
         model: trained in place; it holds no probe, because each lesson brings its own.
         stream: of the lessons.
         course: how long to learn, and how.
+        ranks: the processes that share this pretraining, each a part of every lesson; only the first writes.
     """
 
-    def __init__(self, model: PtychoModel, stream: Stream, course: Course) -> None:
+    def __init__(self, model: PtychoModel, stream: Stream, course: Course, ranks: Ranks = ALONE) -> None:
         if course.lessons is None and course.seconds is None:
             raise ConfigError("a pretraining needs an end: set --time_limit or --lessons")
-        self.model, self.stream, self.course = model, stream, course
-        self.optimiser = Optimiser(model, course.pace)
+        self.model, self.stream, self.course, self.ranks = model, stream, course, ranks
+        ranks.follow_first(list(model.state_dict().values()))
+        self.optimiser = Optimiser(model, course.pace, ranks)
         self.history: list[Epoch] = []
         # Lessons from the far end of the numbers, which no pretraining reaches.
         first = 2**62 // stream.settings.reuse
@@ -76,7 +79,7 @@ class Pretrainer:
         if not self.history:
             self.save(checkpoint)
         began = time.monotonic()
-        clock = _Clock(self.course, self.optimiser.steps, began)
+        clock = _Clock(self.course, self.optimiser.steps, began, self.ranks)
         observer.begin("pretraining", clock.total)
         try:
             while not clock.over(self.optimiser.steps):
@@ -85,7 +88,8 @@ class Pretrainer:
                 self.save(checkpoint)
                 tracker.figures(row.epoch, {"loss": row.loss, "val_loss": row.val_loss})
         except KeyboardInterrupt:
-            self.load(checkpoint)
+            if self.ranks.first:
+                self.load(checkpoint)
             return False
         finally:
             observer.end()
@@ -96,8 +100,8 @@ class Pretrainer:
         total, done = 0.0, 0
         for lesson in self._lessons(ROUND):
             with self._autocast():
-                loss = mark(self.model, lesson).loss
-            value = loss.item()
+                loss = mark(self.model, lesson, self.ranks).loss
+            value = self.ranks.sum(loss.detach()).item()
             if not math.isfinite(value):
                 raise ConfigError(
                     f"the loss became {value} at lesson {self.optimiser.steps}: choose a smaller --learning_rate "
@@ -124,13 +128,16 @@ class Pretrainer:
     def examine(self) -> float:
         """Mean loss of the averaged weights on lessons that are never learned from."""
         with self.optimiser.averaged() as model, self._autocast():
-            return sum(mark(model, lesson_on(one, model.device)).loss.item() for one in self._examination) / EXAMINATION
+            marks = [mark(model, lesson_on(one, model.device), self.ranks).loss for one in self._examination]
+            return self.ranks.sum(torch.stack(marks).mean()).item()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.course.precision == "bf16")
 
     def save(self, path: Path) -> None:
         """Write all that :meth:`load` needs to go on exactly."""
+        if not self.ranks.first:
+            return
         make_output_dir(path.parent)
         history = [asdict(row) for row in self.history]
         note = {"steps": self.optimiser.steps, "history": history, "fingerprint": self.fingerprint}
@@ -167,14 +174,17 @@ class Pretrainer:
 class _Clock:
     """How far a course is: by lessons where their number is the end, else by whole seconds."""
 
-    def __init__(self, course: Course, learned: int, began: float) -> None:
-        self.course, self.began, self._learned, self._told = course, began, learned, 0
+    def __init__(self, course: Course, learned: int, began: float, ranks: Ranks) -> None:
+        self.course, self.began, self.ranks, self._learned, self._told = course, began, ranks, learned, 0
         self.by_time = course.lessons is None
         self.total = max(0, course.lessons - learned) if course.lessons is not None else round(course.seconds or 0)
 
     def over(self, learned: int) -> bool:
         """Whether no lesson is to be begun any more."""
-        late = self.course.seconds is not None and time.monotonic() - self.began >= self.course.seconds
+        late = False
+        if self.course.seconds is not None:
+            spent = torch.tensor(time.monotonic() - self.began, dtype=torch.float64)
+            late = float(self.ranks.largest(spent)) >= self.course.seconds
         return late or (self.course.lessons is not None and learned >= self.course.lessons)
 
     def advanced(self, learned: int) -> int:

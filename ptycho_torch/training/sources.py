@@ -1,5 +1,6 @@
 """What a training is on: each scan with its photon scale, its groups, and what is kept to validate on."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from ptycho_torch.data.scaling import PhotonScale, photon_scale
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.networks.batch import Batch, batch_of_scan, probe_in_photons
 from ptycho_torch.training.bundle import KnownScan
+from ptycho_torch.training.labels import checked_labels
 from ptycho_torch.training.light import probe_from
 from ptycho_torch.training.loop import Patterns
 
@@ -78,12 +80,14 @@ def load_sources(config: TrainConfig, device: torch.device) -> list[Source]:
             probe = probe_from(config.probe[index % len(config.probe)], scan, scale.photons_per_unit)
         else:
             probe = probe_in_photons(scan, scale.photons_per_unit)
-        data = batch_of_scan(scan, scale.photons_per_unit, index).to(device)
+        data = batch_of_scan(scan, scale.photons_per_unit, index)
+        if config.supervised:
+            data = data._replace(labels=checked_labels(scan, data, probe))
         if config.test_data_file is None:
             split = hold_out_region(scan.positions, at_least=config.gridsize**2)
         else:
             split = Split(np.arange(len(scan)), np.arange(0), "")
-        sources.append(Source(scan, scale, probe, data, *split))
+        sources.append(Source(scan, scale, probe, data.to(device), *split))
     return sources
 
 
@@ -99,6 +103,8 @@ def patterns_of(config: TrainConfig, sources: Sequence[Source]) -> tuple[list[Pa
         rng = np.random.default_rng([config.seed, 0, index] if index else [config.seed, 0])
         groups = draw_groups(source.scan.positions, config.gridsize, source.training, config.n_images, rng)
         digest = f"{source.scan.digest()} at {source.scale.photons_per_unit:.9g} photons"
+        if source.data.labels is not None and source.scan.labels is not None:
+            digest += f", labels {hashlib.sha256(source.scan.labels.tobytes()).hexdigest()[:16]}"
         training.append(Patterns(source.data, groups, source.scan.positions[groups[:, 0]], digest))
         if config.test_data_file is None:
             told = f"region held out of the training scan, {source.region}"
@@ -123,7 +129,8 @@ def _validation_file(config: TrainConfig, sources: Sequence[Source]) -> Validati
     photons = photon_scale(test, config.photons_per_unit).photons_per_unit
     device = sources[0].data.corners.device
     told = f"the scan {config.test_data_file.name}"
-    patterns = _all_groups(config, test, batch_of_scan(test, photons).to(device), np.arange(len(test)), told)
+    data = batch_of_scan(test, photons).to(device)._replace(indices=None)  # none of those whose positions are learned
+    patterns = _all_groups(config, test, data, np.arange(len(test)), told)
     if len(sources) > 1:  # of several probes none is known to be that of the file
         patterns = replace(patterns, probe=probe_in_photons(test, photons).to(device))
     return Validation([patterns], told)
