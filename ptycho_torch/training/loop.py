@@ -40,7 +40,7 @@ KERNEL_STEP = 20 / 3
 PROBE_STEP = 100.0
 """Adam's step for the probe (√photons) as a multiple of that for the biases."""
 
-POSITION_STEP = 5.0
+POSITION_STEP = 60.0
 """Adam's step for the positions (pixels) as a multiple of that for the biases."""
 
 BACKGROUND_STEP = 30.0
@@ -218,6 +218,9 @@ class Trainer:
         sources = range(len(patterns))
         self.shifts = {source: parts for source in sources if (parts := model.shifts_of(source)) is not None}
         self.backgrounds = [parts for source in sources if (parts := model.background_of(source)) is not None]
+        self._seen = {
+            source: torch.from_numpy(np.unique(patterns[source].groups)).to(self._device) for source in self.shifts
+        }
         groups.append(Group(list(self.shifts.values()), POSITION_STEP))
         groups.append(Group(self.backgrounds, BACKGROUND_STEP))
         self.adam = Adam(groups)
@@ -308,7 +311,7 @@ class Trainer:
         A shift of all of them is a shift of the object, or of a probe that is learned.
         """
         for source, shifts in self.shifts.items():
-            seen = torch.from_numpy(np.unique(self.patterns[source].groups)).to(shifts.device)
+            seen = self._seen[source]
             moved = shifts[seen] - shifts[seen].mean(0)
             shifts[seen] = moved.clamp(-self.settings.position_bound, self.settings.position_bound)
         for background in self.backgrounds:
