@@ -6,6 +6,7 @@ A verb is ``run_verb(Config, function, argv, …)``: the dataclass says which fl
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 import traceback
 import types
@@ -13,10 +14,13 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from ptycho_torch.core.config import StageConfig, Verbosity
 from ptycho_torch.core.errors import ConfigError, PtychoError
+
+if TYPE_CHECKING:
+    from ptycho_torch.physics.ranks import Ranks
 
 Config = TypeVar("Config", bound=Verbosity)
 Settings = TypeVar("Settings")
@@ -36,37 +40,74 @@ class _Parser(argparse.ArgumentParser):
 
 
 def run_verb(
-    config_type: type[Config], function: Callable[[Config], int | None], argv: Sequence[str] | None, prog: str
+    config_type: type[Config],
+    function: Callable[..., int | None],
+    argv: Sequence[str] | None,
+    prog: str,
+    *,
+    ranked: bool = False,
 ) -> int:
     """Parse ``argv`` into a ``config_type``, call ``function`` with it, and return the exit code.
 
     The exit code is what ``function`` returns (None is 0), 2 for bad input with one line on stderr, 130 after ctrl-C.
+    ``ranked``: ``torchrun`` may start the verb in several processes, and ``function`` then gets its
+    :class:`~ptycho_torch.physics.ranks.Ranks` too; one of them speaks for all.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in argv
+    ranks: Ranks | None = None
     try:
+        if _is_one_of_several():
+            ranks = _join(ranked)
         config = parse(config_type, argv, prog)
         debug = config.debug
-        set_up_logging(config)
-        return function(config) or 0
+        if ranks and not ranks.first:
+            config = dataclasses.replace(config, quiet=True, debug=False)
+        set_up_logging(config, mute=bool(ranks and not ranks.first))
+        code = function(config, ranks) if ranks else function(config)
     except PtychoError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"{prog.split()[-1]}: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return _end(EXIT_BAD_INPUT, prog, " ".join(str(error).split()), ranks, debug)
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
         if debug or missing == "ptycho_torch":
             raise
-        print(
-            f"{prog.split()[-1]}: {missing} is not installed in this Python ({sys.executable}), and ptycho-torch needs "
-            "it: install the package with its dependencies (pip install ptycho-torch, or make env in a checkout)",
-            file=sys.stderr,
+        told = (
+            f"{missing} is not installed in this Python ({sys.executable}), and ptycho-torch needs "
+            "it: install the package with its dependencies (pip install ptycho-torch, or make env in a checkout)"
         )
-        return EXIT_BAD_INPUT
+        return _end(EXIT_BAD_INPUT, prog, told, ranks)
     except KeyboardInterrupt:
-        print(f"{prog.split()[-1]}: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return _end(EXIT_INTERRUPTED, prog, "interrupted", ranks)
+    if ranks:
+        ranks.leave()
+    return code or 0
+
+
+def _is_one_of_several() -> bool:
+    """Whether ``torchrun`` or its like started this process beside others."""
+    size = os.environ.get("WORLD_SIZE", "")
+    return "RANK" in os.environ and size.isdecimal() and int(size) > 1
+
+
+def _join(ranked: bool) -> "Ranks":
+    if not ranked:
+        raise ConfigError(f"runs in one process, and here are {os.environ['WORLD_SIZE']}: start it without torchrun")
+    from ptycho_torch.physics.ranks import join
+
+    return join()
+
+
+def _end(code: int, prog: str, told: str, ranks: "Ranks | None", debug: bool = False) -> int:
+    """Say on stderr why the command ends, unless another rank has; returns ``code``."""
+    if ranks:
+        from ptycho_torch.physics.ranks import end_undisturbed
+
+        end_undisturbed()
+    if ranks.speaks() if ranks else not _is_one_of_several() or os.environ["RANK"] == "0":
+        if debug:
+            traceback.print_exc()
+        print(f"{prog.split()[-1]}: {told}", file=sys.stderr)
+    return code
 
 
 def parse(config_type: type[Settings], argv: Sequence[str], prog: str) -> Settings:
@@ -268,9 +309,10 @@ def write_config(path: Path, config: Verbosity) -> None:
     write_text(path, yaml.safe_dump(resolved(config), sort_keys=True))
 
 
-def set_up_logging(config: Verbosity) -> None:
-    """Send the package's log to stderr: warnings with ``--quiet``, everything with ``--debug``."""
+def set_up_logging(config: Verbosity, mute: bool = False) -> None:
+    """Send the package's log to stderr: warnings with ``--quiet``, everything with ``--debug``, none if ``mute``."""
     level = logging.DEBUG if config.debug else logging.WARNING if config.quiet else logging.INFO
+    level = logging.CRITICAL if mute else level
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s" if level == logging.INFO else "%(levelname)s %(message)s"))
     logger = logging.getLogger("ptycho_torch")

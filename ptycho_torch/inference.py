@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ptycho_torch.data.grouping import Indices
     from ptycho_torch.data.reconstruction import Reconstruction
     from ptycho_torch.data.scan import Scan
+    from ptycho_torch.physics.ranks import Ranks
     from ptycho_torch.training.bundle import Bundle
     from ptycho_torch.training.light import Light
 
@@ -28,9 +29,11 @@ log = logging.getLogger("ptycho_torch.inference")  # __name__ is __main__ under 
 
 
 def inference(
-    config: InferenceConfig, observer: Observer | None = None, command: str = ""
+    config: InferenceConfig, observer: Observer | None = None, command: str = "", ranks: "Ranks | None" = None
 ) -> "tuple[Reconstruction, dict[str, Any]]":
     """Reconstruct as ``config`` says and write all results into ``config.output_dir``.
+
+    ``ranks``, where there are several: this process, the first, and those that call :func:`assist` meanwhile.
 
     Returns:
         The reconstruction, and what is in ``metrics.json``.
@@ -40,22 +43,13 @@ def inference(
     """
     from ptycho_torch.core.clock import Clock
     from ptycho_torch.core.files import make_output_dir, write_json
-    from ptycho_torch.data.npz import load_scan
     from ptycho_torch.engines.neural import reconstruct_by_network
     from ptycho_torch.imaging.results import write_results
-    from ptycho_torch.physics.devices import select_device
-    from ptycho_torch.training.bundle import load_bundle
-    from ptycho_torch.training.light import light_for
+    from ptycho_torch.physics.ranks import ALONE
 
     clock = Clock()
-    bundle = load_bundle(config.model_path, select_device("cpu" if config.onnx else config.device))
-    if config.onnx:
-        from ptycho_torch.networks.exported import run_exported
-
-        run_exported(bundle.model, config.onnx)
-    scan = load_scan(config.test_data, axis_order=config.axis_order, measurement=config.measurement)
-    light = light_for(bundle, scan, config.probe, config.photons_per_unit)
-    centres = _centres(config, bundle, scan)
+    ranks = ranks or ALONE
+    bundle, scan, light, centres = _load(config, ranks)
     _warn_of_scale(config, scan, light.photons_per_unit)
     log.info("probe: %s", light.told)
     if light.shifts is not None:
@@ -75,6 +69,7 @@ def inference(
         history=bundle.provenance.get("history", {}),
         metadata=_metadata(config, bundle, scan, light),
         probe=light.probe,
+        ranks=ranks,
     )
     clock.lap("infer and stitch")
     reconstruction = light.completed(reconstruction)
@@ -90,6 +85,44 @@ def inference(
     clock.lap("judge and write")
     write_json(config.output_dir / "timing.json", clock.seconds)
     return reconstruction, metrics
+
+
+def assist(config: InferenceConfig, ranks: "Ranks") -> None:
+    """What the other ranks do while the first calls :func:`inference`: predict their share of the patches for it.
+
+    Raises:
+        PtychoError: bad input.
+    """
+    from ptycho_torch.engines import neural
+
+    bundle, scan, light, centres = _load(config, ranks)
+    neural.assist(
+        bundle.model,
+        scan,
+        light.photons_per_unit,
+        gridsize=config.gridsize or bundle.gridsize,
+        centres=centres,
+        batch_size=config.batch_size,
+        precision=config.precision,
+        probe=light.probe,
+        ranks=ranks,
+    )
+
+
+def _load(config: InferenceConfig, ranks: "Ranks") -> "tuple[Bundle, Scan, Light, Indices]":
+    """The model, the scan, what lights it, and which of its positions to reconstruct."""
+    from ptycho_torch.data.npz import load_scan
+    from ptycho_torch.training.bundle import load_bundle
+    from ptycho_torch.training.light import light_for
+
+    bundle = load_bundle(config.model_path, ranks.device("cpu" if config.onnx else config.device))
+    if config.onnx:
+        from ptycho_torch.networks.exported import run_exported
+
+        run_exported(bundle.model, config.onnx)
+    scan = load_scan(config.test_data, axis_order=config.axis_order, measurement=config.measurement)
+    light = light_for(bundle, scan, config.probe, config.photons_per_unit)
+    return bundle, scan, light, _centres(config, bundle, scan)
 
 
 def _centres(config: InferenceConfig, bundle: "Bundle", scan: "Scan") -> "Indices":
@@ -153,16 +186,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
 
-    def command(config: InferenceConfig) -> None:
-        _, metrics = inference(
-            config, cli.observer_for(config), shlex.join(["python", "-m", "ptycho_torch.inference", *words])
-        )
+    def command(config: InferenceConfig, ranks: "Ranks | None" = None) -> None:
+        if ranks and not ranks.first:
+            return assist(config, ranks)
+        line = shlex.join(["python", "-m", "ptycho_torch.inference", *words])
+        _, metrics = inference(config, cli.observer_for(config), line, ranks)
         written = "report.html" if config.report else "metrics.json"
         if not config.quiet:
             print(f"R {metrics['r']:.4f} (counting noise alone {metrics['r_floor']:.4f})")
             print(f"{written.split('.')[0]}: {config.output_dir / written}")
 
-    return cli.run_verb(InferenceConfig, command, argv, "ptycho-torch inference")
+    return cli.run_verb(InferenceConfig, command, argv, "ptycho-torch inference", ranked=True)
 
 
 if __name__ == "__main__":

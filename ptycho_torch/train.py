@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from ptycho_torch.data.scan import Scan
     from ptycho_torch.networks.model import PtychoModel
+    from ptycho_torch.physics.ranks import Ranks
     from ptycho_torch.training.bundle import Bundle
     from ptycho_torch.training.collapse import Verdict
     from ptycho_torch.training.loop import Epoch, Patterns, Settings, Trainer
@@ -52,22 +53,25 @@ class TrainResult:
     """Whether the network sees anything, on the validation patterns of each scan."""
 
 
-def train(config: TrainConfig, observer: Observer | None = None) -> TrainResult:
+def train(config: TrainConfig, observer: Observer | None = None, ranks: "Ranks | None" = None) -> TrainResult:
     """Train as ``config`` says and write the bundle into ``config.output_dir``.
+
+    ``ranks`` are the processes that share the work, each of which calls this; the first of them writes.
 
     Raises:
         PtychoError: bad input, before anything is written.
     """
     from ptycho_torch.core.clock import Clock
     from ptycho_torch.core.files import make_output_dir, write_json
-    from ptycho_torch.physics.devices import select_device
+    from ptycho_torch.physics.ranks import ALONE
     from ptycho_torch.training.bundle import save_bundle
     from ptycho_torch.training.loop import CHECKPOINT, Trainer, write_history
     from ptycho_torch.training.sources import load_sources, patterns_of
-    from ptycho_torch.training.tracking import make_tracker
+    from ptycho_torch.training.tracking import NoTracker, make_tracker
 
     clock = Clock()
-    device = select_device(config.device)
+    ranks = ranks or ALONE
+    device = ranks.device(config.device)
     sources = load_sources(config, device)
     clock.lap("load")
     patterns, validation = patterns_of(config, sources)
@@ -78,15 +82,16 @@ def train(config: TrainConfig, observer: Observer | None = None) -> TrainResult:
     if config.teacher:
         teachers = [_teacher(config, *pair, model) for pair in zip(sources, patterns, strict=True)]
         clock.lap("teach")
-    trainer = Trainer(model, patterns, validation.patterns, settings, teachers)
+    trainer = Trainer(model, patterns, validation.patterns, settings, teachers, ranks)
     output_dir = Path(config.output_dir)
     checkpoint = output_dir / CHECKPOINT
     if config.resume:
         _resume(trainer, checkpoint)
-    make_output_dir(output_dir)
     log.info("validation: %s", validation.told)
-    cli.write_config(output_dir / "config.yaml", config)
-    tracker = make_tracker(config.logger, output_dir)
+    if ranks.first:
+        make_output_dir(output_dir)
+        cli.write_config(output_dir / "config.yaml", config)
+    tracker = make_tracker(config.logger, output_dir) if ranks.first else NoTracker()
     tracker.parameters(cli.resolved(config) | asdict(settings))
     if config.resume:
         log.info("going on after epoch %d", len(trainer.history))
@@ -98,6 +103,8 @@ def train(config: TrainConfig, observer: Observer | None = None) -> TrainResult:
         tracker.finish(completed=False)
         raise
     clock.lap("train")
+    if not ranks.first:
+        return TrainResult(output_dir, trainer.history, completed)
     with trainer.averaged():
         verdicts = _verdicts(trainer)
         bundle = _bundle(config, trainer, sources, validation.told, verdicts)
@@ -275,10 +282,11 @@ def _pictures(bundle: "Bundle", scan: "Scan", folder: Path) -> list[Path]:
     return write_pictures(folder, light.completed(result))
 
 
-def _command(config: TrainConfig) -> int:
-    result = train(config, cli.observer_for(config))
+def _command(config: TrainConfig, ranks: "Ranks | None" = None) -> int:
+    result = train(config, cli.observer_for(config), ranks)
     if not result.completed:
-        print(f"interrupted after epoch {len(result.history)}; go on with --resume", file=sys.stderr)
+        if ranks is None or (ranks.first and ranks.speaks()):
+            print(f"interrupted after epoch {len(result.history)}; go on with --resume", file=sys.stderr)
         return cli.EXIT_INTERRUPTED
     if not config.quiet:
         last = result.history[-1] if result.history else None
@@ -292,7 +300,7 @@ def _command(config: TrainConfig) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    return cli.run_verb(TrainConfig, _command, argv, "ptycho-torch train")
+    return cli.run_verb(TrainConfig, _command, argv, "ptycho-torch train", ranked=True)
 
 
 if __name__ == "__main__":

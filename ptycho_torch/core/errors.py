@@ -33,3 +33,7 @@ class BundleError(PtychoError):
 
 class DeviceError(PtychoError):
     """A device was asked for that this machine does not have."""
+
+
+class RankError(PtychoError):
+    """Another process of the same run is gone, or cannot be reached."""

@@ -1,6 +1,6 @@
 """A trained network as an engine: one pass over the scan, stitched."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from ptycho_torch.networks.model import PtychoModel
 from ptycho_torch.physics.forward import merge_patches, probe_at
 from ptycho_torch.physics.patches import frame_of
 from ptycho_torch.physics.probe import power_of
+from ptycho_torch.physics.ranks import ALONE, Ranks
 
 
 def reconstruct_by_network(
@@ -31,6 +32,7 @@ def reconstruct_by_network(
     history: dict[str, list[float]] | None = None,
     metadata: dict[str, Any] | None = None,
     probe: Tensor | None = None,
+    ranks: Ranks = ALONE,
 ) -> Reconstruction:
     """Predict the patch of each group's centre and stitch them.
 
@@ -49,6 +51,7 @@ def reconstruct_by_network(
         history: figures of the training, kept with the result.
         metadata: where this comes from, kept with the result.
         probe: (M, N, N) complex, in √photons, that lights the scan; None: the model's only one.
+        ranks: this process, the first, and those that call :func:`assist` meanwhile.
 
     Raises:
         ConfigError: fewer than g² positions, or no probe where the model has none or several.
@@ -56,12 +59,10 @@ def reconstruct_by_network(
     observer = observer or SilentObserver()
     probe = model.probe if probe is None else probe
     centres = np.arange(len(scan)) if centres is None else centres
-    groups = torch.from_numpy(np.ascontiguousarray(nearest_groups(scan.positions, gridsize, centres)))
-    needed, places = groups.unique(return_inverse=True)
-    batch = batch_of_scan(scan, photons_per_unit).take(needed)
-    observer.begin("inference", len(needed))
+    batch, places = _needed(scan, photons_per_unit, gridsize, centres)
+    observer.begin("inference", len(batch.corners))
     try:
-        patches, weights = _predict(model, probe, batch, batch_size, precision, observer)
+        patches, weights = _predict(model, probe, batch, batch_size, precision, observer, ranks)
     finally:
         observer.end()
     if gridsize > 1:
@@ -82,24 +83,74 @@ def reconstruct_by_network(
     )
 
 
+def assist(
+    model: PtychoModel,
+    scan: Scan,
+    photons_per_unit: float,
+    *,
+    gridsize: int,
+    centres: Indices,
+    batch_size: int,
+    precision: str,
+    probe: Tensor,
+    ranks: Ranks,
+) -> None:
+    """What the other ranks do while the first calls :func:`reconstruct_by_network`, with the same arguments.
+
+    They predict their share of the patches, for the first to stitch.
+    """
+    batch, _ = _needed(scan, photons_per_unit, gridsize, centres)
+    _predict(model, probe, batch, batch_size, precision, SilentObserver(), ranks)
+
+
+class _Needed(NamedTuple):
+    """Patterns that make up the groups, and where in ``batch`` each group's (m, g²) are."""
+
+    batch: Batch
+    places: Tensor
+
+
+def _needed(scan: Scan, photons_per_unit: float, gridsize: int, centres: Indices) -> _Needed:
+    groups = torch.from_numpy(np.ascontiguousarray(nearest_groups(scan.positions, gridsize, centres)))
+    needed, places = groups.unique(return_inverse=True)
+    return _Needed(batch_of_scan(scan, photons_per_unit).take(needed), places)
+
+
 @torch.no_grad()
 def _predict(
-    model: PtychoModel, light: Tensor, batch: Batch, batch_size: int, precision: str, observer: Observer
+    model: PtychoModel,
+    light: Tensor,
+    batch: Batch,
+    batch_size: int,
+    precision: str,
+    observer: Observer,
+    ranks: Ranks,
 ) -> tuple[Tensor, Tensor]:
-    """Patches (n, N, N) and their illumination (n, N, N), on the CPU, of each pattern by itself."""
+    """Patches (n, N, N) and their illumination (n, N, N), on the CPU, of each pattern by itself.
+
+    The first rank gets all of them, another its share: whole batches, so that each is computed as one rank alone would.
+    """
     model.eval()
     device = model.device
     light = light.to(device)
     n, size = batch.amplitudes.shape[:2]
     patches = torch.empty((n, size, size), dtype=torch.complex64)
     weights = torch.empty((n, size, size))
-    for indices in torch.arange(n).split(min(batch_size, n)):
+    batches = torch.arange(n).split(min(batch_size, n))
+    for indices in batches[ranks.share(len(batches))]:
         part = batch.take(indices).to(device)
         probe = probe_at(light, part.fractions)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             patches[indices] = model.predict(part, probe).cpu()
         weights[indices] = power_of(probe).cpu()
         observer.advance(len(indices))
+    shares = [ranks.share(len(batches), rank) for rank in range(ranks.size)]
+    rows = [slice(share.start * batch_size, min(share.stop * batch_size, n)) for share in shares]
+    for tensor in (patches, weights):
+        ranks.collect(tensor, rows)
+    elsewhere = n - len(range(n)[rows[ranks.rank]])
+    if elsewhere:
+        observer.advance(elsewhere)
     return patches, weights
 
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.networks.batch import Batch
 from ptycho_torch.networks.registry import NetworkConfig, build_network
-from ptycho_torch.physics.forward import Wavefields, from_patches, merge_patches, probe_at
+from ptycho_torch.physics.forward import Wavefields, from_patches, merge_across, merge_patches, probe_at
 from ptycho_torch.physics.probe import power_of
+from ptycho_torch.physics.ranks import ALONE, Ranks
 
 
 class PtychoModel(nn.Module):
@@ -96,6 +97,8 @@ class PtychoModel(nn.Module):
 
         ``probe`` may give the probe at the batch's fractions, (n, M, N, N), where it is at hand.
         """
+        if not len(batch.amplitudes):  # most layers refuse to compute nothing; the gradients are zero and not missing
+            return batch.amplitudes + 0j * sum(weight.sum() for weight in self.network.parameters())
         if probe is None:
             probe = probe_at(self.probes[batch.source], self._fractions(batch))
         return self.network(batch.amplitudes, probe.detach())
@@ -104,16 +107,20 @@ class PtychoModel(nn.Module):
         """Predict all patches, make them agree over the whole batch (the overlap constraint), and propagate them."""
         return self.explain(batch).fields
 
-    def explain(self, batch: Batch, probe: Tensor | None = None) -> "Explained":
+    def explain(self, batch: Batch, probe: Tensor | None = None, ranks: Ranks = ALONE) -> "Explained":
         """As :meth:`forward`, with what the network said of each pattern by itself.
 
-        ``probe`` (M, N, N) lights the batch in place of the model's.
+        ``probe`` (M, N, N) lights the batch in place of the model's. ``ranks`` each have a part of the batch; the overlap
+        constraint spans all of it.
         """
         background = self.background_of(batch.source) if probe is None else None
         probe = probe_at(self.probes[batch.source] if probe is None else probe, self._fractions(batch))
         patches = self.predict(batch, probe)
         weights = power_of(probe.detach())
-        merged = merge_patches(patches[None], weights[None], batch.corners[None])[0]
+        if ranks.size > 1:
+            merged = merge_across(ranks, patches, weights, batch.corners)
+        else:
+            merged = merge_patches(patches[None], weights[None], batch.corners[None])[0]
         return Explained(patches, probe, from_patches(merged, probe, 0.0 if background is None else background))
 
     def _fractions(self, batch: Batch) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from ptycho_torch.physics.fourier import far_field, fourier_shift
 from ptycho_torch.physics.patches import extract_patches, place_patches, split_positions
 from ptycho_torch.physics.probe import power_of
+from ptycho_torch.physics.ranks import Ranks
 
 
 class Wavefields(NamedTuple):
@@ -91,6 +92,32 @@ def merge_patches(patches: Tensor, weights: Tensor, corners: Tensor) -> Tensor:
     on_sheet = torch.stack([corners[..., 0] + sheet_row, corners[..., 1]], -1).reshape(-1, 2)
     sheet, _ = weighted_canvas(patches.flatten(0, 1), weights.flatten(0, 1), on_sheet, (groups * rows, columns))
     return extract_patches(sheet, on_sheet, size).reshape(patches.shape)
+
+
+def merge_across(ranks: Ranks, patches: Tensor, weights: Tensor, corners: Tensor) -> Tensor:
+    """As :func:`merge_patches`, for one group that is spread over ``ranks``: each gives its patches and gets them back.
+
+    Args:
+        ranks: all that call this; a rank may have no patch.
+        patches: (n, N, N) complex.
+        weights: (n, N, N) real and not negative.
+        corners: (n, 2) int64.
+
+    Returns:
+        (n, N, N) complex: what :func:`merge_patches` gives for the patches of all ranks, but for rounding.
+    """
+    size = patches.shape[-1]
+    reach = corners.new_full((5,), torch.iinfo(torch.int32).min).double()
+    if len(patches):
+        reach = torch.cat([-corners.amin(0), corners.amax(0), weights.detach().amax()[None]]).double()
+    reach = ranks.largest(reach)
+    corners = corners + reach[:2].long()
+    rows, columns = (reach[:2] + reach[2:4]).long().add(size).tolist()
+    brightest = reach[4].to(weights.dtype).clamp_min(torch.finfo(weights.dtype).tiny)
+    floored = weights / brightest + 1e-6  # as weighted_canvas has it for a largest weight of 1
+    placed = ranks.sum(place_patches(patches * floored, corners, (rows, columns)))
+    total = ranks.sum(place_patches(floored, corners, (rows, columns)))
+    return extract_patches(placed / total.clamp_min(1e-6), corners, size)
 
 
 def weighted_canvas(patches: Tensor, weights: Tensor, corners: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -75,8 +75,16 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of ``values`` (*, N, N) over the pixels where ``mask`` (broadcastable, bool) is True; None: over all."""
     if mask is None:
         return values.mean()
+    total, count = masked_sum(values, mask)
+    return total / count.clamp_min(1)
+
+
+def masked_sum(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sum of ``values`` (*, N, N) over the pixels where ``mask`` (broadcastable, bool) is True, and their number."""
+    if mask is None:
+        return values.sum(), torch.tensor(values.numel(), device=values.device)
     mask = mask.expand_as(values)
-    return torch.where(mask, values, torch.zeros_like(values)).sum() / mask.sum().clamp_min(1)
+    return torch.where(mask, values, torch.zeros_like(values)).sum(), mask.sum()
 
 
 def noise_floor(rates: Tensor) -> Tensor:

@@ -21,8 +21,9 @@ from ptycho_torch.core.observer import Observer
 from ptycho_torch.data.grouping import Indices, compact_batches
 from ptycho_torch.networks.batch import Batch
 from ptycho_torch.networks.model import Explained, PtychoModel
-from ptycho_torch.physics.noise import masked_mean, noise_model
+from ptycho_torch.physics.noise import masked_sum, noise_model
 from ptycho_torch.physics.probe import power_of
+from ptycho_torch.physics.ranks import ALONE, Ranks
 from ptycho_torch.training.adam import Adam, Group
 from ptycho_torch.training.bundle import load_tensors, save_tensors
 from ptycho_torch.training.labels import turned
@@ -190,12 +191,16 @@ class Trainer:
     memory is a fixed share of the steps so far. Nothing depends on how many epochs are still to come, so that a
     training may be continued to any length with the same bytes as one that was never interrupted.
 
+    Ranks share a training: all draw the same batches, each takes its part of every one, gradients are summed, and all
+    make the same steps. Only the first writes checkpoints.
+
     Args:
         model: trained in place, on the device that it and ``patterns`` are on.
         patterns: what to train on, of each scan, in the order of the model's probes.
         validation: what the validation figure is computed on, all of it together.
         settings: how to train.
         teachers: of each scan, an object whose patches are a target beside the patterns; empty: none.
+        ranks: the processes that share this training; all go by the first one's weights and teachers.
     """
 
     def __init__(
@@ -205,9 +210,11 @@ class Trainer:
         validation: Sequence[Patterns],
         settings: Settings,
         teachers: Sequence[Teacher] = (),
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model, self.patterns, self.validation, self.settings = model, patterns, validation, settings
-        self.teachers = teachers
+        self.teachers, self.ranks = teachers, ranks
+        ranks.follow_first([*model.state_dict().values(), *(teacher.object for teacher in teachers)])
         self.noise = noise_model(settings.loss)
         parameters = list(model.network.parameters())
         self.muon = Muon(Kernels([weight for weight in parameters if weight.dim() > 1], KERNEL_STEP))
@@ -251,7 +258,8 @@ class Trainer:
                 self.save(checkpoint)
                 tracker.figures(epoch, {"loss": row.loss, "val_loss": row.val_loss})
         except KeyboardInterrupt:
-            self.load(checkpoint)
+            if self.ranks.first:
+                self.load(checkpoint)
             return False
         finally:
             observer.end()
@@ -271,7 +279,7 @@ class Trainer:
             self.muon.clear_gradients()
             self.adam.clear_gradients()
             (loss + taught).backward()
-            value = self._finite(loss.item(), epoch)
+            value = self._finite(self.ranks.sum(loss.detach()).item(), epoch)
             self._step()
             total, weight = total + groups * value, weight + groups
             observer.advance(loss=total / weight)
@@ -295,6 +303,7 @@ class Trainer:
         if self.steps <= POSITION_START:
             for late in (*self.shifts.values(), *self.backgrounds):
                 late.grad = None
+        self.ranks.add_up([weight.grad for _, weight in self._weights if weight.grad is not None])
         self.muon.step(self._rate())
         self.adam.step(self._rate())
         self._keep_within_bounds()
@@ -318,25 +327,31 @@ class Trainer:
             background.clamp_(min=0)
 
     def loss(self, batch: Batch, probe: Tensor | None = None) -> Tensor:
-        """Mean deviance a pixel of ``batch``, in units where 0.5 is about the noise of counting."""
-        return self._deviance(self.model.explain(batch, probe), batch)
+        """Mean deviance a pixel of ``batch``, in units where 0.5 is about the noise of counting.
+
+        ``batch`` is this rank's part of one. Summed over the ranks, their losses are the mean over all of it.
+        """
+        return self._deviance(self.model.explain(batch, probe, self.ranks), batch)
 
     def _deviance(self, found: Explained, batch: Batch) -> Tensor:
-        return masked_mean(self.noise.deviance(found.fields.intensity, batch.counts), batch.mask)
+        total, pixels = masked_sum(self.noise.deviance(found.fields.intensity, batch.counts), batch.mask)
+        return total / self.ranks.sum(pixels).clamp_min(1)
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the patterns say, and what the teacher says."""
-        found = self.model.explain(batch)
+        """What the patterns say, and what the teacher says: this rank's parts of both."""
+        found = self.model.explain(batch, ranks=self.ranks)
         loss = self._deviance(found, batch)
         if batch.labels is None and not self.teachers:
             return loss, torch.zeros_like(loss)
+        patterns = self.ranks.sum(torch.tensor(len(batch.corners), device=self._device))
         alone, merged = (
-            self._distance(patches, found.probes, batch) for patches in (found.patches, found.fields.patches)
+            self._distances(patches, found.probes, batch).sum() / patterns
+            for patches in (found.patches, found.fields.patches)
         )
         return loss, TEACHING_WEIGHT * alone + MERGED_WEIGHT * merged
 
-    def _distance(self, patches: Tensor, probes: Tensor, batch: Batch) -> Tensor:
-        """Of patches (n, N, N) from the labels, whose phases are free, or else from the teacher's."""
+    def _distances(self, patches: Tensor, probes: Tensor, batch: Batch) -> Tensor:
+        """Of patches (n, N, N) from the labels, whose phases are free, or else from the teacher's, (n,)."""
         if batch.labels is None:
             return self.teachers[batch.source].distance(patches, probes, batch.corners)
         weights = power_of(probes.detach())
@@ -349,17 +364,21 @@ class Trainer:
             total = weight = 0.0
             for patterns in self.validation:
                 for groups, indices in patterns.batches(VALIDATION_BATCH, 1, np.random.default_rng(0)):
-                    batch = patterns.scan.take(indices.to(patterns.scan.corners.device))
+                    batch = patterns.scan.take(self._part(indices).to(patterns.scan.corners.device))
                     with self._autocast():
-                        value = self.loss(batch, patterns.probe).item()
+                        value = self.ranks.sum(self.loss(batch, patterns.probe)).item()
                     total, weight = total + groups * value, weight + groups
         return total / weight
+
+    def _part(self, indices: Tensor) -> Tensor:
+        """What falls to this rank of a batch."""
+        return indices[self.ranks.share(len(indices))]
 
     def _batches(self, rng: np.random.Generator) -> Iterator[tuple[int, Batch]]:
         """The batches of an epoch, each from one scan, in random order."""
         scans, device = [one.scan for one in self.patterns], self._device
         chosen = [
-            _Cut(source, groups, indices)
+            _Cut(source, groups, self._part(indices))
             for source, one in enumerate(self.patterns)
             for groups, indices in one.batches(self.settings.batch_size, SPREAD, rng)
         ]
@@ -398,6 +417,8 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write all that :meth:`load` needs to go on exactly."""
+        if not self.ranks.first:
+            return
         make_output_dir(path.parent)
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}

@@ -27,7 +27,7 @@ class Teacher:
     """(2,) int64: object coordinates of ``object[0, 0]``."""
 
     def distance(self, patches: Tensor, probes: Tensor, corners: Tensor) -> Tensor:
-        """Mean over the patterns of the squared distance to the teacher's patches where the probe lights them.
+        """Squared distance of each pattern's patch to the teacher's, as a mean where the probe lights it, (n,).
 
         Args:
             patches: (n, N, N) complex, as predicted or after they were merged.
@@ -43,10 +43,10 @@ class Teacher:
 
 
 def patch_distance(patches: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """Mean over the patterns of the squared distance between patches (n, N, N), weighted by ``weights`` (n, N, N)."""
+    """Squared distance between patches (n, N, N), each as a mean weighted by ``weights`` (n, N, N), (n,)."""
     missed = patches - target
     squared = missed.real.square() + missed.imag.square()
-    return ((weights * squared).sum((-2, -1)) / weights.sum((-2, -1))).mean()
+    return (weights * squared).sum((-2, -1)) / weights.sum((-2, -1))
 
 
 def teacher_of(obj: Tensor, coverage: Tensor, origin: tuple[int, int]) -> Teacher:

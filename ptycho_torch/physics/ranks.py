@@ -1,0 +1,219 @@
+"""Ranks: processes that share the work of one run, each with its part of every batch, as ``torchrun`` starts them.
+
+Nothing that is computed depends on how many there are, but for rounding. What spans a batch is summed over its parts,
+forward and backward, and every rank then makes the same step; the first alone talks to people and writes.
+"""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
+
+from ptycho_torch.core.errors import DeviceError, RankError
+from ptycho_torch.physics.devices import select_device
+
+PATIENCE = timedelta(minutes=10)
+"""How long a rank waits for one that is silent; one that died is noticed at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """One of the processes of a run, and how it reaches the others. As it stands: a process by itself.
+
+    What needs the others is called by all of them, in the same order. It raises :class:`RankError` where one of them is
+    gone.
+    """
+
+    rank: int = 0
+    """Which of them this is."""
+
+    size: int = 1
+    """How many there are."""
+
+    store: Store | None = None
+    """What they leave notes for each other in, dead or alive."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes files and shows progress."""
+        return self.rank == 0
+
+    def share(self, count: int, rank: int | None = None) -> slice:
+        """The part of ``count`` things that falls to this rank, or to ``rank``: all parts are about alike."""
+        rank = self.rank if rank is None else rank
+        return slice(rank * count // self.size, (rank + 1) * count // self.size)
+
+    def device(self, name: str) -> torch.device:
+        """The device called ``name``, as :func:`select_device` finds it; of several GPUs each rank has its own.
+
+        Raises:
+            DeviceError: that device is not there, or there are too few of it.
+        """
+        device = select_device("cpu" if name == "auto" and self.size > 1 and not torch.cuda.is_available() else name)
+        if self.size == 1 or device.type == "cpu":
+            return device
+        place, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if device.type != "cuda" or place >= there:
+            raise DeviceError(
+                f"--device {name}: each rank of a machine needs a GPU of its own, and there are {there} of CUDA: "
+                "start no more ranks than that, or choose --device cpu"
+            )
+        torch.cuda.set_device(place)
+        return torch.device("cuda", place)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of the ranks' tensors, which are of one shape, on every rank. Its gradient is summed as well."""
+        return tensor if self.size == 1 else _Sum.apply(tensor)
+
+    def largest(self, tensor: Tensor) -> Tensor:
+        """The largest of the ranks' tensors, element by element."""
+        if self.size == 1:
+            return tensor
+        found = tensor.detach().clone()
+        with _within_reach(self):
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        return found
+
+    @torch.no_grad()
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Put in the place of each tensor the sum of the ranks' ones: gradients, in one message."""
+        if self.size == 1 or not tensors:
+            return
+        total = self.sum(torch.cat([tensor.flatten() for tensor in tensors]))
+        for tensor, part in zip(tensors, total.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    @torch.no_grad()
+    def follow_first(self, tensors: Sequence[Tensor]) -> None:
+        """Put the first rank's tensors in the place of those here."""
+        if self.size == 1:
+            return
+        with _within_reach(self):
+            for tensor in tensors:
+                sent = tensor.contiguous()
+                dist.broadcast(_as_real(sent), src=0)
+                tensor.copy_(sent)
+
+    def collect(self, tensor: Tensor, rows: Sequence[slice]) -> None:
+        """Fill ``tensor`` on the first rank, on the CPU: ``rows[r]`` of it come from rank r."""
+        if self.size == 1:
+            return
+        with _within_reach(self):
+            if not self.first:
+                dist.send(_as_real(tensor[rows[self.rank]]), dst=0)
+                return
+            for rank in range(1, self.size):
+                dist.recv(_as_real(tensor[rows[rank]]), src=rank)
+
+    def speaks(self) -> bool:
+        """Whether this rank is the first to ask: that one tells people why the run ends, and all others keep silent."""
+        if self.store is None:
+            return True
+        try:
+            return self.store.add("spoken", 1) == 1
+        except RuntimeError:  # the store is gone, with the machine that held it
+            return True
+
+    def leave(self) -> None:
+        """The work is done, here at least."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
+ALONE = Ranks()
+"""A process by itself."""
+
+
+class _Sum(torch.autograd.Function):
+    """A sum over ranks that all of them get: each part acts on every rank, so that the adjoint is the same sum."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        del ctx
+        return _summed(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        del ctx
+        return _summed(gradients[0])
+
+
+def _summed(tensor: Tensor) -> Tensor:
+    total = tensor.detach().resolve_conj().clone(memory_format=torch.contiguous_format)
+    with _within_reach(Ranks(dist.get_rank(), dist.get_world_size())):
+        dist.all_reduce(_as_real(total))
+    return total
+
+
+def _as_real(tensor: Tensor) -> Tensor:
+    """A view without complex numbers, which not every message can carry."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+@contextmanager
+def _within_reach(ranks: Ranks) -> Iterator[None]:
+    """Turn the failure of a message into a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        # Whoever pressed ctrl-C ended the others too: its handler comes first (this call runs those that wait).
+        signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        other = f"rank {1 - ranks.rank}" if ranks.size == 2 else "another rank"
+        silent = "timed out" in str(error).lower()
+        raise RankError(
+            f"{other} of {ranks.size} {f'has been silent for {PATIENCE}' if silent else 'was lost'}, so this run ends; "
+            "start it again: a training goes on from its last whole epoch with --resume, on any number of ranks"
+        ) from error
+
+
+def join() -> Ranks:
+    """Join the other processes of this run, which the environment describes as ``torchrun`` sets it.
+
+    From then on ctrl-C interrupts once, however often it is sent, and SIGTERM, by which ``torchrun`` ends what is left
+    of a run, is a :class:`RankError`.
+
+    Raises:
+        RankError: the environment is incomplete, or the others cannot be reached.
+    """
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        raise RankError(
+            f"the processes of this run cannot reach each other ({error}); start them all at once by torchrun"
+        ) from error
+    return Ranks(rank, size, store)
+
+
+def end_undisturbed() -> None:
+    """Signals that ask this process to end come too late from now on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    del number, frame
+    end_undisturbed()  # what is done gets saved
+    raise KeyboardInterrupt
+
+
+def _end(number: int, frame: Any) -> None:
+    del number, frame
+    end_undisturbed()
+    raise RankError(
+        "the launcher ended this process, as it does when a rank was lost or when it is itself asked to end; start the "
+        "run again: a training goes on from its last whole epoch with --resume, on any number of ranks"
+    )
