@@ -58,7 +58,11 @@ def run_verb(
     ranks: Ranks | None = None
     try:
         if _is_one_of_several():
-            ranks = _join(ranked)
+            from ptycho_torch.physics.ranks import join
+
+            ranks = join()
+            if not ranked:
+                raise ConfigError(f"runs in one process, and here are {ranks.size}: start it without torchrun")
         config = parse(config_type, argv, prog)
         debug = config.debug
         if ranks and not ranks.first:
@@ -89,21 +93,13 @@ def _is_one_of_several() -> bool:
     return "RANK" in os.environ and size.isdecimal() and int(size) > 1
 
 
-def _join(ranked: bool) -> "Ranks":
-    if not ranked:
-        raise ConfigError(f"runs in one process, and here are {os.environ['WORLD_SIZE']}: start it without torchrun")
-    from ptycho_torch.physics.ranks import join
-
-    return join()
-
-
 def _end(code: int, prog: str, told: str, ranks: "Ranks | None", debug: bool = False) -> int:
     """Say on stderr why the command ends, unless another rank has; returns ``code``."""
     if ranks:
         from ptycho_torch.physics.ranks import end_undisturbed
 
         end_undisturbed()
-    if ranks.speaks() if ranks else not _is_one_of_several() or os.environ["RANK"] == "0":
+    if ranks is None or ranks.speaks():
         if debug:
             traceback.print_exc()
         print(f"{prog.split()[-1]}: {told}", file=sys.stderr)

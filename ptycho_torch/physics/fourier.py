@@ -11,7 +11,7 @@ def far_field(wave: Tensor) -> Tensor:
 
 def inverse_far_field(wave: Tensor) -> Tensor:
     """Back-propagation from the far field: the inverse of :func:`far_field` and its adjoint, since it is unitary."""
-    return torch.fft.ifft2(wave, norm="ortho") if wave.numel() else wave
+    return torch.fft.ifft2(wave, norm="ortho")
 
 
 def shift_factors(shifts: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,119 @@
+"""Run by torchrun on two ranks: what each of them asserts about what they share. Any failure is an exit code."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from conftest import make_scan
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ptycho_torch.networks.batch import Batch, batch_of_scan, probe_in_photons
+from ptycho_torch.networks.model import PtychoModel
+from ptycho_torch.networks.registry import NetworkConfig
+from ptycho_torch.physics.ranks import ALONE, Ranks, join
+from ptycho_torch.training.loop import Patterns, Settings, Trainer
+from ptycho_torch.training.teacher import Teacher
+
+EXACT = 1e-10
+
+
+def the_sum_and_its_adjoint(ranks: Ranks) -> None:
+    """⟨A x, y⟩ = ⟨x, Aᵀ y⟩ over all ranks, where A gives the sum of all parts of x to every rank."""
+    generator = torch.Generator().manual_seed(ranks.rank)
+    for dtype in (torch.float64, torch.complex128):
+        x, y = (torch.randn(5, 7, dtype=dtype, generator=generator) for _ in range(2))
+        x.requires_grad_()
+        there = torch.vdot(y.flatten(), ranks.sum(x).flatten()).real
+        there.backward()
+        assert x.grad is not None
+        back = torch.vdot(x.flatten(), x.grad.flatten()).real
+        both = ranks.sum(torch.stack([there, back]).detach())
+        assert (both[0] - both[1]).abs() < EXACT * both[0].abs()
+        assert (ranks.sum(x.detach()) - x.detach()).abs().max() > 0.1, "the other rank has a part in it"
+
+
+def shares_and_messages(ranks: Ranks) -> None:
+    for count in (0, 1, 2, 7):
+        parts = [range(count)[ranks.share(count, rank)] for rank in range(ranks.size)]
+        assert [index for part in parts for index in part] == list(range(count))
+    assert ranks.largest(torch.tensor([ranks.rank, -ranks.rank])).tolist() == [1, 0]
+    for count in (1, 5):  # of one thing, one rank has none
+        rows = [ranks.share(count, rank) for rank in range(ranks.size)]
+        filled = torch.zeros(count, 2, dtype=torch.complex64)
+        filled[rows[ranks.rank]] = 1 + 1j
+        ranks.collect(filled, rows)
+        assert not ranks.first or bool((filled == 1 + 1j).all())
+    own = torch.full((3, 2), float(ranks.rank)).T  # not contiguous
+    ranks.follow_first([own])
+    assert not own.any()
+    gradients = [torch.ones(2, 3).T, torch.full((4,), 2.0)]
+    ranks.add_up(gradients)
+    assert [set(gradient.flatten().tolist()) for gradient in gradients] == [{2.0}, {4.0}]
+
+
+def trainer_of(ranks: Ranks, modes: int, taught: bool) -> Trainer:
+    """With masks, and on the second rank with other weights, which must not matter."""
+    mask = np.ones((36, 24, 24), dtype=bool)
+    mask[::2, :5] = False
+    scan = replace(make_scan(modes=modes), mask=mask)
+    patterns = Patterns(batch_of_scan(scan, 1.0), np.arange(36)[:, None], scan.positions)
+    generator = torch.Generator().manual_seed(ranks.rank)
+    model = PtychoModel(NetworkConfig("lifted_unet", "polar", 4), probe_in_photons(scan, 1.0), True, generator)
+    with torch.no_grad():  # away from the start, where the last layer is zero and hides the others
+        for weight in model.network.parameters():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
+    assert scan.truth is not None
+    teacher = Teacher(torch.from_numpy(scan.truth), torch.zeros(2, dtype=torch.int64)) if taught else None
+    return Trainer(model, patterns, patterns, Settings(3, 6, 3e-3), teacher, ranks)
+
+
+def gradients_of(trainer: Trainer, batch: Batch) -> tuple[float, list[Tensor]]:
+    trainer.muon.clear_gradients()
+    trainer.adam.clear_gradients()
+    loss = sum(trainer.losses(batch), torch.zeros(()))
+    loss.backward()
+    found = [weight.grad for weight in trainer.model.parameters() if weight.grad is not None]
+    trainer.ranks.add_up(found)
+    return float(trainer.ranks.sum(loss.detach())), [gradient.clone() for gradient in found]
+
+
+def gradients_are_those_of_one_rank(ranks: Ranks, modes: int, taught: bool) -> None:
+    shared = trainer_of(ranks, modes, taught)
+    alone = trainer_of(ALONE, modes, taught)
+    alone.model.load_state_dict(shared.model.state_dict())
+    batches: list[NDArray[np.intp]] = [np.arange(3, 15), np.arange(30, 31), np.array([0, 7, 35])]
+    for indices in map(torch.from_numpy, batches):
+        part = indices[ranks.share(len(indices))]
+        here = gradients_of(shared, shared.patterns.scan.take(part))
+        there = gradients_of(alone, alone.patterns.scan.take(indices))
+        assert abs(here[0] - there[0]) < 1e-5 * there[0]
+        assert len(here[1]) == len(there[1]) == len(list(shared.model.parameters()))
+        for one, other in zip(here[1], there[1], strict=True):
+            assert (one - other).norm() < 1e-5 * other.norm()
+    assert abs(shared.validate() / alone.validate() - 1) < 1e-5
+
+
+def weights_stay_the_same_bytes(ranks: Ranks) -> None:
+    from ptycho_torch.core.observer import SilentObserver
+
+    trainer = trainer_of(ranks, 1, True)
+    before = trainer.model.probe_parts.clone()
+    trainer._train_epoch(1, SilentObserver())
+    assert not torch.equal(trainer.model.probe_parts, before)
+    tensors: list[Any] = [*trainer.model.state_dict().values(), *trainer.average.values()]
+    for tensor in tensors:
+        assert torch.equal(ranks.largest(tensor), tensor)
+        assert torch.equal(ranks.largest(-tensor), -tensor)
+
+
+if __name__ == "__main__":
+    ranks = join()
+    assert ranks.size == 2
+    the_sum_and_its_adjoint(ranks)
+    shares_and_messages(ranks)
+    for modes, taught in ((1, False), (2, True)):
+        gradients_are_those_of_one_rank(ranks, modes, taught)
+    weights_stay_the_same_bytes(ranks)
+    ranks.leave()

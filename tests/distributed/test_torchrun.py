@@ -1,0 +1,117 @@
+"""Several processes under torchrun do what one does."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ptycho_torch.training.bundle import load_bundle
+
+Command = Callable[..., Any]
+Train = Callable[..., Path]
+
+HERE = Path(__file__).parent
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+ENDLESS = ("--max_epochs", "1000000")
+
+
+def training(scan_file: Path, folder: Path, *more: str) -> list[str]:
+    """The words behind ``train`` that do what ``train_to`` does."""
+    words = "--batch_size 6 --width 4 --device cpu --logger none"
+    return ["--train_data_file", str(scan_file), "--output_dir", str(folder), *words.split(), *more]
+
+
+def losses(folder: Path) -> list[float]:
+    with (folder / "history.csv").open(newline="") as stream:
+        return [float(row[name]) for row in csv.DictReader(stream) for name in ("loss", "val_loss")]
+
+
+def test_identities_over_two_ranks(command: Command) -> None:
+    done = command(*TORCHRUN, HERE / "identities.py", PYTHONPATH=os.pathsep.join([str(HERE.parent), *sys.path]))
+    assert done.code == 0, done.err
+
+
+def test_a_training_on_two_ranks(tmp_path: Path, scan_file: Path, command: Command, train_to: Train) -> None:
+    """Begun on one rank, gone on with on two and again on one, it is that of one rank all along."""
+    straight = train_to(tmp_path / "straight", max_epochs=3, update_probe=True)
+    folder = train_to(tmp_path / "shared", max_epochs=1, update_probe=True)
+    words = training(scan_file, folder, "--max_epochs", "2", "--update_probe", "--resume")
+    done = command(*TORCHRUN, "-m", "ptycho_torch.train", *words)
+    assert (done.code, done.out.count("loss")) == (0, 1), done.err
+    assert done.err.count("going on after epoch 1") == done.err.count("validation: ") == 1, done.err
+    assert load_bundle(folder).provenance["epochs"] == 2
+    train_to(folder, max_epochs=3, update_probe=True, resume=True)
+    assert losses(folder) == pytest.approx(losses(straight), rel=1e-4)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in straight.iterdir())
+
+
+def test_inference_on_two_ranks(
+    tmp_path: Path, scan_file: Path, model_folder: Path, command: Command, call: Command
+) -> None:
+    """The same bytes in every file that holds no clock, with groups that reach across the shares."""
+    words = ["--model_path", model_folder, "--test_data", scan_file, "--batch_size", "5", "--gridsize", "2"]
+    words += ["--device", "cpu", "--no_report", "--output_dir"]
+    assert call("inference", *words, tmp_path / "alone").code == 0
+    done = command(*TORCHRUN, "-m", "ptycho_torch.inference", *words, tmp_path / "shared")
+    assert (done.code, done.out.count("R 0.")) == (0, 1), done.err
+    assert {path.name for path in (tmp_path / "shared").iterdir()} >= {"reconstruction.npz", "metrics.json"}
+    for name in ("reconstruction.npz", "metrics.json"):
+        assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_a_lost_rank_ends_the_run_with_a_sentence(
+    tmp_path: Path, scan_file: Path, command: Command, train_to: Train
+) -> None:
+    folder = tmp_path / "model"
+    done = command(*TORCHRUN, HERE / "dying.py", *training(scan_file, folder, *ENDLESS))  # within its limit of time
+    told = [line for line in done.err.splitlines() if line.startswith("train: ")]
+    assert done.code != 0
+    assert len(told) == 1, done.err
+    assert "rank 1 of 2 was lost" in told[0] or "the launcher ended this process" in told[0]
+    assert "--resume" in told[0]
+    assert not (folder / "bundle.json").exists()
+    kept = losses(train_to(folder, max_epochs=0, resume=True))
+    assert kept[:2] == pytest.approx(losses(train_to(tmp_path / "straight")), rel=1e-5)
+    resumed = losses(train_to(folder, max_epochs=len(kept) // 2 + 1, resume=True))
+    assert (resumed[:-2], len(resumed)) == (kept, len(kept) + 2)
+
+
+@pytest.mark.slow
+def test_bad_input_is_one_sentence_of_all_ranks(tmp_path: Path, command: Command) -> None:
+    words = training(tmp_path / "none.npz", tmp_path / "model")
+    done = command(*TORCHRUN, "-m", "ptycho_torch.train", *words)
+    assert done.code != 0
+    assert [line for line in done.err.splitlines() if line.startswith("train: ")] == [
+        f"train: {tmp_path / 'none.npz'}: there is no such file; give the path of a scan file (NPZ)"
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_two_ranks_saves_what_is_done(tmp_path: Path, scan_file: Path, train_to: Train) -> None:
+    folder = tmp_path / "model"
+    words = map(str, [*TORCHRUN, "-m", "ptycho_torch.train", *training(scan_file, folder, *ENDLESS)])
+    run = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True)
+    state = folder / "checkpoints" / "last" / "state.safetensors"
+    deadline = time.monotonic() + 60
+    untrained = None
+    while time.monotonic() < deadline:
+        if state.exists():
+            untrained = untrained or state.stat().st_mtime_ns
+            if state.stat().st_mtime_ns > untrained:
+                break
+        time.sleep(0.01)
+    os.kill(run.pid, signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode != 0
+    assert [line.split(" after ")[0] for line in err.splitlines() if "interrupted" in line] == ["interrupted"]
+    done = load_bundle(folder).provenance["epochs"]
+    assert done >= 1
+    assert len(losses(train_to(folder, max_epochs=done + 1, resume=True))) == 2 * (done + 1)
