@@ -110,8 +110,8 @@ class PtychoModel(nn.Module):
     def explain(self, batch: Batch, probe: Tensor | None = None, ranks: Ranks = ALONE) -> "Explained":
         """As :meth:`forward`, with what the network said of each pattern by itself.
 
-        ``probe`` (M, N, N) lights the batch in place of the model's. ``ranks`` each have a part of the batch; the overlap
-        constraint spans all of it.
+        ``probe`` (M, N, N) lights the batch in place of the model's. ``ranks`` each have a part of the batch; the
+        overlap constraint spans all of it.
         """
         background = self.background_of(batch.source) if probe is None else None
         probe = probe_at(self.probes[batch.source] if probe is None else probe, self._fractions(batch))

@@ -65,14 +65,14 @@ def trainer_of(ranks: Ranks, modes: int, taught: bool) -> Trainer:
         for weight in model.network.parameters():
             weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
     assert scan.truth is not None
-    teacher = Teacher(torch.from_numpy(scan.truth), torch.zeros(2, dtype=torch.int64)) if taught else None
-    return Trainer(model, patterns, patterns, Settings(3, 6, 3e-3), teacher, ranks)
+    teacher = Teacher(torch.from_numpy(scan.truth), torch.zeros(2, dtype=torch.int64))
+    return Trainer(model, [patterns], [patterns], Settings(3, 6, 3e-3), [teacher] * taught, ranks)
 
 
 def gradients_of(trainer: Trainer, batch: Batch) -> tuple[float, list[Tensor]]:
     trainer.muon.clear_gradients()
     trainer.adam.clear_gradients()
-    loss = sum(trainer.losses(batch), torch.zeros(()))
+    loss = sum(trainer._losses(batch), torch.zeros(()))
     loss.backward()
     found = [weight.grad for weight in trainer.model.parameters() if weight.grad is not None]
     trainer.ranks.add_up(found)
@@ -86,8 +86,8 @@ def gradients_are_those_of_one_rank(ranks: Ranks, modes: int, taught: bool) -> N
     batches: list[NDArray[np.intp]] = [np.arange(3, 15), np.arange(30, 31), np.array([0, 7, 35])]
     for indices in map(torch.from_numpy, batches):
         part = indices[ranks.share(len(indices))]
-        here = gradients_of(shared, shared.patterns.scan.take(part))
-        there = gradients_of(alone, alone.patterns.scan.take(indices))
+        here = gradients_of(shared, shared.patterns[0].scan.take(part))
+        there = gradients_of(alone, alone.patterns[0].scan.take(indices))
         assert abs(here[0] - there[0]) < 1e-5 * there[0]
         assert len(here[1]) == len(there[1]) == len(list(shared.model.parameters()))
         for one, other in zip(here[1], there[1], strict=True):
@@ -99,9 +99,9 @@ def weights_stay_the_same_bytes(ranks: Ranks) -> None:
     from ptycho_torch.core.observer import SilentObserver
 
     trainer = trainer_of(ranks, 1, True)
-    before = trainer.model.probe_parts.clone()
+    before = trainer.model.probe.clone()
     trainer._train_epoch(1, SilentObserver())
-    assert not torch.equal(trainer.model.probe_parts, before)
+    assert not torch.equal(trainer.model.probe, before)
     tensors: list[Any] = [*trainer.model.state_dict().values(), *trainer.average.values()]
     for tensor in tensors:
         assert torch.equal(ranks.largest(tensor), tensor)
