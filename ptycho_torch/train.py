@@ -50,7 +50,7 @@ class TrainResult:
     """False where ctrl-C ended it early."""
 
     verdicts: "list[Verdict]"
-    """Whether the network sees anything, on the validation patterns of each scan."""
+    """Whether the network sees anything, on the validation patterns of each scan; left to the first of several ranks."""
 
 
 def train(config: TrainConfig, observer: Observer | None = None, ranks: "Ranks | None" = None) -> TrainResult:
@@ -104,7 +104,7 @@ def train(config: TrainConfig, observer: Observer | None = None, ranks: "Ranks |
         raise
     clock.lap("train")
     if not ranks.first:
-        return TrainResult(output_dir, trainer.history, completed)
+        return TrainResult(output_dir, trainer.history, completed, [])
     with trainer.averaged():
         verdicts = _verdicts(trainer)
         bundle = _bundle(config, trainer, sources, validation.told, verdicts)
