@@ -50,7 +50,7 @@ class TrainResult:
     """False where ctrl-C ended it early."""
 
     verdicts: "list[Verdict]"
-    """Whether the network sees anything, on the validation patterns of each scan; left to the first of several ranks."""
+    """Whether the network sees anything, on the validation patterns of each scan; of several ranks the first says."""
 
 
 def train(config: TrainConfig, observer: Observer | None = None, ranks: "Ranks | None" = None) -> TrainResult:
