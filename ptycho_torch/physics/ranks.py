@@ -202,6 +202,12 @@ def end_undisturbed() -> None:
     """Signals that ask this process to end come too late from now on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, _ignore)  # a loader's workers are ended too, of which it would complain
+
+
+def _ignore(number: int, frame: Any) -> None:
+    """Unlike SIG_IGN also for a signal that came before and still waits."""
+    del number, frame
 
 
 def _interrupt(number: int, frame: Any) -> None:

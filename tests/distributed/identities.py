@@ -12,6 +12,7 @@ from torch import Tensor
 from ptycho_torch.networks.batch import Batch, batch_of_scan, probe_in_photons
 from ptycho_torch.networks.model import PtychoModel
 from ptycho_torch.networks.registry import NetworkConfig
+from ptycho_torch.physics.patches import extract_patches
 from ptycho_torch.physics.ranks import ALONE, Ranks, join
 from ptycho_torch.training.loop import Patterns, Settings, Trainer
 from ptycho_torch.training.teacher import Teacher
@@ -53,20 +54,24 @@ def shares_and_messages(ranks: Ranks) -> None:
     assert [set(gradient.flatten().tolist()) for gradient in gradients] == [{2.0}, {4.0}]
 
 
-def trainer_of(ranks: Ranks, modes: int, taught: bool) -> Trainer:
+def trainer_of(ranks: Ranks, modes: int, target: str) -> Trainer:
     """With masks, and on the second rank with other weights, which must not matter."""
     mask = np.ones((36, 24, 24), dtype=bool)
     mask[::2, :5] = False
     scan = replace(make_scan(modes=modes), mask=mask)
-    patterns = Patterns(batch_of_scan(scan, 1.0), np.arange(36)[:, None], scan.positions)
+    assert scan.truth is not None
+    truth = torch.from_numpy(scan.truth)
+    batch = batch_of_scan(scan, 1.0)
+    if target == "labels":
+        batch = batch._replace(labels=extract_patches(truth, batch.corners, scan.size))
+    patterns = Patterns(batch, np.arange(36)[:, None], scan.positions)
     generator = torch.Generator().manual_seed(ranks.rank)
     model = PtychoModel(NetworkConfig("lifted_unet", "polar", 4), probe_in_photons(scan, 1.0), True, generator)
     with torch.no_grad():  # away from the start, where the last layer is zero and hides the others
         for weight in model.network.parameters():
             weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
-    assert scan.truth is not None
-    teacher = Teacher(torch.from_numpy(scan.truth), torch.zeros(2, dtype=torch.int64))
-    return Trainer(model, [patterns], [patterns], Settings(3, 6, 3e-3), [teacher] * taught, ranks)
+    teachers = [Teacher(truth, torch.zeros(2, dtype=torch.int64))] if target == "teacher" else []
+    return Trainer(model, [patterns], [patterns], Settings(3, 6, 3e-3), teachers, ranks)
 
 
 def gradients_of(trainer: Trainer, batch: Batch) -> tuple[float, list[Tensor]]:
@@ -79,9 +84,9 @@ def gradients_of(trainer: Trainer, batch: Batch) -> tuple[float, list[Tensor]]:
     return float(trainer.ranks.sum(loss.detach())), [gradient.clone() for gradient in found]
 
 
-def gradients_are_those_of_one_rank(ranks: Ranks, modes: int, taught: bool) -> None:
-    shared = trainer_of(ranks, modes, taught)
-    alone = trainer_of(ALONE, modes, taught)
+def gradients_are_those_of_one_rank(ranks: Ranks, modes: int, target: str) -> None:
+    shared = trainer_of(ranks, modes, target)
+    alone = trainer_of(ALONE, modes, target)
     alone.model.load_state_dict(shared.model.state_dict())
     batches: list[NDArray[np.intp]] = [np.arange(3, 15), np.arange(30, 31), np.array([0, 7, 35])]
     for indices in map(torch.from_numpy, batches):
@@ -98,7 +103,7 @@ def gradients_are_those_of_one_rank(ranks: Ranks, modes: int, taught: bool) -> N
 def weights_stay_the_same_bytes(ranks: Ranks) -> None:
     from ptycho_torch.core.observer import SilentObserver
 
-    trainer = trainer_of(ranks, 1, True)
+    trainer = trainer_of(ranks, 1, "teacher")
     before = trainer.model.probe.clone()
     trainer._train_epoch(1, SilentObserver())
     assert not torch.equal(trainer.model.probe, before)
@@ -113,7 +118,7 @@ if __name__ == "__main__":
     assert ranks.size == 2
     the_sum_and_its_adjoint(ranks)
     shares_and_messages(ranks)
-    for modes, taught in ((1, False), (2, True)):
-        gradients_are_those_of_one_rank(ranks, modes, taught)
+    for modes, target in ((1, "patterns"), (2, "teacher"), (1, "labels")):
+        gradients_are_those_of_one_rank(ranks, modes, target)
     weights_stay_the_same_bytes(ranks)
     ranks.leave()
