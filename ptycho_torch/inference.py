@@ -98,7 +98,7 @@ def assist(config: InferenceConfig, ranks: "Ranks") -> None:
     bundle, scan, light, centres = _load(config, ranks)
     neural.assist(
         bundle.model,
-        scan,
+        light.placed(scan),
         light.photons_per_unit,
         gridsize=config.gridsize or bundle.gridsize,
         centres=centres,

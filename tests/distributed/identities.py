@@ -55,18 +55,19 @@ def shares_and_messages(ranks: Ranks) -> None:
 
 
 def trainer_of(ranks: Ranks, modes: int, target: str) -> Trainer:
-    """With masks, and on the second rank with other weights, which must not matter."""
+    """All that can be learned is, with masks; the second rank starts with other weights, which must not matter."""
     mask = np.ones((36, 24, 24), dtype=bool)
     mask[::2, :5] = False
     scan = replace(make_scan(modes=modes), mask=mask)
     assert scan.truth is not None
     truth = torch.from_numpy(scan.truth)
-    batch = batch_of_scan(scan, 1.0)
+    batch = batch_of_scan(scan, 1.0)._replace(indices=torch.arange(36))
     if target == "labels":
         batch = batch._replace(labels=extract_patches(truth, batch.corners, scan.size))
     patterns = Patterns(batch, np.arange(36)[:, None], scan.positions)
     generator = torch.Generator().manual_seed(ranks.rank)
-    model = PtychoModel(NetworkConfig("lifted_unet", "polar", 4), probe_in_photons(scan, 1.0), True, generator)
+    network, probe = NetworkConfig("lifted_unet", "polar", 4), probe_in_photons(scan, 1.0)
+    model = PtychoModel(network, probe, True, generator, positions=[36], backgrounds=[True])
     with torch.no_grad():  # away from the start, where the last layer is zero and hides the others
         for weight in model.network.parameters():
             weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
