@@ -10,16 +10,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import Store
-from torch.distributed.rendezvous import rendezvous
 
 from ptycho_torch.core.errors import DeviceError, RankError
 from ptycho_torch.physics.devices import select_device
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 PATIENCE = timedelta(minutes=10)
 """How long a rank waits for one that is silent; one that died is noticed at once."""
@@ -39,7 +40,7 @@ class Ranks:
     size: int = 1
     """How many there are."""
 
-    store: Store | None = None
+    store: "Store | None" = None
     """What they leave notes for each other in, dead or alive."""
 
     @property
@@ -184,6 +185,8 @@ def join() -> Ranks:
     Raises:
         RankError: the environment is incomplete, or the others cannot be reached.
     """
+    from torch.distributed.rendezvous import rendezvous
+
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _end)
     try:
