@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ptycho_torch.training.loop import Epoch, Patterns, Settings, Trainer
     from ptycho_torch.training.sources import Source
     from ptycho_torch.training.teacher import Teacher
+    from ptycho_torch.training.tracking import Tracker
 
 log = logging.getLogger("ptycho_torch.train")  # __name__ is __main__ under python -m
 
@@ -62,12 +63,12 @@ def train(config: TrainConfig, observer: Observer | None = None, ranks: "Ranks |
         PtychoError: bad input, before anything is written.
     """
     from ptycho_torch.core.clock import Clock
-    from ptycho_torch.core.files import make_output_dir, write_json
+    from ptycho_torch.core.files import write_json
     from ptycho_torch.physics.ranks import ALONE
     from ptycho_torch.training.bundle import save_bundle
     from ptycho_torch.training.loop import CHECKPOINT, Trainer, write_history
     from ptycho_torch.training.sources import load_sources, patterns_of
-    from ptycho_torch.training.tracking import NoTracker, make_tracker
+    from ptycho_torch.training.tracking import NoTracker
 
     clock = Clock()
     ranks = ranks or ALONE
@@ -88,13 +89,7 @@ def train(config: TrainConfig, observer: Observer | None = None, ranks: "Ranks |
     if config.resume:
         _resume(trainer, checkpoint)
     log.info("validation: %s", validation.told)
-    if ranks.first:
-        make_output_dir(output_dir)
-        cli.write_config(output_dir / "config.yaml", config)
-    tracker = make_tracker(config.logger, output_dir) if ranks.first else NoTracker()
-    tracker.parameters(cli.resolved(config) | asdict(settings))
-    if config.resume:
-        log.info("going on after epoch %d", len(trainer.history))
+    tracker = _begin(config, settings) if ranks.first else NoTracker()
     clock.lap("prepare")
 
     try:
@@ -229,6 +224,7 @@ def _resume(trainer: "Trainer", checkpoint: Path) -> None:
     if not os.path.isfile(checkpoint):  # unlike Path.is_file, also False for a name that no file can have
         raise ConfigError(f"{checkpoint}: no checkpoint to go on from; train without --resume first")
     trainer.load(checkpoint)
+    log.info("going on after epoch %d", len(trainer.history))
 
 
 def _verdicts(trainer: "Trainer") -> "list[Verdict]":
@@ -243,6 +239,18 @@ def _verdicts(trainer: "Trainer") -> "list[Verdict]":
                 "%s: %s: train longer, from another --seed, or with --update_probe", patterns.digest, verdict.told()
             )
     return verdicts
+
+
+def _begin(config: TrainConfig, settings: "Settings") -> "Tracker":
+    """Make the output folder and say in it what will be done."""
+    from ptycho_torch.core.files import make_output_dir
+    from ptycho_torch.training.tracking import make_tracker
+
+    folder = make_output_dir(config.output_dir)
+    cli.write_config(folder / "config.yaml", config)
+    tracker = make_tracker(config.logger, folder)
+    tracker.parameters(cli.resolved(config) | asdict(settings))
+    return tracker
 
 
 def _bundle(
