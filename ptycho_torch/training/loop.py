@@ -327,10 +327,7 @@ class Trainer:
             background.clamp_(min=0)
 
     def loss(self, batch: Batch, probe: Tensor | None = None) -> Tensor:
-        """Mean deviance a pixel of ``batch``, in units where 0.5 is about the noise of counting.
-
-        ``batch`` is this rank's part of one. Summed over the ranks, their losses are the mean over all of it.
-        """
+        """This rank's part of the mean deviance a pixel of its batch, of which 0.5 is about the noise of counting."""
         return self._deviance(self.model.explain(batch, probe, self.ranks), batch)
 
     def _deviance(self, found: Explained, batch: Batch) -> Tensor:
