@@ -198,6 +198,7 @@ class Trainer:
         ranks.follow_first([*model.state_dict().values(), *(teacher.object for teacher in teachers)])
         self.noise = noise_model(settings.loss)
         self.optimiser = Optimiser(model, Pace(settings.learning_rate, settings.warm_up), ranks)
+        self._seen = [torch.from_numpy(np.unique(one.groups)).to(self._device) for one in patterns]
         self.history: list[Epoch] = []
 
     def run(self, observer: Observer, tracker: Tracker, checkpoint: Path) -> bool:
@@ -260,11 +261,10 @@ class Trainer:
 
         A shift of all of them is a shift of the object, or of a probe that is learned.
         """
-        for source in range(len(self.patterns)):
+        for source, seen in enumerate(self._seen):
             shifts = self.model.shifts_of(source)
             if shifts is None:
                 continue
-            seen = torch.from_numpy(np.unique(self.patterns[source].groups)).to(shifts.device)
             moved = shifts[seen] - shifts[seen].mean(0)
             shifts[seen] = moved.clamp(-self.settings.position_bound, self.settings.position_bound)
         for source in range(len(self.patterns)):
@@ -273,10 +273,7 @@ class Trainer:
                 background.clamp_(min=0)
 
     def loss(self, batch: Batch, probe: Tensor | None = None) -> Tensor:
-        """Mean deviance a pixel of ``batch``, in units where 0.5 is about the noise of counting.
-
-        ``batch`` is this rank's part of one. Summed over the ranks, their losses are the mean over all of it.
-        """
+        """This rank's part of the mean deviance a pixel of its batch, of which 0.5 is about the noise of counting."""
         return self._deviance(self.model.explain(batch, probe, self.ranks), batch)
 
     def _deviance(self, found: Explained, batch: Batch) -> Tensor:

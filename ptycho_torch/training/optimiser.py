@@ -24,7 +24,7 @@ KERNEL_STEP = 20 / 3
 PROBE_STEP = 100.0
 """Adam's step for the probe (√photons) as a multiple of that for the biases."""
 
-POSITION_STEP = 5.0
+POSITION_STEP = 60.0
 """Adam's step for the positions (pixels) as a multiple of that for the biases."""
 
 BACKGROUND_STEP = 30.0
