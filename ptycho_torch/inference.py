@@ -68,6 +68,12 @@ def inference(
         metadata=_metadata(config, bundle, scan),
     )
     clock.lap("infer and stitch")
+    if config.uncertainty:
+        from ptycho_torch.engines.doubt import with_uncertainty
+
+        device = bundle.model.probe_parts.device
+        reconstruction = with_uncertainty(reconstruction, scan.select(centres), device=device, observer=observer)
+        clock.lap("uncertainty")
     metrics = write_results(
         config.output_dir,
         reconstruction,

@@ -130,6 +130,9 @@ class InferenceConfig(Reading):
     onnx: Path | None = option(
         None, "file written by export: onnxruntime runs its network in place of torch, on the CPU"
     )
+    uncertainty: bool = option(
+        False, "state the standard deviation of each pixel, which takes about as long again as the network"
+    )
     report: bool = option(True, "write report.html and the pictures, which take about half of the time")
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ptycho_torch.imaging.synchronisation import Samples, Synchronised, synchronise
-from ptycho_torch.physics.patches import Frame, add_patches, check_inside, extract_patches
+from ptycho_torch.physics.patches import Frame, add_patches, check_inside
 
 
 class Stitched(NamedTuple):
@@ -74,30 +74,6 @@ def stitch(patches: Tensor, weights: Tensor, corners: Tensor, frame: Frame, alig
         add_patches(total, patches[some] * (weight * turns[some, None, None]), corners[some])
     mean = torch.where(trusted > 0, total / trusted.clamp_min(torch.finfo(weights.dtype).tiny), 1)
     return Stitched(mean, coverage, turns, trust)
-
-
-def spread_of(patches: Tensor, weights: Tensor, corners: Tensor, frame: Frame, stitched: Stitched) -> Tensor:
-    """By how much the patches that lie on a pixel disagree: the weighted root mean square of ``turn · patch − object``.
-
-    Args:
-        patches: (n, N, N) complex, as they were stitched.
-        weights: (n, N, N) real.
-        corners: (n, 2) int64, in object coordinates.
-        frame: the canvas, in object coordinates.
-        stitched: what :func:`stitch` made of them.
-
-    Returns:
-        (rows, columns) real, in units of the object; 0 where one patch lies or none.
-    """
-    corners, size = corners - corners.new_tensor(frame.origin), patches.shape[-1]
-    floor = 1e-6 * weights.amax() + torch.finfo(weights.dtype).tiny
-    total, trusted = weights.new_zeros(frame.shape), weights.new_zeros(frame.shape)
-    for some in torch.arange(len(patches)).split(CHUNK):
-        weight = (weights[some] + floor) * stitched.trust[some, None, None]
-        off = patches[some] * stitched.turns[some, None, None] - extract_patches(stitched.object, corners[some], size)
-        add_patches(total, weight * (off.real.square() + off.imag.square()), corners[some])
-        add_patches(trusted, weight, corners[some])
-    return (total / trusted.clamp_min(torch.finfo(weights.dtype).tiny)).sqrt()
 
 
 def synchronise_patches(patches: Tensor, weights: Tensor, corners: Tensor, shape: tuple[int, int]) -> Synchronised:
