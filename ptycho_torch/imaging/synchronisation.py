@@ -21,8 +21,8 @@ AGREED = 1e-4
 """Squared disagreement, as a share of the object's mean square, below which no patch is suspected."""
 
 REWEIGHTINGS = 4
-EIGEN_STEPS, EIGEN_RESIDUAL = 300, 1e-3
-NEWTON_STEPS, NEWTON_ANGLE = 20, 1e-7
+EIGEN_STEPS, EIGEN_RESIDUAL = 300, 1e-5
+NEWTON_STEPS, NEWTON_ANGLE = 20, 1e-9
 CONJUGATE_STEPS = 200
 
 
@@ -184,14 +184,15 @@ def _trust(samples: Samples, turns: Turns, trust: NDArray[np.float64]) -> NDArra
     lit = samples.weights * trust[:, None]
     total = np.bincount(samples.places.ravel(), lit.ravel())
     turned = samples.values * turns[:, None]
-    parts = (np.bincount(samples.places.ravel(), (lit * part).ravel()) for part in (turned.real, turned.imag))
-    real, imaginary = parts
+    real, imaginary = (
+        np.bincount(samples.places.ravel(), (lit * part).ravel()) for part in (turned.real, turned.imag)
+    )
     mean = (real + 1j * imaginary) / np.maximum(total, np.finfo(float).tiny)
     light = np.maximum(samples.weights.sum(1), np.finfo(float).tiny)
     off = (samples.weights * np.abs(turned - mean[samples.places]) ** 2).sum(1) / light
     power = (np.abs(mean) ** 2 * total).sum() / max(float(total.sum()), np.finfo(float).tiny)
     usual = SUSPECT * np.median(off) + AGREED * power
-    return np.square(np.minimum(1, usual / np.maximum(off, np.finfo(float).tiny)))
+    return np.square(np.where(off <= usual, 1, usual / np.maximum(off, np.finfo(float).tiny)))
 
 
 def _unit(values: Any) -> Any:
