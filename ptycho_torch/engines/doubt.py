@@ -25,6 +25,9 @@ from ptycho_torch.physics.noise import noise_model
 EPOCHS = 8
 """Epochs of the engine."""
 
+BATCHES, SMALLEST, LARGEST = 22, 8, 48
+"""Batches an epoch, as far as their size lies within these bounds: what slow errors need is steps."""
+
 CHANGE_FACTOR = 1.15
 """The true error over the change: the engine goes most of the way to the truth, not all of it."""
 
@@ -74,7 +77,8 @@ def _improved(
     reconstruction: Reconstruction, scan: Scan, device: torch.device, observer: Observer
 ) -> NDArray[np.complex128]:
     """The object (rows, columns) after a few epochs on the patterns, everything but the object believed."""
-    stage = StageConfig(engine="pie", epochs=EPOCHS)
+    batch_size = min(max(len(scan) // BATCHES, SMALLEST), LARGEST)
+    stage = StageConfig(engine="pie", epochs=EPOCHS, batch_size=batch_size)
     measurement = measurement_of(scan, reconstruction.photons_per_unit, noise_model(stage.loss), device)
     estimate = _estimate(reconstruction, device)
     estimate.object = estimate.object * fit_scale(measurement, estimate)

@@ -121,9 +121,7 @@ def judge(
             judgement = judgement._replace(validation=held_out)
     if truth is not None:
         comparison = compare_with_truth(reconstruction, truth, remove_ramp=remove_ramp, remove_shift=remove_shift)
-        judgement = judgement._replace(
-            comparison=comparison, calibration=calibration_of(reconstruction, comparison)
-        )
+        judgement = judgement._replace(comparison=comparison, calibration=calibration_of(reconstruction, comparison))
     return judgement
 
 

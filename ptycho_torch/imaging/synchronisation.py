@@ -184,9 +184,7 @@ def _trust(samples: Samples, turns: Turns, trust: NDArray[np.float64]) -> NDArra
     lit = samples.weights * trust[:, None]
     total = np.bincount(samples.places.ravel(), lit.ravel())
     turned = samples.values * turns[:, None]
-    real, imaginary = (
-        np.bincount(samples.places.ravel(), (lit * part).ravel()) for part in (turned.real, turned.imag)
-    )
+    real, imaginary = (np.bincount(samples.places.ravel(), (lit * part).ravel()) for part in (turned.real, turned.imag))
     mean = (real + 1j * imaginary) / np.maximum(total, np.finfo(float).tiny)
     light = np.maximum(samples.weights.sum(1), np.finfo(float).tiny)
     off = (samples.weights * np.abs(turned - mean[samples.places]) ** 2).sum(1) / light

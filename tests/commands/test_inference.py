@@ -183,7 +183,9 @@ def test_a_bundle_of_a_newer_schema(tmp_path: Path, model_folder: Path, scan_fil
     assert not (tmp_path / "r").exists()
 
 
-def test_an_uncertainty_is_stated_and_checked(tmp_path: Path, model_folder: Path, scan_file: Path, call: Command) -> None:
+def test_an_uncertainty_is_stated_and_checked(
+    tmp_path: Path, model_folder: Path, scan_file: Path, call: Command
+) -> None:
     """Inference writes it, its report shows it, and evaluate says how right it is."""
     words = words_for(model_folder, scan_file, tmp_path)
     assert call("inference", *words, "--uncertainty", "--quiet") == (0, "", "")

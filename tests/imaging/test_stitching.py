@@ -118,7 +118,7 @@ def test_large_patches_are_compared_on_some_of_their_pixels(object_at: Callable[
 
 def test_each_island_is_turned_by_nothing_on_average(object_at: Callable[..., Any]) -> None:
     """Two fields that share no light: each is right by itself, and its phase is that of its own patches' mean."""
-    first, second = SCANS["grid"], SCANS["grid"][:20] + [0, 200]
+    first, second = SCANS["grid"], SCANS["grid"][:20] + np.array([0, 200])
     given = turned(object_at, np.concatenate([first, second]), spread=1.0)
     found = stitch(*given[:4])
     for island in (slice(0, len(first)), slice(len(first), None)):
@@ -160,7 +160,9 @@ def test_no_patch_would_turn_further(object_at: Callable[..., Any]) -> None:
     weights = torch.where(given.weights > 2 * FAINT * given.weights.amax(), given.weights, 0)
     found = stitch(noisy, weights, given.corners, given.frame)
     corners = given.corners - torch.tensor(given.frame.origin)
-    asked = (weights * (noisy * found.turns[:, None, None]).conj() * extract_patches(found.object, corners, 13)).sum((1, 2))
+    asked = (weights * (noisy * found.turns[:, None, None]).conj() * extract_patches(found.object, corners, 13)).sum(
+        (1, 2)
+    )
     assert float(asked.angle().abs().max()) < 1e-4
     assert float((found.trust - 1).abs().max()) == 0
 
