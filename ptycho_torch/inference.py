@@ -73,6 +73,12 @@ def inference(
     )
     clock.lap("infer and stitch")
     reconstruction = light.completed(reconstruction)
+    if config.uncertainty:
+        from ptycho_torch.engines.doubt import with_uncertainty
+
+        judged = placed.select(centres)
+        reconstruction = with_uncertainty(reconstruction, judged, device=bundle.model.device, observer=observer)
+        clock.lap("uncertainty")
     metrics = write_results(
         config.output_dir,
         reconstruction,

@@ -15,6 +15,9 @@ from ptycho_torch.core.errors import ConfigError
 AxisOrder = Literal["nhw", "hwn"]
 Measurement = Literal["amplitude", "counts"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+PRECISION_HELP = "arithmetic of the network (physics is always complex64); auto takes bf16 where that is faster"
 
 MAX_WIDTH = 1024
 """Most channels of a network's finest scale: more of them fit into no memory."""
@@ -117,7 +120,7 @@ class TrainConfig(Reading):
     supervised: bool = option(
         False, "learn from the labels in the scan files (Y) beside the patterns; they must be the object, not lit"
     )
-    precision: Literal["fp32", "bf16"] = option("fp32", "arithmetic of the network; physics is always complex64")
+    precision: Precision = option("auto", PRECISION_HELP)
     num_workers: int = option(0, "processes that prepare batches; 0 prepares them in the main process")
     device: Device = option(
         "auto", "device to compute on (--accelerator is an alias); auto takes CUDA, then MPS, then CPU"
@@ -196,7 +199,7 @@ class PretrainConfig(Verbosity):
         "residual", "how the network states the object: polar (amplitude and phase) or residual (1 + a + ib)"
     )
     width: int = option(16, "channels of the network's finest scale")
-    precision: Literal["fp32", "bf16"] = option("fp32", "arithmetic of the network; physics is always complex64")
+    precision: Precision = option("auto", PRECISION_HELP)
     device: Device = option(
         "auto", "device to compute on (--accelerator is an alias); auto takes CUDA, then MPS, then CPU"
     )
@@ -231,19 +234,22 @@ class InferenceConfig(Reading):
     n_images: int | None = option(None, "groups to reconstruct, spread over the scan; default: all")
     gridsize: int | None = option(None, "g: a group is a position and its g*g-1 nearest; default: as trained")
     batch_size: int = option(64, "patterns computed together; the result does not depend on it")
-    precision: Literal["fp32", "bf16"] = option("fp32", "arithmetic of the network; physics is always complex64")
+    precision: Precision = option("auto", PRECISION_HELP)
     device: Device = option(
         "auto", "device to compute on (--accelerator is an alias); auto takes CUDA, then MPS, then CPU"
     )
     onnx: Path | None = option(
         None, "file written by export: onnxruntime runs its network in place of torch, on the CPU"
     )
+    uncertainty: bool = option(
+        False, "state the standard deviation of each pixel, which takes about as long again as the network"
+    )
     report: bool = option(True, "write report.html and the pictures, which take about half of the time")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "n_images", "gridsize", "batch_size")
-        if self.onnx and (self.precision != "fp32" or self.device not in ("auto", "cpu")):
+        if self.onnx and (self.precision == "bf16" or self.device not in ("auto", "cpu")):
             raise ConfigError("--onnx computes in fp32 on the CPU: leave out --precision and --device, or --onnx")
 
 

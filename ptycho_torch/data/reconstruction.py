@@ -40,6 +40,10 @@ class Reconstruction:
     intensities: NDArray[np.float32] | None = None
     """Power of the probe in each pattern over its mean, (n,); None: all alike."""
 
+    uncertainty: NDArray[np.float32] | None = None
+    """Standard deviation of each pixel, sqrt(E|object − truth|²) after a complex factor, in the object's unit, (rows,
+    columns); infinite where no light fell. None: not stated."""
+
     history: dict[str, list[float]] = field(default_factory=dict)
     """Figures by name, one an epoch, where the maker kept them (``"epoch"``, ``"loss"``, ``"val_loss"``, …)."""
 
@@ -49,7 +53,7 @@ class Reconstruction:
     def save(self, path: str | Path) -> None:
         """Write to ``path`` (NPZ), whole or not at all; the same values give the same bytes."""
         extra = {"photons_per_unit": self.photons_per_unit, "history": self.history, "metadata": self.metadata}
-        found = {"background": self.background, "intensities": self.intensities}
+        found = {"background": self.background, "intensities": self.intensities, "uncertainty": self.uncertainty}
         further: dict[str, Any] = {name: array for name, array in found.items() if array is not None}
         with written_whole(path) as aside:
             np.savez(
@@ -68,7 +72,7 @@ def load_reconstruction(path: str | Path) -> Reconstruction:
     """Read what :meth:`Reconstruction.save` wrote.
 
     Raises:
-        DataError: the file is missing, is no NPZ, or lacks a key.
+        DataError: the file is missing, is no NPZ, lacks a key, or its parts do not fit.
     """
     from ptycho_torch.data.npz import read_arrays
 
@@ -94,6 +98,15 @@ def load_reconstruction(path: str | Path) -> Reconstruction:
         photons_per_unit=scale,
         background=arrays.get("background"),
         intensities=arrays.get("intensities"),
+        uncertainty=_of_shape(arrays.get("uncertainty"), arrays["object"].shape, path),
         history=history,
         metadata=metadata,
     )
+
+
+def _of_shape(array: NDArray[Any] | None, shape: tuple[int, ...], path: str | Path) -> NDArray[Any] | None:
+    if array is not None and array.shape != shape:
+        raise DataError(
+            f"{path}: its uncertainty is {array.shape} and its object {shape} pixels, expected one shape; infer again"
+        )
+    return array

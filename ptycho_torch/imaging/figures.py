@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_torch.data.reconstruction import Reconstruction
-from ptycho_torch.imaging.alignment import Region, covered_region
+from ptycho_torch.imaging.alignment import Pair, Region, covered_region
+from ptycho_torch.imaging.calibration import Calibration, expected_shares
 from ptycho_torch.imaging.frc import RingCorrelation
 from ptycho_torch.imaging.metrics import TruthComparison
 
@@ -115,6 +116,42 @@ def truth_figure(comparison: TruthComparison) -> bytes:
         most = max(float(np.percentile(np.abs(error[region]), 99)), 1e-6)
         _image(axes[row][2], error, name, view, cmap="RdBu_r", vmin=-most, vmax=most)
     return _png(figure)
+
+
+def uncertainty_figure(reconstruction: Reconstruction) -> bytes:
+    """The standard deviation that a reconstruction states, over the covered region."""
+    assert reconstruction.uncertainty is not None
+    view = view_of(reconstruction)
+    values = np.asarray(reconstruction.uncertainty[bounding_box(covered_region(reconstruction))], np.float64)
+    figure, axis = _figure(1, 1, (5.6, 5.0))
+    _image(axis, values, "standard deviation", view, cmap="viridis", vmin=0, vmax=_most(values, view.region))
+    return _png(figure)
+
+
+def calibration_figure(calibration: Calibration, pair: Pair) -> bytes:
+    """Stated standard deviation and true error, in units of the truth, beside the share of pixels within k of it."""
+    crop = bounding_box(pair.region)
+    corner = pair.origin_yx + [axis.start for axis in crop]
+    view = View(pair.truth[crop], pair.region[crop], (int(corner[0]), int(corner[1])))
+    uncertainty, error = calibration.uncertainty[crop], calibration.error[crop]
+    figure, axes = _figure(1, 3, (13.2, 4.2))
+    most = max(_most(uncertainty, view.region), _most(error, view.region))
+    _image(axes[0], uncertainty, "standard deviation", view, cmap="viridis", vmin=0, vmax=most)
+    _image(axes[1], error, "|error|", view, cmap="viridis", vmin=0, vmax=most)
+    ratio = np.sort(error[view.region] / uncertainty[view.region])
+    k = np.linspace(0, 3, 121)
+    axes[2].plot(k, np.searchsorted(ratio, k, side="right") / len(ratio), lw=1.8, label="found")
+    axes[2].plot(k, expected_shares(tuple(k.tolist())), lw=1.4, ls="--", label="complex Gaussian errors")
+    axes[2].set_title("share of pixels with |error| ≤ k σ")
+    axes[2].set_xlabel("k")
+    axes[2].set_ylim(0, 1.02)
+    _legend(axes[2])
+    return _png(figure)
+
+
+def _most(values: NDArray[np.floating], region: Region) -> float:
+    """The 99th percentile over the region, above 0."""
+    return max(float(np.percentile(values[region], 99)), 1e-12)
 
 
 def illumination_figure(reconstruction: Reconstruction) -> bytes:

@@ -68,6 +68,12 @@ FIGURES: dict[str, Figure] = {
         "half-scan FRC crossing, fixed", "cycles/pixel", "where it first falls below the fixed level of 0.5"
     ),
     "half_scan_removed_shift_pixels": Figure("half-scan shift", "pixels", "shift (y, x) of one half onto the other"),
+    "uncertainty_median": Figure("uncertainty", "", "median standard deviation stated, in the object's unit"),
+    "uncertainty_shares": Figure(
+        "within k σ", "", "share of the pixels whose error is at most ½, 1, 1½, 2, 3 times the stated uncertainty"
+    ),
+    "uncertainty_expected_shares": Figure("within k σ, expected", "", "the same for complex Gaussian errors"),
+    "uncertainty_rank_correlation": Figure("uncertainty's rank", "", "Spearman's correlation of it with the error"),
     "patterns": Figure("patterns", "", "patterns judged"),
     "patterns_skipped": Figure("patterns skipped", "", "patterns whose window reaches outside the canvas"),
     "photons_per_pattern": Figure("photons a pattern", "", "mean of the measured patterns, over unmasked pixels"),

@@ -15,6 +15,7 @@ from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.imaging import figures
 from ptycho_torch.imaging.alignment import covered_region
+from ptycho_torch.imaging.calibration import Calibration, calibration_of
 from ptycho_torch.imaging.metrics import TruthComparison, compare_with_truth
 from ptycho_torch.imaging.report import Picture, render_report
 
@@ -41,6 +42,7 @@ class Judgement(NamedTuple):
     validation: "Consistency | None" = None
     patterns: ExamplePatterns | None = None
     comparison: TruthComparison | None = None
+    calibration: Calibration | None = None
 
 
 def write_results(
@@ -119,7 +121,7 @@ def judge(
             judgement = judgement._replace(validation=held_out)
     if truth is not None:
         comparison = compare_with_truth(reconstruction, truth, remove_ramp=remove_ramp, remove_shift=remove_shift)
-        judgement = judgement._replace(comparison=comparison)
+        judgement = judgement._replace(comparison=comparison, calibration=calibration_of(reconstruction, comparison))
     return judgement
 
 
@@ -195,6 +197,10 @@ def metrics_of(reconstruction: Reconstruction, judgement: Judgement) -> dict[str
         }
     if judgement.comparison is not None:
         metrics |= judgement.comparison.figures()
+    if reconstruction.uncertainty is not None:
+        metrics["uncertainty_median"] = np.median(reconstruction.uncertainty[region])
+    if judgement.calibration is not None:
+        metrics |= judgement.calibration.figures()
     return {name: _finite(value) for name, value in metrics.items()}
 
 
@@ -238,6 +244,7 @@ def report_pictures(reconstruction: Reconstruction, judgement: Judgement) -> lis
     if judgement.comparison is not None:
         removed = "After the best complex factor and whatever else the table names as removed. Errors: 99th percentile."
         pictures.insert(1, Picture("Against the truth", figures.truth_figure(judgement.comparison), removed))
+    pictures += _uncertainty_pictures(reconstruction, judgement)
     if judgement.patterns is not None:
         told = "Photons on a log scale; the patterns that the stitched object explains best, middling and worst."
         pictures.append(Picture("Diffraction patterns", figures.patterns_figure(*judgement.patterns), told))
@@ -250,6 +257,18 @@ def report_pictures(reconstruction: Reconstruction, judgement: Judgement) -> lis
         told = "Complex fields of reconstruction and truth, without their means, under a Hann taper."
         pictures.append(Picture("Fourier ring correlation", figures.frc_figure(frc), told, wide=history is None))
     return pictures
+
+
+def _uncertainty_pictures(reconstruction: Reconstruction, judgement: Judgement) -> list[Picture]:
+    """The stated standard deviation, beside the true error where that is known."""
+    if judgement.calibration is not None and judgement.comparison is not None:
+        told = "Stated standard deviation and true error on one scale, and how many pixels lie within k of the former."
+        figure = figures.calibration_figure(judgement.calibration, judgement.comparison.pair)
+        return [Picture("Uncertainty against the error", figure, told)]
+    if reconstruction.uncertainty is not None:
+        told = "The root of the mean squared distance of the complex object from the truth that is to be expected."
+        return [Picture("Uncertainty", figures.uncertainty_figure(reconstruction), told, wide=False)]
+    return []
 
 
 def _history_caption(history: Mapping[str, Sequence[float]]) -> tuple[str, str]:

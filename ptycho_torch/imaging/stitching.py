@@ -2,11 +2,12 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ptycho_torch.physics.forward import weighted_canvas
-from ptycho_torch.physics.patches import Frame, check_inside
+from ptycho_torch.imaging.synchronisation import Samples, Synchronised, synchronise
+from ptycho_torch.physics.patches import Frame, add_patches, check_inside
 
 
 class Stitched(NamedTuple):
@@ -18,75 +19,85 @@ class Stitched(NamedTuple):
     coverage: Tensor
     """(rows, columns) real: the weights summed over all patches."""
 
+    turns: Tensor
+    """(n,) complex of modulus one: what each patch was multiplied by."""
 
-OVER_RELAXATION = 1.8
-"""Each round of alignment turns patches this much further than the canvas asks (below 2, where it would diverge)."""
+    trust: Tensor
+    """(n,) above 0, at most 1: what its weights were multiplied by in the mean."""
+
 
 SAMPLES = 16
 """Phases are compared on about this many rows and columns of each patch, always the same pixels of the canvas."""
 
+FAINT = 1e-3
+"""Phases are not compared where a patch has less than this share of its highest weight."""
 
-def stitch(patches: Tensor, weights: Tensor, corners: Tensor, frame: Frame, align: int = 50) -> Stitched:
+CHUNK = 32
+"""Patches added at a time: few enough for the processor's cache."""
+
+
+def stitch(patches: Tensor, weights: Tensor, corners: Tensor, frame: Frame, align: bool = True) -> Stitched:
     """Stitch patches on the canvas ``frame``.
 
     A pattern fixes the phase of its patch only up to a constant, so the patches are turned to agree before they are
-    summed (:func:`align_phases`).
+    summed, and one that agrees with none counts little (:func:`synchronise_patches`).
+
+    A constant of 1e-6 of the largest weight is added to every weight, so that unlit pixels are the plain mean of their
+    patches and nothing is divided by zero.
 
     Args:
         patches: (n, N, N) complex.
         weights: (n, N, N) real, not negative: probe power on each patch.
         corners: (n, 2) int64, each patch's [0, 0] pixel in object coordinates.
         frame: the canvas, in object coordinates.
-        align: rounds of phase alignment; 0 for none.
+        align: whether patches are turned and suspected.
 
     Raises:
         IndexError: a patch reaches outside the frame.
     """
     corners = corners - corners.new_tensor(frame.origin)
+    check_inside(corners, patches.shape[-1], frame.shape)
+    turns, trust = torch.ones_like(patches[:, 0, 0]), torch.ones_like(weights[:, 0, 0])
     if align:
-        patches = patches * align_phases(patches, weights, corners, frame.shape, align)[:, None, None]
-    canvas, coverage = weighted_canvas(patches, weights, corners, frame.shape)
-    return Stitched(torch.where(coverage > 0, canvas, torch.ones_like(canvas)), coverage)
+        found = synchronise_patches(patches, weights, corners, frame.shape)
+        turns, trust = torch.from_numpy(found.turns).to(turns), torch.from_numpy(found.trust).to(trust)
+    floor = 1e-6 * weights.amax() + torch.finfo(weights.dtype).tiny
+    total, coverage = patches.new_zeros(frame.shape), weights.new_zeros(frame.shape)
+    # Without suspects, what the sum is divided by is the coverage itself.
+    trusted = coverage if bool((trust == 1).all()) else weights.new_zeros(frame.shape)
+    for some in torch.arange(len(patches)).split(CHUNK):
+        weight = weights[some] + floor
+        add_patches(coverage, weight, corners[some])
+        if trusted is not coverage:
+            weight *= trust[some, None, None]
+            add_patches(trusted, weight, corners[some])
+        add_patches(total, patches[some] * (weight * turns[some, None, None]), corners[some])
+    mean = torch.where(trusted > 0, total / trusted.clamp_min(torch.finfo(weights.dtype).tiny), 1)
+    return Stitched(mean, coverage, turns, trust)
 
 
-def align_phases(patches: Tensor, weights: Tensor, corners: Tensor, shape: tuple[int, int], rounds: int) -> Tensor:
-    """Factors of modulus one that make patches agree where they overlap.
+def synchronise_patches(patches: Tensor, weights: Tensor, corners: Tensor, shape: tuple[int, int]) -> Synchronised:
+    """The turns that make patches agree where they overlap, and how far each is to be trusted.
 
-    Each round turns every patch by the phase between it and the weighted mean of all, over-relaxed because a phase
-    that drifts across the whole field gives way slowly: angular synchronisation (Singer, Appl. Comput. Harmon. Anal.
-    30, 20 (2011)). Patches that already agree, true ones among them, stay. The phases are compared on every few
-    pixels of the canvas, where all patches are exactly sampled.
-
-    Args:
-        patches: (n, N, N) complex.
-        weights: (n, N, N) real, not negative.
-        corners: (n, 2) int64 on the canvas.
-        shape: rows and columns of the canvas.
-        rounds: how often.
-
-    Returns:
-        (n,) complex.
-
-    Raises:
-        IndexError: a patch reaches outside the canvas.
+    The phases are compared on every few pixels of the canvas, where all patches are exactly sampled, and only where
+    a patch is lit. Arguments as for :func:`stitch`, with ``corners`` on a canvas of ``shape``.
     """
     size = patches.shape[-1]
-    check_inside(corners, size, shape)
     stride = max(1, size // SAMPLES)
     # The pixels of each patch whose canvas coordinates are multiples of the stride: the same number in every patch.
     first = (-corners) % stride
     inside = torch.arange(0, size - stride + 1, stride, device=corners.device)
     rows, columns = first[:, :1] + inside, first[:, 1:] + inside
     flat = (rows[:, :, None] * size + columns[:, None, :]).flatten(1)
-    index = ((corners[:, :1] + rows)[:, :, None] * shape[1] + (corners[:, 1:] + columns)[:, None, :]).flatten(1)
+    across = -(-shape[1] // stride)
+    places = ((corners[:, :1] + rows) // stride)[:, :, None] * across + ((corners[:, 1:] + columns) // stride)[:, None]
     weight = weights.flatten(1).gather(1, flat)
+    weight = torch.where(weight > FAINT * weight.amax(1, keepdim=True), weight, 0)
     value = patches.flatten(1).gather(1, flat)
-    total = weight.new_zeros(shape[0] * shape[1]).index_add(0, index.flatten(), weight.flatten())
-    lit = value * weight
-    given = lit / total.clamp_min(torch.finfo(weight.dtype).tiny)[index]
-    turn = torch.ones_like(value[:, 0])
-    for _ in range(rounds):
-        mean = value.new_zeros(len(total)).index_add(0, index.flatten(), (given * turn[:, None]).flatten())
-        angle = ((lit.conj() * mean[index]).sum(1) * turn.conj()).angle()
-        turn = turn * torch.polar(torch.ones_like(angle), OVER_RELAXATION * angle)
-    return turn
+    return synchronise(
+        Samples(
+            value.cpu().numpy().astype(np.complex128),
+            weight.cpu().numpy().astype(np.float64),
+            places.flatten(1).cpu().numpy(),
+        )
+    )

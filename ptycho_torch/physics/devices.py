@@ -1,6 +1,7 @@
-"""Where tensors are computed."""
+"""Where tensors are computed, and in what arithmetic networks are."""
 
 import logging
+from pathlib import Path
 
 import torch
 
@@ -22,3 +23,28 @@ def select_device(name: str) -> torch.device:
         raise DeviceError(f"--device {name} is not available on this machine; choose --device cpu or auto")
     log.debug("computing on %s", name)
     return torch.device(name)
+
+
+def select_precision(name: str, device: torch.device) -> str:
+    """The arithmetic called ``name``, fp32 or bf16: ``auto`` takes bf16 where ``device`` is faster by it.
+
+    Those are GPUs that have it, and CPUs with matrix tiles or with AVX-512 bf16 at full rate; on Intel's, which have the
+    latter alone, it is slower than fp32 (``docs/findings.md``).
+    """
+    if name != "auto":
+        return name
+    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else device.type == "cpu" and _fast_bf16(_cpu())
+    log.debug("networks in %s", "bf16" if fast else "fp32")
+    return "bf16" if fast else "fp32"
+
+
+def _cpu() -> str:
+    """What Linux tells of the CPU; empty where there is nothing to read."""
+    path = Path("/proc/cpuinfo")
+    return path.read_text(errors="replace") if path.is_file() else ""
+
+
+def _fast_bf16(told: str) -> bool:
+    """Whether a CPU of which Linux tells ``told`` has bf16 that pays."""
+    words = set(told.split())
+    return "amx_bf16" in words or {"avx512_bf16", "AuthenticAMD"} <= words

@@ -181,3 +181,24 @@ def test_a_bundle_of_a_newer_schema(tmp_path: Path, model_folder: Path, scan_fil
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "schema 99" in err
     assert not (tmp_path / "r").exists()
+
+
+def test_an_uncertainty_is_stated_and_checked(
+    tmp_path: Path, model_folder: Path, scan_file: Path, call: Command
+) -> None:
+    """Inference writes it, its report shows it, and evaluate says how right it is."""
+    words = words_for(model_folder, scan_file, tmp_path)
+    assert call("inference", *words, "--uncertainty", "--quiet") == (0, "", "")
+    found = load_reconstruction(tmp_path / "reconstruction.npz")
+    assert found.uncertainty is not None
+    lit = found.coverage > 0
+    assert np.isfinite(found.uncertainty[lit]).all()
+    assert np.isinf(found.uncertainty[~lit]).all()
+    assert "<h2>Uncertainty</h2>" in (tmp_path / "report.html").read_text()
+    told = ["evaluate", str(tmp_path / "reconstruction.npz"), "--truth", str(scan_file), "--quiet"]
+    assert call(*told, "--output_dir", str(tmp_path / "verdict")) == (0, "", "")
+    metrics = json.loads((tmp_path / "verdict" / "metrics.json").read_text())
+    shares = metrics["uncertainty_shares"]
+    assert shares == sorted(shares)
+    assert 0 <= shares[0] < shares[-1] <= 1
+    assert "Uncertainty against the error" in (tmp_path / "verdict" / "report.html").read_text()

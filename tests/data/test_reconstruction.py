@@ -1,5 +1,6 @@
 """A reconstruction survives its file, and what is no reconstruction is refused in a sentence."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,24 @@ def test_what_is_saved_is_what_is_loaded(reconstruction: Reconstruction, tmp_pat
     assert loaded.history == reconstruction.history
     assert loaded.metadata == reconstruction.metadata
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_an_uncertainty_is_kept_and_need_not_be_there(reconstruction: Reconstruction, tmp_path: Path) -> None:
+    stated = np.linspace(0, 1, 154, dtype=np.float32).reshape(11, 14)
+    stated[0, 0] = np.inf
+    replace(reconstruction, uncertainty=stated).save(tmp_path / "with.npz")
+    reconstruction.save(tmp_path / "without.npz")
+    found = load_reconstruction(tmp_path / "with.npz").uncertainty
+    assert found is not None
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, stated)
+    assert load_reconstruction(tmp_path / "without.npz").uncertainty is None
+
+
+def test_an_uncertainty_of_another_shape_is_refused(reconstruction: Reconstruction, tmp_path: Path) -> None:
+    replace(reconstruction, uncertainty=np.zeros((3, 4), np.float32)).save(tmp_path / "r.npz")
+    with pytest.raises(DataError, match=r"uncertainty is \(3, 4\)"):
+        load_reconstruction(tmp_path / "r.npz")
 
 
 @pytest.mark.parametrize("text", ["nonsense", "[]", "{}", "3"])

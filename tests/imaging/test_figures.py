@@ -12,6 +12,7 @@ from PIL import Image
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.imaging import figures
 from ptycho_torch.imaging.alignment import covered_region
+from ptycho_torch.imaging.calibration import calibration_of
 from ptycho_torch.imaging.frc import ring_correlation
 from ptycho_torch.imaging.metrics import compare_with_truth
 
@@ -36,6 +37,10 @@ def cells(png: bytes, view: figures.View) -> NDArray[np.int64]:
 def all_figures(known: Any, rec: Reconstruction) -> dict[str, bytes | None]:
     view = figures.view_of(rec)
     patterns = known.scan.amplitudes[:3] ** 2
+    stated = replace(rec, uncertainty=np.full(rec.object.shape, 0.1, np.float32))
+    comparison = compare_with_truth(rec, known.truth)
+    calibration = calibration_of(stated, comparison)
+    assert calibration is not None
     return {
         "amplitude": figures.amplitude_picture(view),
         "phase": figures.phase_picture(view),
@@ -44,6 +49,8 @@ def all_figures(known: Any, rec: Reconstruction) -> dict[str, bytes | None]:
         "truth": figures.truth_figure(compare_with_truth(rec, known.truth)),
         "patterns": figures.patterns_figure(patterns, patterns, ["a", "b", "c"]),
         "history": figures.history_figure(rec.history),
+        "uncertainty": figures.uncertainty_figure(stated),
+        "calibration": figures.calibration_figure(calibration, comparison.pair),
         "frc": figures.frc_figure(ring_correlation(known.truth[:64, :64], known.truth[1:65, :64])),
     }
 

@@ -6,9 +6,11 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ptycho_torch.imaging.report import FIGURES, Picture, render_report, shown
@@ -74,14 +76,16 @@ def test_every_metric_that_can_arise_is_explained(known: Any) -> None:
     from ptycho_torch.imaging.half_scan import half_scan_correlation
     from ptycho_torch.imaging.results import metrics_of
 
+    stated = np.full(known.reconstruction.object.shape, 0.1, np.float32)
+    reconstruction = replace(known.reconstruction, uncertainty=stated)
     judgement = judge(
-        known.reconstruction,
+        reconstruction,
         known.scan,
         photons_per_unit=2.5,
         truth=known.truth,
         validation=known.scan.positions[:, 0].argsort()[:5],
     )
-    metrics = metrics_of(known.reconstruction, judgement)
+    metrics = metrics_of(reconstruction, judgement)
     metrics |= half_scan_correlation(known.reconstruction, known.reconstruction, pixel_size=1e-8).figures()
     held_out = {"held_out_deviance", "held_out_deviance_floor", "held_out_pixels"}
     assert set(metrics) | held_out == set(FIGURES)

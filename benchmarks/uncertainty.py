@@ -1,0 +1,84 @@
+"""How right the stated uncertainty is, on simulated objects that the network has not seen, at several doses.
+
+::
+
+    python benchmarks/uncertainty.py --folder doubt --photons 1e4 1e5 1e6
+
+Trains a network a dose on one simulated scan (seed 0, letters), unless the folder holds it from before, and lets it
+reconstruct other objects (seed 7). Prints one Markdown table: NRMSE, the root mean square of the stated uncertainty in
+the same unit, Spearman's correlation of it with the error, and the shares of the pixels within k of it.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ptycho_torch.data.npz import load_scan, save_scan
+from ptycho_torch.data.scan import Scan
+from ptycho_torch.engines.doubt import with_uncertainty
+from ptycho_torch.engines.neural import reconstruct_by_network
+from ptycho_torch.imaging.calibration import MULTIPLES, calibration_of, expected_shares
+from ptycho_torch.imaging.metrics import compare_with_truth
+from ptycho_torch.simulation.scan import recipe_with, simulate_recipe
+from ptycho_torch.training.bundle import Bundle, load_bundle
+
+
+def trained(folder: Path, photons: float) -> Bundle:
+    """The network for a dose."""
+    scan, model = folder / f"train_{photons:g}.npz", folder / f"model_{photons:g}"
+    if not (model / "bundle.json").is_file():
+        save_scan(scan, simulate_recipe(recipe_with("run1084", photons=photons), seed=0))
+        words = ["--train_data_file", str(scan), "--output_dir", str(model), "--logger", "none", "--quiet"]
+        subprocess.run([sys.executable, "-m", "ptycho_torch.train", *words], check=True)
+    return load_bundle(model)
+
+
+def row(name: str, bundle: Bundle, scan: Scan) -> str:
+    """One line of the table."""
+    scale = bundle.photons_per_unit
+    started = time.process_time()
+    result = reconstruct_by_network(bundle.model, scan, scale)
+    network = time.process_time() - started
+    stated = with_uncertainty(result, scan)
+    doubt = time.process_time() - started - network
+    assert scan.truth is not None
+    comparison = compare_with_truth(stated, scan.truth)
+    found = calibration_of(stated, comparison)
+    assert found is not None
+    region = comparison.pair.region
+    size = np.linalg.norm(found.uncertainty[region]) / np.linalg.norm(comparison.pair.truth[region])
+    shares = " | ".join(f"{share:.2f}" for share in found.shares)
+    figures = f"{comparison.nrmse:.3f} | {size:.3f} | {found.rank_correlation:.2f} | {shares}"
+    return f"| {name} | {figures} | {network:.2f} + {doubt:.2f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="for the networks and what they are trained on")
+    parser.add_argument("--photons", type=float, nargs="+", default=[1e4, 1e5, 1e6])
+    parser.add_argument("--objects", nargs="+", default=["letters", "cells", "texture", "star"])
+    parser.add_argument("--twin", type=Path, help="a scan with its truth to judge --model on besides")
+    parser.add_argument("--model", type=Path, help="the network for it")
+    config = parser.parse_args()
+    config.folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    print("| scan | NRMSE | stated | rank | " + " | ".join(f"≤ {k:g} σ" for k in MULTIPLES) + " | CPU s |")
+    print("|---" * (5 + len(MULTIPLES)) + "|")
+    expected = " | ".join(f"{share:.2f}" for share in expected_shares())
+    print(f"| complex Gaussian errors | | | | {expected} | |")
+    if config.twin and config.model:
+        print(row("twin, trained on", load_bundle(config.model), load_scan(config.twin)), flush=True)
+    for photons in config.photons:
+        bundle = trained(config.folder, photons)
+        for kind in config.objects:
+            scan = simulate_recipe(recipe_with("run1084", object=kind, photons=photons), seed=7)
+            print(row(f"{kind}, {photons:g} photons", bundle, scan), flush=True)
+
+
+if __name__ == "__main__":
+    main()
