@@ -64,7 +64,7 @@ def inference(
         gridsize=config.gridsize or bundle.gridsize,
         centres=centres,
         batch_size=config.batch_size,
-        precision=config.precision,
+        precision=_precision(config, bundle),
         observer=observer,
         history=bundle.provenance.get("history", {}),
         metadata=_metadata(config, bundle, scan, light),
@@ -109,7 +109,7 @@ def assist(config: InferenceConfig, ranks: "Ranks") -> None:
         gridsize=config.gridsize or bundle.gridsize,
         centres=centres,
         batch_size=config.batch_size,
-        precision=config.precision,
+        precision=_precision(config, bundle),
         probe=light.probe,
         ranks=ranks,
     )
@@ -129,6 +129,13 @@ def _load(config: InferenceConfig, ranks: "Ranks") -> "tuple[Bundle, Scan, Light
     scan = load_scan(config.test_data, axis_order=config.axis_order, measurement=config.measurement)
     light = light_for(bundle, scan, config.probe, config.photons_per_unit)
     return bundle, scan, light, _centres(config, bundle, scan)
+
+
+def _precision(config: InferenceConfig, bundle: "Bundle") -> str:
+    """fp32 or bf16; onnxruntime runs what was exported, which is fp32."""
+    from ptycho_torch.physics.devices import select_precision
+
+    return "fp32" if config.onnx else select_precision(config.precision, bundle.model.device)
 
 
 def _centres(config: InferenceConfig, bundle: "Bundle", scan: "Scan") -> "Indices":

@@ -22,6 +22,7 @@ from ptycho_torch.core.errors import ConfigError, PtychoError
 from ptycho_torch.core.observer import Observer, SilentObserver
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
     from ptycho_torch.physics.ranks import Ranks
@@ -73,7 +74,7 @@ def pretrain(
     network = NetworkConfig(config.network, config.head, config.width, probe_channel=True)
     generator = torch.Generator().manual_seed(config.seed)
     model = PtychoModel(network, [], generator=generator, size=stream.settings.size).to(device)
-    trainer = Pretrainer(model, stream, _course(config), ranks)
+    trainer = Pretrainer(model, stream, _course(config, device), ranks)
     output_dir = Path(config.output_dir)
     checkpoint = output_dir / CHECKPOINT
     if config.resume:
@@ -138,12 +139,14 @@ def _given_probes(config: PretrainConfig) -> "list[NDArray[Any]]":
     return [read_probe(path, size, "--probe").modes for path in config.probe]
 
 
-def _course(config: PretrainConfig) -> "Course":
+def _course(config: PretrainConfig, device: "torch.device") -> "Course":
+    from ptycho_torch.physics.devices import select_precision
     from ptycho_torch.training.optimiser import Pace
     from ptycho_torch.training.pretraining import Course
 
+    precision = select_precision(config.precision, device)
     seconds = config.time_limit or (None if config.lessons else DEFAULT_SECONDS)
-    return Course(Pace(config.learning_rate, WARM_UP), config.lessons, seconds, config.precision)
+    return Course(Pace(config.learning_rate, WARM_UP), config.lessons, seconds, precision)
 
 
 def _provenance(config: PretrainConfig, trainer: "Pretrainer") -> dict[str, Any]:

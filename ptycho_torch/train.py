@@ -77,7 +77,7 @@ def train(config: TrainConfig, observer: Observer | None = None, ranks: "Ranks |
     clock.lap("load")
     patterns, validation = patterns_of(config, sources)
     start = _start(config, sources[0].scan.size)
-    settings = _settings(config, sources[0].scan.size, sum(len(one.groups) for one in patterns), start)
+    settings = _settings(config, device, sources[0].scan.size, sum(len(one.groups) for one in patterns), start)
     model = _model(config, sources, start, device)
     teachers = []
     if config.teacher:
@@ -196,9 +196,12 @@ def _teacher(config: TrainConfig, source: "Source", training: "Patterns", model:
     return teacher_of(chain.estimate.object, coverage_of(chain.estimate), chain.estimate.frame.origin)
 
 
-def _settings(config: TrainConfig, size: int, groups: int, start: "Bundle | None") -> "Settings":
+def _settings(
+    config: TrainConfig, device: "torch.device", size: int, groups: int, start: "Bundle | None"
+) -> "Settings":
     """What the configuration leaves out comes from the recipe: a short one where a trained network is the start."""
     from ptycho_torch.training.bundle import fingerprint
+    from ptycho_torch.physics.devices import select_precision
     from ptycho_torch.training.loop import FRESH, TUNING, Settings, recipe_batch_size, recipe_epochs
 
     recipe = TUNING if start else FRESH
@@ -209,7 +212,7 @@ def _settings(config: TrainConfig, size: int, groups: int, start: "Bundle | None
         batch_size=batch_size,
         learning_rate=config.learning_rate or recipe.learning_rate,
         loss=config.loss,
-        precision=config.precision,
+        precision=select_precision(config.precision, device),
         seed=config.seed,
         num_workers=config.num_workers,
         warm_up=recipe.warm_up,
