@@ -200,8 +200,8 @@ def _settings(
     config: TrainConfig, device: "torch.device", size: int, groups: int, start: "Bundle | None"
 ) -> "Settings":
     """What the configuration leaves out comes from the recipe: a short one where a trained network is the start."""
-    from ptycho_torch.training.bundle import fingerprint
     from ptycho_torch.physics.devices import select_precision
+    from ptycho_torch.training.bundle import fingerprint
     from ptycho_torch.training.loop import FRESH, TUNING, Settings, recipe_batch_size, recipe_epochs
 
     recipe = TUNING if start else FRESH

@@ -28,8 +28,8 @@ def select_device(name: str) -> torch.device:
 def select_precision(name: str, device: torch.device) -> str:
     """The arithmetic called ``name``, fp32 or bf16: ``auto`` takes bf16 where ``device`` is faster by it.
 
-    Those are GPUs that have it, and CPUs with matrix tiles or with AVX-512 bf16 at full rate; on Intel's, which have the
-    latter alone, it is slower than fp32 (``docs/findings.md``).
+    Those are GPUs that have it, and CPUs with matrix tiles or with AVX-512 bf16 at full rate; on Intel's that have the
+    latter alone it is slower than fp32 (``docs/findings.md``).
     """
     if name != "auto":
         return name
