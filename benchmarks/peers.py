@@ -174,7 +174,7 @@ def draw(found: dict[str, dict[str, list[Trace]]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(found), figsize=(6 * len(found), 5), squeeze=False)
+    figure, panels = pyplot.subplots(1, len(found), figsize=(6 * len(found), 6.5), squeeze=False)
     for panel, (told, methods) in zip(panels[0], found.items(), strict=True):
         for name, traces in methods.items():
             line = middle(traces)
@@ -184,10 +184,10 @@ def draw(found: dict[str, dict[str, list[Trace]]], path: Path) -> None:
                 [at for at, _ in line], [f[first] for _, f in line], label=name, lw=2.5 if ours else 1.2, marker="."
             )
             panel.set(title=told, xlabel="seconds", ylabel=first)
-        panel.legend(fontsize=7)
+        panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
         panel.grid(True, which="both", alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
 
 
 def main() -> None:
