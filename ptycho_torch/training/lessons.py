@@ -21,7 +21,10 @@ MERGED_WEIGHT = 100.0
 """Weight of the distance of the patches after the overlap constraint: what all miss alike, no averaging takes away."""
 
 PATTERN_WEIGHT = 1000.0
-"""Weight of R of the merged patches, which keeps the patterns in view whatever the dose."""
+"""Weight of R of the merged patches, which keeps the patterns in view, where photons are many."""
+
+PATTERN_NOISE = 0.01
+"""R of counting noise at which that weight is halved: of few photons R is mostly noise, and says little."""
 
 
 class Marks(NamedTuple):
@@ -36,10 +39,14 @@ class Marks(NamedTuple):
     r: Tensor
     """Σ(√λ − √k)² / Σk of the merged patches, over pixels that count."""
 
+    noise: Tensor
+    """About what counting noise leaves of R where all pixels are lit: ¼ a pixel."""
+
     @property
     def loss(self) -> Tensor:
         """What is minimised."""
-        return ALONE_WEIGHT * self.alone + MERGED_WEIGHT * self.merged + PATTERN_WEIGHT * self.r
+        patterns = PATTERN_WEIGHT * self.r / (1 + self.noise / PATTERN_NOISE)
+        return ALONE_WEIGHT * self.alone + MERGED_WEIGHT * self.merged + patterns
 
 
 def batch_of_lesson(lesson: Lesson) -> Batch:
@@ -76,7 +83,8 @@ def mark(model: PtychoModel, lesson: Lesson, ranks: Ranks = ALONE) -> Marks:
         missed = torch.where(batch.mask, missed, torch.zeros_like(missed))
     photons = everything.counts.sum().clamp_min(1)
     alone, together = (_distances(some, target, weights).sum() / n for some in (patches, merged))
-    return Marks(alone, together, missed.sum() / photons)
+    noise = everything.amplitudes.numel() / 4 / photons
+    return Marks(alone, together, missed.sum() / photons, noise)
 
 
 def _distances(patches: Tensor, target: Tensor, weights: Tensor) -> Tensor:
