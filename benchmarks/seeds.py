@@ -1,0 +1,66 @@
+"""Train from ten seeds at each of three sizes, and count the networks that have collapsed.
+
+::
+
+    python benchmarks/seeds.py --folder seeds --seeds 10 --sizes 64 128 256
+
+Scans are simulated. Each training is the command that a person would type, without a teacher, and cut short; what it
+says of itself at its end (``seen`` in bundle.json) is what counts. Prints a Markdown table.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+POSITIONS = {64: 400, 128: 200, 256: 100}
+EPOCHS = {64: 8, 128: 8, 256: 8}
+
+
+def run(*words: object) -> float:
+    """A verb in a process of its own; its seconds."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", *map(str, words)], check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("seeds"))
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256])
+    parser.add_argument("--network", default="lifted_unet")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    print(
+        "| N | patterns, epochs | seconds each | collapsed | R, median (range) | R of a flat object |\n"
+        "|---|---|---|---|---|---|"
+    )
+    for size in arguments.sizes:
+        scan = arguments.folder / f"scan_{size}.npz"
+        shape = ("--size", size, "--positions", POSITIONS[size], "--overlap", 0.8)
+        run("ptycho_torch.simulate", scan, "--preset", "run1084", *shape, "--photons", 1e6, "--quiet")
+        seen, seconds = [], []
+        for seed in range(arguments.seeds):
+            folder = arguments.folder / f"model_{size}_{seed}"
+            words = ("--max_epochs", EPOCHS[size], "--network", arguments.network, "--logger", "none", "--quiet")
+            seconds.append(
+                run("ptycho_torch.train", "--train_data_file", scan, "--output_dir", folder, "--seed", seed, *words)
+            )
+            seen += json.loads((folder / "bundle.json").read_text())["provenance"]["seen"]
+        r = [one["r"] for one in seen]
+        print(
+            f"| {size} | {POSITIONS[size]}, {EPOCHS[size]} | {median(seconds):.0f} | "
+            f"{sum(one['collapsed'] for one in seen)} of {len(seen)} | "
+            f"{median(r):.4f} ({min(r):.4f} to {max(r):.4f}) | "
+            f"{median(one['r_flat'] for one in seen):.4f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
