@@ -132,6 +132,10 @@ def agreement(found: Reconstruction, other: Reconstruction) -> float:
     return 2 * (0.5 if crossing is None else crossing)
 
 
+LIKE_STAR = ("--min_photons", 1e5, "--max_photons", 2e6, "--min_overlap", 0.6, "--masked", 0)
+"""What is known of the star before it is seen: about its dose, its overlap, and that no pixel is dead."""
+
+
 def of_star(bench: Bench) -> None:
     """The measured star, by a network that saw its probe and by one that did not."""
     star = replace(load_scan(bench.star), photons_per_unit=1.0)
@@ -141,8 +145,8 @@ def of_star(bench: Bench) -> None:
     row("a flat object", r_of(flat, star), "", "")
     row("engine: pie, three modes, positions", r_of(best, star), "", "")
     models = {
-        "pretrained with this very probe": bench.model("star_probe", "--probe", bench.best_of_star()),
-        "pretrained on families of probes alone": bench.model("general_128", "--size", 128),
+        "pretrained with this very probe": bench.model("star_probe", "--probe", bench.best_of_star(), *LIKE_STAR),
+        "pretrained on families of probes alone": bench.model("general_128", "--size", 128, *LIKE_STAR),
     }
     brief = StageConfig(engine="pie", time_limit=0.5, update_probe=True, update_intensity=True)
     for told, folder in models.items():

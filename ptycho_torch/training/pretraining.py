@@ -116,12 +116,16 @@ class Pretrainer:
         return Epoch(len(self.history) + 1, patterns, total / done, self.examine(), self.optimiser.rate)
 
     def _lessons(self, count: int) -> Iterator[Lesson]:
-        """The next lessons, each drawn while the network learns the one before."""
+        """The next lessons. Beside a GPU each is drawn while the network learns the one before."""
         first, device = self.optimiser.steps, self.model.device
+        numbers = range(first, first + count)
+        if device.type == "cpu":  # a third thread on two cores would make the other two wait for each other
+            yield from map(self.stream.lesson, numbers)
+            return
         with ThreadPoolExecutor(1) as drawer:
             ahead = drawer.submit(self.stream.lesson, first)
-            for number in range(first + 1, first + count + 1):
-                lesson, ahead = ahead.result(), drawer.submit(self.stream.lesson, number)
+            for number in numbers:
+                lesson, ahead = ahead.result(), drawer.submit(self.stream.lesson, number + 1)
                 yield lesson_on(lesson, device)
 
     @torch.no_grad()
