@@ -391,7 +391,7 @@ class Trainer:
             "groups_digest": hashlib.sha256(groups).hexdigest()[:16],
             "scan": ", ".join(one.digest for one in self.patterns),
             "validation": ", ".join(one.digest for one in self.validation),
-            **({"teacher": ", ".join(teacher.digest() for teacher in self.teachers)} if self.teachers else {}),
+            "teacher": ", ".join(teacher.digest() for teacher in self.teachers),
         }
 
 
