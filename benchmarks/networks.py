@@ -25,6 +25,7 @@ from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.npz import load_scan
 from ptycho_torch.engines.neural import reconstruct_by_network
 from ptycho_torch.evaluate import evaluate
+from ptycho_torch.physics.devices import select_precision
 from ptycho_torch.train import train
 from ptycho_torch.training.bundle import load_bundle
 
@@ -88,8 +89,9 @@ def row(name: str, arguments: argparse.Namespace, folder: Path) -> str:
     )
     result = train(config, budget)
     bundle, scan = load_bundle(folder / "model"), load_scan(arguments.twin)
+    precision = select_precision(arguments.precision, bundle.model.device)
     started = time.process_time()
-    found = reconstruct_by_network(bundle.model, scan, bundle.photons_per_unit, precision=arguments.precision)
+    found = reconstruct_by_network(bundle.model, scan, bundle.photons_per_unit, precision=precision)
     inferred = time.process_time() - started
     found.save(folder / "reconstruction.npz")
     metrics = evaluate(

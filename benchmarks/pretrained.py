@@ -96,10 +96,9 @@ def refined(scan: Scan, start: Reconstruction, stage: StageConfig) -> tuple[Reco
     photons = scan.photons_per_unit or 1.0
     estimate = flat_estimate(torch.from_numpy(scan.positions.copy()), torch.from_numpy(start.probe.copy()))
     top, left = (int(a - b) for a, b in zip(start.origin_yx, estimate.frame.origin, strict=True))
-    obj = estimate.object.clone()
     rows, columns = start.object.shape
-    obj[top : top + rows, left : left + columns] = torch.from_numpy(start.object)
-    chain = Chain(scan, photons, [stage], estimate._replace(object=obj), 0)
+    estimate.object[top : top + rows, left : left + columns] = torch.from_numpy(start.object)
+    chain = Chain(scan, photons, [stage], estimate, 0)
     started = time.perf_counter()
     chain.next_stage(SilentObserver())
     return chain.result(), time.perf_counter() - started

@@ -191,6 +191,7 @@ def _metadata(config: InferenceConfig, bundle: "Bundle", scan: "Scan", light: "L
         "positions": "as in the scan" if light.shifts is None else "refined",
         "epochs": kept.get("epochs"),
         "gridsize": config.gridsize or bundle.gridsize,
+        "precision": _precision(config, bundle),
         "validation": kept.get("validation"),
     }
 

@@ -159,6 +159,7 @@ def _provenance(config: PretrainConfig, trainer: "Pretrainer") -> dict[str, Any]
         "config": cli.resolved(config),
         "stream": {name: repr(value) for name, value in asdict(trainer.stream.settings).items()},
         "lessons": trainer.optimiser.steps,
+        "precision": trainer.course.precision,
         "epochs": len(trainer.history),
         "history": history_columns(trainer.history),
         "validation": "simulated lessons that are never learned from",

@@ -102,7 +102,7 @@ def reconstruct(config: ReconstructConfig, observer: Observer | None = None, com
         half_scan = _half_scan(halves, scan, observer or SilentObserver())
         completed = half_scan is not None
         clock.lap("half scans")
-    result = chain.result(_metadata(config, scan, stages))
+    result = chain.result(_metadata(config, chain))
     metrics = _write(config, scan, result, command, stage_results, chain.held_out_figures(), half_scan)
     clock.lap("judge and write")
     write_json(config.output_dir / "timing.json", clock.seconds | {"epochs": chain.seconds})
@@ -113,13 +113,13 @@ def _chain_of(config: ReconstructConfig, scan: "Scan", photons_per_unit: float, 
     """The chain, ready to begin. Pixels that are held out do not even reach the start, whose power is the counts'."""
     from ptycho_torch.data.holdout import held_out_pixels, without
     from ptycho_torch.engines.chain import Chain
-    from ptycho_torch.engines.start import start_of
+    from ptycho_torch.engines.start import margin_for, start_of
     from ptycho_torch.physics.devices import select_device
 
     device = select_device(config.device)
     held_out = held_out_pixels(scan, config.holdout, _generator(config, HELD_OUT)) if config.holdout else None
     seen = scan if held_out is None else without(scan, held_out)
-    start = start_of(config, seen, photons_per_unit, device, stages)
+    start = start_of(config, seen, photons_per_unit, device, margin_for(stages, scan))
     return Chain(scan, photons_per_unit, stages, start, config.seed, held_out=held_out)
 
 
@@ -187,13 +187,13 @@ def _checkpoints(save: Callable[[], None]) -> Callable[[], None]:
     return sometimes
 
 
-def _metadata(config: ReconstructConfig, scan: "Scan", stages: list[StageConfig]) -> dict[str, Any]:
+def _metadata(config: ReconstructConfig, chain: "Chain") -> dict[str, Any]:
     """Where the reconstruction comes from. No paths and no clock: the same work gives the same bytes anywhere."""
-    refined = any(stage.update_positions for stage in stages) or config.init_positions is not None
+    refined = bool((chain.estimate.positions.numpy() != chain.scan.positions).any())
     return {
-        "method": "engine " + " → ".join(stage.engine for stage in stages),
+        "method": "engine " + " → ".join(stage.engine for stage in chain.stages),
         "scan": config.scan.name,
-        "scan_digest": scan.digest(),
+        "scan_digest": chain.scan.digest(),
         "seed": config.seed,
         "positions": "refined" if refined else "as in the scan",
     }

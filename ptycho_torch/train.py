@@ -177,6 +177,7 @@ def _teacher(config: TrainConfig, source: "Source", training: "Patterns", model:
     from ptycho_torch.engines.chain import Chain, coverage_of
     from ptycho_torch.engines.problem import flat_estimate
     from ptycho_torch.engines.registry import require_engine
+    from ptycho_torch.engines.start import margin_for
     from ptycho_torch.training.teacher import teacher_of
 
     stage = cli.stage_of(str(config.teacher), "--teacher")
@@ -185,7 +186,8 @@ def _teacher(config: TrainConfig, source: "Source", training: "Patterns", model:
         stage = replace(stage, update_probe=True)
     seen = source.scan.select(np.unique(training.groups))
     parts = model.all_probe_parts[source.data.source]
-    start = flat_estimate(torch.from_numpy(seen.positions.copy()), torch.view_as_complex(parts).detach().clone())
+    lit, margin = torch.view_as_complex(parts).detach().clone(), margin_for([stage], seen)
+    start = flat_estimate(torch.from_numpy(seen.positions.copy()), lit, margin)
     chain = Chain(seen, source.scale.photons_per_unit, [stage], start, config.seed)
     if not chain.next_stage(SilentObserver()):
         raise KeyboardInterrupt

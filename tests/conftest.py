@@ -102,7 +102,8 @@ def train_to(scan_file: Path) -> Callable[..., Path]:
     from ptycho_torch.train import train
 
     def train_to_folder(folder: Path, **settings: Any) -> Path:
-        chosen: dict[str, Any] = {"max_epochs": 1, "batch_size": 6, "width": 4, "device": "cpu", "logger": "none"}
+        chosen: dict[str, Any] = {"max_epochs": 1, "batch_size": 6, "width": 4}
+        chosen |= {"device": "cpu", "precision": "fp32", "logger": "none"}
         paths = {"train_data_file": scan_file, "output_dir": folder}
         train(TrainConfig(**(paths | chosen | settings)))
         return folder

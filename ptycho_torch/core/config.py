@@ -17,6 +17,7 @@ Measurement = Literal["amplitude", "counts"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16"]
 
+DEVICE_HELP = "device to compute on (--accelerator is an alias); auto takes CUDA, then MPS, then CPU"
 PRECISION_HELP = "arithmetic of the network (physics is always complex64); auto takes bf16 where that is faster"
 
 MAX_WIDTH = 1024
@@ -37,6 +38,22 @@ def require_positive(config: Any, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"--{name} is {value}: it must be above 0{' and finite' if value == math.inf else ''}")
+
+
+def require_not_negative(config: Any, *names: str) -> None:
+    """Raise :class:`ConfigError` unless each named setting is None or from zero on and finite."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < math.inf:
+            raise ConfigError(f"--{name} is {value}: it must not be {'infinite' if value == math.inf else 'negative'}")
+
+
+def require_within_reach(config: "TrainConfig | PretrainConfig") -> None:
+    """Raise :class:`ConfigError` where memory does not hold the network, or torch does not take the seed."""
+    if config.width is not None and config.width > MAX_WIDTH:
+        raise ConfigError(f"--width is {config.width}: it must be at most {MAX_WIDTH}")
+    if config.seed >= 2**63:
+        raise ConfigError(f"--seed is {config.seed}: it must be below 2**63")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +107,8 @@ class TrainConfig(Reading):
     seed: int = option(0, "seed of every random choice")
     init: Path | None = option(
         None,
-        "folder written by train whose network to start from, with a short recipe; the probe is the scan's, or --probe",
+        "folder written by train or pretrain whose network to start from, by a short recipe; the probe is the scan's, "
+        "or --probe",
     )
     probe: tuple[Path, ...] = option(
         (),
@@ -98,7 +116,7 @@ class TrainConfig(Reading):
         several=True,
     )
     network: str | None = option(
-        None, "name of the network: lifted_unet (default), unet, ffno or vit; with --init it is as there"
+        None, "name of the network: lifted_unet (default), unrolled_unet, unet, ffno or vit; with --init as there"
     )
     head: str | None = option(
         None,
@@ -122,9 +140,7 @@ class TrainConfig(Reading):
     )
     precision: Precision = option("auto", PRECISION_HELP)
     num_workers: int = option(0, "processes that prepare batches; 0 prepares them in the main process")
-    device: Device = option(
-        "auto", "device to compute on (--accelerator is an alias); auto takes CUDA, then MPS, then CPU"
-    )
+    device: Device = option("auto", DEVICE_HELP)
     logger: Literal["mlflow", "tensorboard", "csv", "none"] = option(
         "mlflow", "tracker beside history.csv, which is always written (--disable_mlflow is --logger csv)"
     )
@@ -140,14 +156,8 @@ class TrainConfig(Reading):
             raise ConfigError("--supervised and --teacher both say what the object is: leave one of them out")
         require_positive(self, "n_images", "gridsize", "batch_size", "learning_rate", "width")
         require_positive(self, "probe_modes", "position_bound")
-        for name in ("max_epochs", "num_workers", "seed"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ConfigError(f"--{name} is {value}: it must not be negative")
-        if self.width is not None and self.width > MAX_WIDTH:
-            raise ConfigError(f"--width is {self.width}: it must be at most {MAX_WIDTH}")
-        if self.seed >= 2**63:
-            raise ConfigError(f"--seed is {self.seed}: it must be below 2**63")
+        require_not_negative(self, "max_epochs", "num_workers", "seed")
+        require_within_reach(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,22 +179,16 @@ class PretrainConfig(Verbosity):
     objects: tuple[str, ...] = option(
         (),
         "kinds of objects to draw from, evenly: dead_leaves, clouds, photographs, lines, bars, gratings, spokes, "
-        "letters, cells; default: a mixture of the first seven",
+        "letters, star, cells, texture or flat; default: a mixture of the first seven",
         several=True,
     )
-    probe_variation: float = option(
-        0.0, "how much given probes are changed from lesson to lesson: 0 not at all, 1 a little in shape and focus"
-    )
+    probe_variation: float = option(0.0, "change of given probes in shape and focus each lesson: 0 none, 1 a little")
     size: int | None = option(
-        None, "N: side of the patterns in pixels, a multiple of 8; default: that of --probe, else 64"
+        None, "N: side of the patterns in pixels, a multiple of 8 from 32 on; default: that of --probe, else 64"
     )
-    time_limit: float | None = option(
-        None, "seconds after which no lesson is begun; default: 600, or with --lessons none"
-    )
+    time_limit: float | None = option(None, "seconds after which no lesson begins; default: 600, with --lessons none")
     lessons: int | None = option(None, "lessons in all, each one step; default: as many as the time allows")
-    batch_size: int | None = option(
-        None, "patterns a lesson, which overlap; default: 16 of 64 pixels, 8 of larger ones"
-    )
+    batch_size: int | None = option(None, "overlapping patterns a lesson; default: 16 up to 64 pixels, else 8")
     min_photons: float = option(1e3, "lowest mean total of a pattern, drawn anew for each lesson")
     max_photons: float = option(1e7, "highest mean total of a pattern")
     min_overlap: float = option(0.3, "smallest linear overlap of neighbouring probes")
@@ -200,9 +204,7 @@ class PretrainConfig(Verbosity):
     )
     width: int = option(16, "channels of the network's finest scale")
     precision: Precision = option("auto", PRECISION_HELP)
-    device: Device = option(
-        "auto", "device to compute on (--accelerator is an alias); auto takes CUDA, then MPS, then CPU"
-    )
+    device: Device = option("auto", DEVICE_HELP)
     logger: Literal["mlflow", "tensorboard", "csv", "none"] = option(
         "csv", "tracker beside history.csv, which is always written"
     )
@@ -211,10 +213,8 @@ class PretrainConfig(Verbosity):
     def __post_init__(self) -> None:
         require_positive(self, "size", "time_limit", "lessons", "batch_size", "min_photons", "max_photons")
         require_positive(self, "learning_rate", "width")
-        if self.width > MAX_WIDTH:
-            raise ConfigError(f"--width is {self.width}: it must be at most {MAX_WIDTH}")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"--seed is {self.seed}: it must lie from 0 to below 2**63")
+        require_not_negative(self, "seed")
+        require_within_reach(self)
         if self.probe_variation and not self.probe:
             raise ConfigError("--probe_variation changes given probes, and none is given: set --probe, or leave it out")
 
@@ -223,7 +223,7 @@ class PretrainConfig(Verbosity):
 class InferenceConfig(Reading):
     """Settings of ``python -m ptycho_torch.inference``."""
 
-    model_path: Path = option(MISSING, "folder written by train")
+    model_path: Path = option(MISSING, "folder written by train or pretrain")
     test_data: Path = option(MISSING, "scan file (NPZ) to reconstruct")
     output_dir: Path = option(MISSING, "folder for the reconstruction, pictures and report")
     probe: Path | None = option(
@@ -235,9 +235,7 @@ class InferenceConfig(Reading):
     gridsize: int | None = option(None, "g: a group is a position and its g*g-1 nearest; default: as trained")
     batch_size: int = option(64, "patterns computed together; the result does not depend on it")
     precision: Precision = option("auto", PRECISION_HELP)
-    device: Device = option(
-        "auto", "device to compute on (--accelerator is an alias); auto takes CUDA, then MPS, then CPU"
-    )
+    device: Device = option("auto", DEVICE_HELP)
     onnx: Path | None = option(
         None, "file written by export: onnxruntime runs its network in place of torch, on the CPU"
     )
@@ -311,16 +309,12 @@ class StageConfig:
     optimizer: Literal["adam", "sgd", "lbfgs"] | None = option(None, "optimiser of the gradient engine; default: adam")
     tv: float = option(0.0, "weight of the object's total variation, gradient engine")
     smoothness: float = option(0.0, "weight of the object's squared differences, gradient engine")
-    model_path: Path | None = option(None, "folder of a bundle written by train, neural engine")
+    model_path: Path | None = option(None, "folder written by train or pretrain, neural engine")
 
     def __post_init__(self) -> None:
         require_positive(self, "time_limit", "batch_size", "step", "probe_modes", "position_bound", "relaxation")
-        require_positive(self, "patience")
-        for name in ("epochs", "probe_start", "position_start", "tv", "smoothness"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise ConfigError(f"--{name} is {value}: it must not be negative")
-        require_positive(self, "max_amplitude")
+        require_positive(self, "patience", "max_amplitude")
+        require_not_negative(self, "epochs", "probe_start", "position_start", "tv", "smoothness")
         if self.alpha is not None and not 0 < self.alpha <= 1:
             raise ConfigError(f"--alpha is {self.alpha}: it must be above 0 and at most 1")
         if self.momentum is not None and self.optimizer == "lbfgs":
@@ -352,9 +346,7 @@ class ReconstructConfig(StageConfig, Reading):
         False, "reconstruct each half of the positions too, and correlate both: the resolution without a truth"
     )
     seed: int = option(0, "seed of every random choice")
-    device: Device = option(
-        "auto", "device to compute on (--accelerator is an alias); auto takes CUDA, then MPS, then CPU"
-    )
+    device: Device = option("auto", DEVICE_HELP)
     resume: bool = option(False, "go on from the checkpoint in the output folder")
     report: bool = option(True, "write report.html and the pictures, which take about half of the time")
 
@@ -363,8 +355,7 @@ class ReconstructConfig(StageConfig, Reading):
         Reading.__post_init__(self)
         if not 0 <= self.holdout <= 0.5:
             raise ConfigError(f"--holdout is {self.holdout}: it must be a share from 0 to 0.5")
-        if self.seed < 0:
-            raise ConfigError(f"--seed is {self.seed}: it must not be negative")
+        require_not_negative(self, "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -396,10 +387,7 @@ class SimulateConfig(Verbosity):
 
     def __post_init__(self) -> None:
         require_positive(self, "size", "positions", "modes")
-        for name in ("photons", "jitter", "seed"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ConfigError(f"--{name} is {value}: it must not be negative")
+        require_not_negative(self, "photons", "jitter", "seed")
         if self.overlap is not None and not 0 <= self.overlap < 1:
             raise ConfigError(f"--overlap is {self.overlap}: it must be at least 0 and below 1")
 
@@ -470,8 +458,7 @@ class SubsetConfig(Reading):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "subset_size", "crop", "bin")
-        if self.seed < 0:
-            raise ConfigError(f"--seed is {self.seed}: it must not be negative")
+        require_not_negative(self, "seed")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from ptycho_torch.engines.start import fit_scale, placed_object, with_modes
 from ptycho_torch.physics.noise import noise_model
 from ptycho_torch.physics.probe import power_of
 from ptycho_torch.training.bundle import Bundle, load_bundle, load_tensors, save_tensors
-from ptycho_torch.training.light import light_for
+from ptycho_torch.training.light import Light, light_for
 
 log = logging.getLogger(__name__)
 
@@ -195,18 +195,32 @@ class Chain:
     def _by_network(self, stage: StageConfig, observer: Observer) -> None:
         bundle = self._bundle(stage)
         light = light_for(bundle, self.scan)
+        if light.own:  # the probe as it stands may be better than the file's
+            light = light._replace(probe=self.estimate.probe, photons_per_unit=self.photons_per_unit)
+        placed = self._placed(light)
         result = reconstruct_by_network(
             bundle.model,
-            self.scan,
+            placed,
             light.photons_per_unit,
             gridsize=bundle.gridsize,
             batch_size=stage.batch_size or 64,
             observer=observer,
             probe=light.probe,
         )
-        # The network's object belongs to the network's probe.
-        self.estimate.probe = light.probe.to(self.device, copy=True)
+        # The network's object belongs to the network's probe, positions and background.
+        scale = self.photons_per_unit / light.photons_per_unit
+        self.estimate.probe = light.probe.to(self.device) * scale**0.5
+        self.estimate.positions = torch.from_numpy(placed.positions.copy())
+        if light.background is not None:
+            self.estimate.background = light.background.detach().to(self.device) * scale
         self.estimate.object = placed_object(self.estimate, result.object, result.origin_yx).to(self.device)
+
+    def _placed(self, light: Light) -> Scan:
+        """The scan with its positions as they were refined before, else as the network learned them on it."""
+        positions = self.estimate.positions.numpy()
+        if np.array_equal(positions, self.scan.positions):
+            return light.placed(self.scan)
+        return replace(self.scan, positions=positions)
 
     @torch.no_grad()
     def result(self, metadata: dict[str, Any] | None = None) -> Reconstruction:

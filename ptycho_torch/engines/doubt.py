@@ -51,7 +51,7 @@ def with_uncertainty(
     likelihood of complex Gaussian errors (``benchmarks/uncertainty.py``).
 
     Args:
-        reconstruction: of one network; its probe and positions are believed.
+        reconstruction: of one network; its probe, positions and background are believed.
         scan: the patterns that it was made from, in that order.
         device: where to compute.
         observer: is told of every epoch.
@@ -92,6 +92,8 @@ def _estimate(reconstruction: Reconstruction, device: torch.device) -> Estimate:
     probe = torch.from_numpy(reconstruction.probe).to(device)
     estimate = flat_estimate(torch.from_numpy(reconstruction.positions), probe)
     estimate.object = torch.from_numpy(reconstruction.object).to(device)
+    if reconstruction.background is not None:
+        estimate.background = torch.from_numpy(reconstruction.background).to(device)
     return estimate
 
 

@@ -1,6 +1,7 @@
 """Where a reconstruction starts from: an object, a probe and positions, each given or made."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ptycho_torch.networks.batch import probe_in_photons
 from ptycho_torch.physics.forward import from_patches
 from ptycho_torch.physics.probe import orthogonalised
 from ptycho_torch.simulation.probes import incoherent_modes, pixel_grid
+from ptycho_torch.training.bundle import load_bundle
 
 NEW_MODE_SHARE = 0.02
 """Share of the probe's power that each mode gets that is not in the start."""
@@ -33,9 +35,9 @@ log = logging.getLogger(__name__)
 
 
 def start_of(
-    config: ReconstructConfig, scan: Scan, photons_per_unit: float, device: torch.device, stages: list[StageConfig]
+    config: ReconstructConfig, scan: Scan, photons_per_unit: float, device: torch.device, margin: int
 ) -> Estimate:
-    """The estimate that the first of ``stages`` starts from.
+    """The estimate that the first stage starts from, with ``margin`` pixels of canvas beyond the outermost windows.
 
     The object is ones unless a file is given: what a scan file holds as its object is never read by itself.
 
@@ -48,12 +50,22 @@ def start_of(
     if config.init_positions is not None:
         positions = _positions(config.init_positions, len(scan))
     scaled = probe_in_photons(replace(scan, probe=probe), photons_per_unit).to(device)
-    farthest = [stage.position_bound for stage in stages if stage.update_positions]  # windows stay on the canvas
-    margin = 2 + int(np.ceil(sum(farthest)))
     estimate = flat_estimate(torch.from_numpy(positions.copy()), scaled, margin)
     if config.init_object is not None:
         estimate.object = placed_object(estimate, *_object(config.init_object)).to(device)
     return estimate
+
+
+def margin_for(stages: Sequence[StageConfig], scan: Scan) -> int:
+    """Pixels of canvas beyond the outermost windows that keep all of them on it, wherever ``stages`` move them."""
+    farthest = sum(stage.position_bound for stage in stages if stage.update_positions)
+    for stage in stages:
+        if stage.engine == "neural" and stage.model_path is not None:
+            bundle = load_bundle(stage.model_path)
+            known = bundle.known(scan.digest())
+            shifts = None if known is None else bundle.model.shifts_of(known)
+            farthest += 0.0 if shifts is None else float(shifts.detach().abs().max())
+    return 2 + int(np.ceil(farthest))
 
 
 def placed_object(estimate: Estimate, obj: NDArray[Any], origin_yx: NDArray[np.int64]) -> Tensor:

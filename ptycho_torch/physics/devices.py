@@ -33,7 +33,10 @@ def select_precision(name: str, device: torch.device) -> str:
     """
     if name != "auto":
         return name
-    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else device.type == "cpu" and _fast_bf16(_cpu())
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and _fast_bf16(_cpu())
     log.debug("networks in %s", "bf16" if fast else "fp32")
     return "bf16" if fast else "fp32"
 

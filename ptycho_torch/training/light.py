@@ -34,6 +34,9 @@ class Light(NamedTuple):
     background: Tensor | None = None
     """(N, N) photons in every pattern, zero frequency at [0, 0], where the model learned them on this very scan."""
 
+    own: bool = False
+    """Whether the probe is the scan's own, because the model has none for it."""
+
     def placed(self, scan: Scan) -> Scan:
         """``scan`` with the positions that were learned."""
         if self.shifts is None:
@@ -76,7 +79,7 @@ def light_for(
             probe_from(probe_file, scan, photons_per_unit), photons_per_unit, f"of {probe_file.name}", *learned
         )
     if place is None:
-        return Light(probe_in_photons(scan, photons_per_unit), photons_per_unit, "the scan's own")
+        return Light(probe_in_photons(scan, photons_per_unit), photons_per_unit, "the scan's own", own=True)
     name = bundle.scans[place].name
     told = "the model's, of this very scan" if known is not None else f"the model's only one, of {name or 'its scan'}"
     return Light(bundle.model.probes[place].detach(), photons_per_unit, told, *learned)

@@ -24,7 +24,7 @@ from ptycho_torch.networks.model import Explained, PtychoModel
 from ptycho_torch.physics.noise import masked_sum, noise_model
 from ptycho_torch.physics.probe import power_of
 from ptycho_torch.physics.ranks import ALONE, Ranks
-from ptycho_torch.training.bundle import load_tensors, save_tensors
+from ptycho_torch.training.bundle import load_tensors, require_same_run, save_tensors
 from ptycho_torch.training.labels import turned
 from ptycho_torch.training.optimiser import Optimiser, Pace
 from ptycho_torch.training.teacher import MERGED_WEIGHT, TEACHING_WEIGHT, Teacher, patch_distance
@@ -368,15 +368,7 @@ class Trainer:
             ConfigError: it was made with other settings, so that going on would mix two trainings.
         """
         tensors, note = load_tensors(path)
-        differing = [
-            f"{name} ({value} there, {self.fingerprint.get(name)} now)"
-            for name, value in note.get("fingerprint", {}).items()
-            if self.fingerprint.get(name) != value
-        ]
-        if differing:
-            raise ConfigError(
-                f"{path}: cannot go on with another {', '.join(differing)}; set it back, or drop --resume"
-            )
+        require_same_run(path, note.get("fingerprint", {}), self.fingerprint)
         try:
             self.optimiser.load(tensors, note["steps"])
             self.history = [Epoch(**row) for row in note["history"]]
@@ -399,7 +391,7 @@ class Trainer:
             "groups_digest": hashlib.sha256(groups).hexdigest()[:16],
             "scan": ", ".join(one.digest for one in self.patterns),
             "validation": ", ".join(one.digest for one in self.validation),
-            **({"teacher": ", ".join(teacher.digest() for teacher in self.teachers)} if self.teachers else {}),
+            "teacher": ", ".join(teacher.digest() for teacher in self.teachers),
         }
 
 

@@ -17,7 +17,7 @@ from ptycho_torch.core.observer import Observer
 from ptycho_torch.networks.model import PtychoModel
 from ptycho_torch.physics.ranks import ALONE, Ranks
 from ptycho_torch.simulation.stream import Lesson, Stream
-from ptycho_torch.training.bundle import load_tensors, save_tensors
+from ptycho_torch.training.bundle import load_tensors, require_same_run, save_tensors
 from ptycho_torch.training.lessons import mark
 from ptycho_torch.training.loop import Epoch
 from ptycho_torch.training.optimiser import Optimiser, Pace
@@ -213,12 +213,3 @@ def lesson_on(lesson: Lesson, device: torch.device) -> Lesson:
         object=lesson.object.to(device),
         positions=lesson.positions.to(device),
     )
-
-
-def require_same_run(path: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise :class:`ConfigError` where the checkpoint at ``path`` was made with other settings than those of now."""
-    differing = [
-        f"{name} ({value} there, {now.get(name)} now)" for name, value in there.items() if now.get(name) != value
-    ]
-    if differing:
-        raise ConfigError(f"{path}: cannot go on with another {', '.join(differing)}; set it back, or drop --resume")

@@ -103,6 +103,8 @@ def patterns_of(config: TrainConfig, sources: Sequence[Source]) -> tuple[list[Pa
         rng = np.random.default_rng([config.seed, 0, index] if index else [config.seed, 0])
         groups = draw_groups(source.scan.positions, config.gridsize, source.training, config.n_images, rng)
         digest = f"{source.scan.digest()} at {source.scale.photons_per_unit:.9g} photons"
+        if config.probe:
+            digest += f", probe {hashlib.sha256(source.probe.numpy().tobytes()).hexdigest()[:16]}"
         if source.data.labels is not None and source.scan.labels is not None:
             digest += f", labels {hashlib.sha256(source.scan.labels.tobytes()).hexdigest()[:16]}"
         training.append(Patterns(source.data, groups, source.scan.positions[groups[:, 0]], digest))

@@ -73,7 +73,10 @@ def test_a_pattern_does_not_depend_on_its_company(exported: Path) -> None:
 @pytest.mark.parametrize("modes", [1, 3])
 @pytest.mark.parametrize(
     "config",
-    [*(NetworkConfig(name, width=4) for name in sorted(NETWORKS)), NetworkConfig(width=4, probe_channel=True)],
+    [
+        *(NetworkConfig(name, width=4) for name in sorted(NETWORKS) if not NETWORKS[name].corrections),
+        NetworkConfig(width=4, probe_channel=True),
+    ],
     ids=lambda config: config.name + config.probe_channel * " seeing the probe",
 )
 def test_every_network_by_onnxruntime_is_that_by_torch(config: NetworkConfig, modes: int, tmp_path: Path) -> None:
@@ -91,12 +94,23 @@ def test_every_network_by_onnxruntime_is_that_by_torch(config: NetworkConfig, mo
         torch.testing.assert_close(model.network(*patterns), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("name", sorted(name for name in NETWORKS if NETWORKS[name].corrections))
+def test_a_network_with_physics_between_its_parts_is_refused(
+    name: str, tmp_path: Path, train_to: Callable[..., Path], call: Command
+) -> None:
+    model = train_to(tmp_path / "model", network=name, max_epochs=0)
+    code, out, err = call("export", model, "--output", tmp_path / "model.onnx")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"network {name}: has 2 learned parts" in err
+    assert not (tmp_path / "model.onnx").exists()
+
+
 @pytest.mark.parametrize("settings", [(), ("--gridsize", "2", "--batch_size", "5"), ("--n_images", "1")])
 def test_the_reconstruction_is_that_by_torch(
     settings: tuple[str, ...], exported: Path, tmp_path: Path, model_folder: Path, scan_file: Path, call: Command
 ) -> None:
     found = {}
-    for name, more in (("torch", ("--device", "cpu")), ("onnx", ("--onnx", exported))):
+    for name, more in (("torch", ("--device", "cpu", "--precision", "fp32")), ("onnx", ("--onnx", exported))):
         words = inference_words(model_folder, scan_file, tmp_path / name, *more, *settings)
         assert call("inference", *words) == (0, "", "")
         found[name] = load_reconstruction(tmp_path / name / "reconstruction.npz")

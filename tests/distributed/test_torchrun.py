@@ -24,7 +24,7 @@ ENDLESS = ("--max_epochs", "1000000")
 
 def training(scan_file: Path, folder: Path, *more: str) -> list[str]:
     """The words behind ``train`` that do what ``train_to`` does."""
-    words = "--batch_size 6 --width 4 --device cpu --logger none"
+    words = "--batch_size 6 --width 4 --device cpu --logger none --precision fp32"
     return ["--train_data_file", str(scan_file), "--output_dir", str(folder), *words.split(), *more]
 
 

@@ -76,6 +76,21 @@ def test_it_is_in_the_unit_of_the_object_and_the_same_again(noiseless: Scan) -> 
     np.testing.assert_allclose(doubled[region], 2 * found[region], rtol=1e-2)
 
 
+def test_a_background_is_believed(noiseless: Scan) -> None:
+    """Photons that are known to be none of the object's do not make it doubtful."""
+    background = np.zeros(noiseless.probe.shape[-2:], np.float32)
+    background[:8] = 50.0  # corner origin
+    counts = np.square(noiseless.amplitudes) + np.fft.fftshift(background)
+    lit = replace(noiseless, amplitudes=np.sqrt(counts).astype(np.float32))
+    rec = known(noiseless, lambda truth: truth)
+    region = covered_region(rec)
+    told, untold = (
+        with_uncertainty(replace(rec, background=some), lit).uncertainty[region] for some in (background, None)
+    )
+    np.testing.assert_allclose(told, np.sqrt(NOISE_FACTOR / rec.coverage[region]), rtol=0.05, atol=1e-4)
+    assert np.median(untold) > 2 * np.median(told)
+
+
 def test_nothing_is_known_where_no_light_fell(noiseless: Scan) -> None:
     rec = known(noiseless, lambda truth: truth)
     coverage = rec.coverage.copy()

@@ -140,5 +140,8 @@ def test_a_probe_from_a_file(tmp_path: Path, train_to: Train, scan: Scan, scan_o
         for place, (lit, which) in enumerate(zip((scan, other), taken, strict=True)):
             expected = probe_in_photons(replace(lit, probe=probes[which]), 1.0)
             torch.testing.assert_close(found[place].detach(), expected)
+    train_to(tmp_path / "own", max_epochs=1)
+    with pytest.raises(ConfigError, match=r"cannot go on with another scan .* probe "):
+        train_to(tmp_path / "own", max_epochs=2, resume=True, probe=files[:1])
     with pytest.raises(ConfigError, match="--probe names 2 files for 1 scans"):
         train_to(tmp_path / "model", probe=files)

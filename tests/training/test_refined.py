@@ -14,11 +14,11 @@ from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.npz import save_scan
 from ptycho_torch.data.reconstruction import load_reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.networks.batch import batch_of_scan
+from ptycho_torch.networks.batch import batch_of_scan, probe_in_photons
 from ptycho_torch.networks.model import PtychoModel
 from ptycho_torch.networks.registry import NetworkConfig
 from ptycho_torch.physics.patches import extract_patches
-from ptycho_torch.training.bundle import load_bundle
+from ptycho_torch.training.bundle import Bundle, load_bundle, save_bundle
 from ptycho_torch.training.light import light_for
 from ptycho_torch.training.loop import Patterns, Settings, Trainer
 from ptycho_torch.training.optimiser import POSITION_START
@@ -147,6 +147,50 @@ def test_inference_uses_what_was_learned_on_this_scan(
     assert found.metadata["positions"] == "refined"
     other = light_for(load_bundle(folder), replace(scan, amplitudes=scan.amplitudes[::-1]))
     assert (other.shifts, other.background) == (None, None)
+
+
+@pytest.mark.parametrize("photons", [1.0, 4.0])
+def test_a_chain_uses_what_was_learned_on_this_scan(
+    photons: float, tmp_path: Path, train_to: Train, scan: Scan, scan_file: Path, call: Command
+) -> None:
+    """As inference does, whatever the unit of the chain; and goes on from there, with every window on the canvas."""
+    folder = train_to(tmp_path / "model", max_epochs=0, **ALL)
+    bundle = load_bundle(folder)
+    with torch.no_grad():
+        bundle.model.shifts_of(0).copy_(torch.from_numpy(np.random.default_rng(0).uniform(-6, 6, (36, 2))))
+        bundle.model.background_of(0).fill_(0.5)
+    save_bundle(folder, bundle)
+    words = ("--model_path", folder, "--no_report", "--device", "cpu", "--output_dir")
+    assert call("inference", "--test_data", scan_file, "--precision", "fp32", *words, tmp_path / "pass").code == 0
+    chain = (scan_file, "--engine", "neural", "--photons_per_unit", photons, "--then", "pie:epochs=1")
+    assert call("reconstruct", *chain, *words, tmp_path / "chain").code == 0
+    alone = load_reconstruction(tmp_path / "pass" / "reconstruction.npz")
+    first = load_reconstruction(tmp_path / "chain" / "stages" / "1-neural.npz")
+    last = load_reconstruction(tmp_path / "chain" / "reconstruction.npz")
+    np.testing.assert_array_equal(first.positions, alone.positions)
+    np.testing.assert_allclose(first.probe, photons**0.5 * alone.probe, rtol=1e-6)
+    np.testing.assert_allclose(first.background, photons * alone.background, rtol=1e-6)
+    assert last.metadata["positions"] == "refined"
+    top, left = alone.origin_yx - first.origin_yx
+    rows, columns = alone.object.shape
+    np.testing.assert_array_equal(first.object[top : top + rows, left : left + columns], alone.object)
+
+
+def test_a_network_without_a_probe_sees_by_that_of_the_chain(
+    tmp_path: Path, scan: Scan, scan_file: Path, call: Command
+) -> None:
+    """That of the start, or of an earlier engine; and by the positions that one found."""
+    (tmp_path / "bare").mkdir()
+    save_bundle(tmp_path / "bare", Bundle(PtychoModel(NetworkConfig(width=4), [], size=24), (), 1))
+    np.savez(tmp_path / "probe.npz", probeGuess=scan.probe[0, ::-1])
+    np.savez(tmp_path / "positions.npz", positions=scan.positions + np.array([0.0, 1.5]))
+    words = ("--engine", "neural", "--model_path", tmp_path / "bare", "--no_report", "--output_dir", tmp_path / "r")
+    starts = ("--init_probe", tmp_path / "probe.npz", "--init_positions", tmp_path / "positions.npz")
+    assert call("reconstruct", scan_file, *words, *starts, "--photons_per_unit", 4).code == 0
+    found = load_reconstruction(tmp_path / "r" / "reconstruction.npz")
+    expected = probe_in_photons(replace(scan, probe=scan.probe[:, ::-1].copy()), 4.0)
+    np.testing.assert_allclose(found.probe, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found.positions, scan.positions + np.array([0.0, 1.5]))
 
 
 @pytest.mark.parametrize("modes", [1, 3])

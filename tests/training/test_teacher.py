@@ -80,6 +80,9 @@ def test_teaching_repeats_to_the_byte_and_goes_on_exactly(train_to: Train, tmp_p
     assert "teach" in json.loads((whole / "timing.json").read_text())
     with pytest.raises(ConfigError, match="teacher"):
         train_to(tmp_path / "parts", max_epochs=4, resume=True, teacher="pie:epochs=3", update_probe=True)
+    train_to(tmp_path / "alone", max_epochs=1)
+    with pytest.raises(ConfigError, match="teacher"):
+        train_to(tmp_path / "alone", max_epochs=2, resume=True, teacher="pie:epochs=1")
 
 
 @pytest.mark.parametrize("teacher", ["pye", "pie:epochs", "pie:colour=1", "neural"])
