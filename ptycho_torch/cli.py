@@ -132,7 +132,7 @@ def build_parser(config_type: type[Any], prog: str) -> argparse.ArgumentParser:
     hints = typing.get_type_hints(config_type)
     for field in dataclasses.fields(config_type):
         help_text = field.metadata["help"]
-        if field.default not in (MISSING, None, False, True) and "default" not in help_text:
+        if field.default not in (MISSING, None, False, True, ()) and "default" not in help_text:
             help_text += f" (default: {field.default})"
         kind, choices = _kind(hints[field.name])
         keywords: dict[str, Any] = {"help": help_text.replace("%", "%%")}

@@ -233,7 +233,7 @@ class InferenceConfig(Reading):
     )
     n_images: int | None = option(None, "groups to reconstruct, spread over the scan; default: all")
     gridsize: int | None = option(None, "g: a group is a position and its g*g-1 nearest; default: as trained")
-    batch_size: int = option(64, "patterns computed together; the result does not depend on it")
+    batch_size: int = option(64, "patterns computed together; the result does not depend on it but for rounding")
     precision: Precision = option("auto", PRECISION_HELP)
     device: Device = option("auto", DEVICE_HELP)
     onnx: Path | None = option(
