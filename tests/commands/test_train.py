@@ -78,7 +78,8 @@ def test_other_doors_to_the_same_room(tmp_path: Path, scan_file: Path, command: 
     script = Path(sys.executable).with_name("ptycho-torch")
     if not script.exists():
         pytest.skip("the package is not installed with its console command")
-    words = ["--max-epochs=1", "--batch-size=6", "--width", "4", "--device", "cpu", "--logger", "none", "--quiet"]
+    words = ["--max-epochs=1", "--batch-size=6", "--width", "4", "--device", "cpu", "--precision", "fp32"]
+    words += ["--logger", "none", "--quiet"]
     runs = [
         subprocess.Popen(
             [*map(str, start), "train", "--train-data-file", scan_file, "--output-dir", tmp_path / str(index), *words],
@@ -112,7 +113,8 @@ def test_ctrl_c_and_going_on(workers: int, tmp_path: Path, scan_file: Path, trai
     """A real signal to real processes: the last complete epoch is kept, and going on gives the same bytes."""
     folder = tmp_path / "stopped"
     words = ["--train_data_file", scan_file, "--output_dir", folder, "--max_epochs", "1000000", "--batch_size", "6"]
-    words += ["--width", "4", "--device", "cpu", "--logger", "none", "--num_workers", str(workers)]
+    words += ["--width", "4", "--device", "cpu", "--precision", "fp32", "--logger", "none"]
+    words += ["--num_workers", str(workers)]
     run = subprocess.Popen(
         [sys.executable, "-m", "ptycho_torch.train", *words],
         stderr=subprocess.PIPE,

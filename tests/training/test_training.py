@@ -146,7 +146,8 @@ class StopsAt(SilentObserver):
 
 
 def config_of(scan_file: Path, folder: Path, **settings: Any) -> TrainConfig:
-    chosen: dict[str, Any] = {"max_epochs": 5, "batch_size": 6, "width": 4, "device": "cpu", "logger": "none"}
+    chosen: dict[str, Any] = {"max_epochs": 5, "batch_size": 6, "width": 4}
+    chosen |= {"device": "cpu", "precision": "fp32", "logger": "none"}
     return TrainConfig(train_data_file=scan_file, output_dir=folder, **(chosen | settings))
 
 
