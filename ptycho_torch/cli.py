@@ -132,7 +132,8 @@ def build_parser(config_type: type[Any], prog: str) -> argparse.ArgumentParser:
     hints = typing.get_type_hints(config_type)
     for field in dataclasses.fields(config_type):
         help_text = field.metadata["help"]
-        if field.default not in (MISSING, None, False, True, ()) and "default" not in help_text:
+        told = isinstance(field.default, bool) or field.default in (MISSING, None, ()) or "default" in help_text
+        if not told:
             help_text += f" (default: {field.default})"
         kind, choices = _kind(hints[field.name])
         keywords: dict[str, Any] = {"help": help_text.replace("%", "%%")}

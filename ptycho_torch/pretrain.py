@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ptycho_torch.pretrain")  # __name__ is __main__ under python -m
 
-DEFAULT_SECONDS = 600.0
-
 WARM_UP = 50
 """Lessons over which the learning rate rises."""
 
@@ -145,8 +143,7 @@ def _course(config: PretrainConfig, device: "torch.device") -> "Course":
     from ptycho_torch.training.pretraining import Course
 
     precision = select_precision(config.precision, device)
-    seconds = config.time_limit or (None if config.lessons else DEFAULT_SECONDS)
-    return Course(Pace(config.learning_rate, WARM_UP), config.lessons, seconds, precision)
+    return Course(Pace(config.learning_rate, WARM_UP), config.lessons, config.time_limit, precision)
 
 
 def _provenance(config: PretrainConfig, trainer: "Pretrainer") -> dict[str, Any]:

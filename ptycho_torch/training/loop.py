@@ -257,7 +257,7 @@ class Trainer:
 
     @torch.no_grad()
     def _keep_within_bounds(self) -> None:
-        """No background is negative; no position is farther off than allowed, and their mean stays where it was.
+        """No background is negative; no position is farther off than allowed, and but for that their mean stays.
 
         A shift of all of them is a shift of the object, or of a probe that is learned.
         """

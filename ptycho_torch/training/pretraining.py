@@ -98,7 +98,7 @@ class Pretrainer:
     def _round(self, observer: Observer, clock: "_Clock") -> Epoch:
         self.model.train()
         total, done = 0.0, 0
-        for lesson in self._lessons(ROUND):
+        for lesson in self._lessons(ROUND - self.optimiser.steps % ROUND):  # rounds end where they would have
             with self._autocast():
                 loss = mark(self.model, lesson, self.ranks).loss
             value = self.ranks.sum(loss.detach()).item()

@@ -39,6 +39,7 @@ def test_a_resumed_pretraining_has_the_bytes_of_one_never_interrupted(tmp_path: 
     resumed = pretrainer(9)
     resumed.load(tmp_path / "part")
     assert same(learn(resumed, tmp_path / "part"), whole)
+    assert [row.groups for row in resumed.history] == [20, 16]
     assert not same(learn(pretrainer(9, seed=1), tmp_path / "other"), whole)
 
 
