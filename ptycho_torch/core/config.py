@@ -186,7 +186,7 @@ class PretrainConfig(Verbosity):
     size: int | None = option(
         None, "N: side of the patterns in pixels, a multiple of 8 from 32 on; default: that of --probe, else 64"
     )
-    time_limit: float | None = option(None, "seconds after which no lesson begins; default: 600, with --lessons none")
+    time_limit: float = option(600.0, "seconds after which no lesson begins")
     lessons: int | None = option(None, "lessons in all, each one step; default: as many as the time allows")
     batch_size: int | None = option(None, "overlapping patterns a lesson; default: 16 up to 64 pixels, else 8")
     min_photons: float = option(1e3, "lowest mean total of a pattern, drawn anew for each lesson")
