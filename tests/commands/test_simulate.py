@@ -44,6 +44,16 @@ def test_what_is_typed_wins_over_the_preset(tmp_path: Path) -> None:
     assert scan.metadata["simulation"]["object"] == "star"
 
 
+@pytest.mark.parametrize(("kind", "probe"), [("photographs", "speckle"), ("dead_leaves", "zone_plate")])
+def test_drawn_objects_and_probes_make_scans(tmp_path: Path, kind: str, probe: str) -> None:
+    words = ["--preset=tiny", f"--object={kind}", f"--probe={probe}", "--trajectory=scattered", "--quiet"]
+    assert main([str(tmp_path / "s.npz"), *words]) == 0
+    scan = load_scan(tmp_path / "s.npz")
+    assert scan.truth is not None
+    assert np.abs(scan.truth).max() < 1.001
+    assert np.square(scan.amplitudes.astype(float)).sum((1, 2)).mean() == pytest.approx(1e6, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
