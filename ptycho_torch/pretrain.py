@@ -9,7 +9,6 @@ bundle (without a probe of its own), ``history.csv``, ``timing.json``, ``config.
 """
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptycho_torch import cli
 from ptycho_torch.core.config import PretrainConfig
-from ptycho_torch.core.errors import ConfigError, PtychoError
+from ptycho_torch.core.errors import PtychoError
 from ptycho_torch.core.observer import Observer, SilentObserver
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
     from ptycho_torch.physics.ranks import Ranks
     from ptycho_torch.simulation.stream import Stream
-    from ptycho_torch.training.loop import Epoch
+    from ptycho_torch.training.checkpoint import Epoch
     from ptycho_torch.training.pretraining import Course, Pretrainer
     from ptycho_torch.training.tracking import Tracker
 
@@ -61,7 +60,7 @@ def pretrain(
     from ptycho_torch.networks.registry import NetworkConfig
     from ptycho_torch.physics.ranks import ALONE
     from ptycho_torch.training.bundle import Bundle, save_bundle
-    from ptycho_torch.training.loop import CHECKPOINT, write_history
+    from ptycho_torch.training.checkpoint import CHECKPOINT, require_checkpoint, write_history
     from ptycho_torch.training.pretraining import Pretrainer
     from ptycho_torch.training.tracking import NoTracker, make_tracker
 
@@ -76,8 +75,7 @@ def pretrain(
     output_dir = Path(config.output_dir)
     checkpoint = output_dir / CHECKPOINT
     if config.resume:
-        if not os.path.isfile(checkpoint):  # unlike Path.is_file, also False for a name that no file can have
-            raise ConfigError(f"{checkpoint}: no checkpoint to go on from; pretrain without --resume first")
+        require_checkpoint(checkpoint)
         trainer.load(checkpoint)
         log.info("going on after lesson %d", trainer.optimiser.steps)
     tracker: Tracker = NoTracker()
@@ -149,7 +147,7 @@ def _course(config: PretrainConfig, device: "torch.device") -> "Course":
 def _provenance(config: PretrainConfig, trainer: "Pretrainer") -> dict[str, Any]:
     """Where the network comes from; no clock and no paths but those that were typed."""
     import ptycho_torch
-    from ptycho_torch.training.loop import history_columns
+    from ptycho_torch.training.checkpoint import history_columns
 
     return {
         "version": ptycho_torch.__version__,

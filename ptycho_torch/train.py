@@ -9,7 +9,6 @@ The folder then holds the bundle (``model.safetensors``, ``bundle.json``), ``his
 """
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,8 +27,9 @@ if TYPE_CHECKING:
     from ptycho_torch.networks.model import PtychoModel
     from ptycho_torch.physics.ranks import Ranks
     from ptycho_torch.training.bundle import Bundle
+    from ptycho_torch.training.checkpoint import Epoch
     from ptycho_torch.training.collapse import Verdict
-    from ptycho_torch.training.loop import Epoch, Patterns, Settings, Trainer
+    from ptycho_torch.training.loop import Patterns, Settings, Trainer
     from ptycho_torch.training.sources import Source
     from ptycho_torch.training.teacher import Teacher
     from ptycho_torch.training.tracking import Tracker
@@ -66,7 +66,8 @@ def train(config: TrainConfig, observer: Observer | None = None, ranks: "Ranks |
     from ptycho_torch.core.files import write_json
     from ptycho_torch.physics.ranks import ALONE
     from ptycho_torch.training.bundle import save_bundle
-    from ptycho_torch.training.loop import CHECKPOINT, Trainer, write_history
+    from ptycho_torch.training.checkpoint import CHECKPOINT, write_history
+    from ptycho_torch.training.loop import Trainer
     from ptycho_torch.training.sources import load_sources, patterns_of
     from ptycho_torch.training.tracking import NoTracker
 
@@ -224,10 +225,9 @@ def _settings(
 
 
 def _resume(trainer: "Trainer", checkpoint: Path) -> None:
-    from ptycho_torch.core.errors import ConfigError
+    from ptycho_torch.training.checkpoint import require_checkpoint
 
-    if not os.path.isfile(checkpoint):  # unlike Path.is_file, also False for a name that no file can have
-        raise ConfigError(f"{checkpoint}: no checkpoint to go on from; train without --resume first")
+    require_checkpoint(checkpoint)
     trainer.load(checkpoint)
     log.info("going on after epoch %d", len(trainer.history))
 
@@ -267,7 +267,7 @@ def _bundle(
 ) -> "Bundle":
     import ptycho_torch
     from ptycho_torch.training.bundle import Bundle
-    from ptycho_torch.training.loop import history_columns
+    from ptycho_torch.training.checkpoint import history_columns
 
     provenance = {
         "version": ptycho_torch.__version__,

@@ -235,12 +235,3 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return tensors, json.loads((file.metadata() or {}).get("note", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise BundleError(f"{path}: cannot be read ({error})") from error
-
-
-def require_same_run(path: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise :class:`ConfigError` where the checkpoint at ``path`` was made with other settings than those of now."""
-    differing = [
-        f"{name} ({value} there, {now.get(name)} now)" for name, value in there.items() if now.get(name) != value
-    ]
-    if differing:
-        raise ConfigError(f"{path}: cannot go on with another {', '.join(differing)}; set it back, or drop --resume")

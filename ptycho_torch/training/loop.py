@@ -1,8 +1,6 @@
 """The training loop: epochs of batches of neighbours, checkpoints at each end, exact resume."""
 
-import csv
 import hashlib
-import io
 import math
 import signal
 from collections.abc import Iterator, Sequence
@@ -15,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ptycho_torch.core.errors import BundleError, ConfigError
-from ptycho_torch.core.files import make_output_dir, write_text
+from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.observer import Observer
 from ptycho_torch.data.grouping import Indices, compact_batches
 from ptycho_torch.networks.batch import Batch
@@ -24,13 +21,12 @@ from ptycho_torch.networks.model import Explained, PtychoModel
 from ptycho_torch.physics.noise import masked_sum, noise_model
 from ptycho_torch.physics.probe import power_of
 from ptycho_torch.physics.ranks import ALONE, Ranks
-from ptycho_torch.training.bundle import load_tensors, require_same_run, save_tensors
+from ptycho_torch.training.checkpoint import Epoch, load_checkpoint, save_checkpoint
 from ptycho_torch.training.labels import turned
 from ptycho_torch.training.optimiser import Optimiser, Pace
 from ptycho_torch.training.teacher import MERGED_WEIGHT, TEACHING_WEIGHT, Teacher, patch_distance
 from ptycho_torch.training.tracking import Tracker
 
-CHECKPOINT = Path("checkpoints") / "last" / "state.safetensors"
 SPREAD = 4
 """Batches that share a compact cell of the field: they reach further than compact ones for the same cost."""
 
@@ -100,17 +96,6 @@ def recipe_epochs(size: int, groups: int, batch_size: int, recipe: Recipe = FRES
     """Epochs of ``groups`` groups that make the recipe's steps, for patterns of ``size`` pixels."""
     steps = recipe.steps * max(1.0, size / 64) ** 0.5
     return max(1, round(steps * batch_size / groups))
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One row of the history."""
-
-    epoch: int
-    groups: int
-    loss: float
-    val_loss: float
-    learning_rate: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -353,12 +338,8 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write all that :meth:`load` needs to go on exactly."""
-        if not self.ranks.first:
-            return
-        make_output_dir(path.parent)
-        history = [asdict(row) for row in self.history]
-        note = {"steps": self.optimiser.steps, "history": history, "fingerprint": self.fingerprint}
-        save_tensors(path, self.optimiser.state(), note)
+        if self.ranks.first:
+            save_checkpoint(path, self.optimiser, self.history, self.fingerprint)
 
     def load(self, path: Path) -> None:
         """Go on from the checkpoint at ``path``.
@@ -367,13 +348,7 @@ class Trainer:
             BundleError: the file is damaged or of another network.
             ConfigError: it was made with other settings, so that going on would mix two trainings.
         """
-        tensors, note = load_tensors(path)
-        require_same_run(path, note.get("fingerprint", {}), self.fingerprint)
-        try:
-            self.optimiser.load(tensors, note["steps"])
-            self.history = [Epoch(**row) for row in note["history"]]
-        except (KeyError, IndexError, TypeError, RuntimeError, ValueError) as error:
-            raise BundleError(f"{path}: does not fit this training ({error}); drop --resume") from error
+        self.history = load_checkpoint(path, self.optimiser, self.fingerprint)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -403,17 +378,3 @@ def _interrupts_held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, kept)
-
-
-def write_history(path: Path, history: Sequence[Epoch]) -> None:
-    """Write ``history`` as CSV, one row an epoch; figures in full, so that equal runs give equal bytes."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Epoch.__dataclass_fields__)
-    writer.writerows([repr(value) for value in asdict(row).values()] for row in history)
-    write_text(path, text.getvalue())
-
-
-def history_columns(history: Sequence[Epoch]) -> dict[str, list[float]]:
-    """``history`` by column, as a :class:`~ptycho_torch.data.reconstruction.Reconstruction` keeps it."""
-    return {name: [getattr(row, name) for row in history] for name in ("epoch", "loss", "val_loss")}

@@ -11,15 +11,13 @@ from typing import Any
 
 import torch
 
-from ptycho_torch.core.errors import BundleError, ConfigError
-from ptycho_torch.core.files import make_output_dir
+from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.observer import Observer
 from ptycho_torch.networks.model import PtychoModel
 from ptycho_torch.physics.ranks import ALONE, Ranks
 from ptycho_torch.simulation.stream import Lesson, Stream
-from ptycho_torch.training.bundle import load_tensors, require_same_run, save_tensors
+from ptycho_torch.training.checkpoint import Epoch, load_checkpoint, save_checkpoint
 from ptycho_torch.training.lessons import mark
-from ptycho_torch.training.loop import Epoch
 from ptycho_torch.training.optimiser import Optimiser, Pace
 from ptycho_torch.training.tracking import Tracker
 
@@ -140,12 +138,8 @@ class Pretrainer:
 
     def save(self, path: Path) -> None:
         """Write all that :meth:`load` needs to go on exactly."""
-        if not self.ranks.first:
-            return
-        make_output_dir(path.parent)
-        history = [asdict(row) for row in self.history]
-        note = {"steps": self.optimiser.steps, "history": history, "fingerprint": self.fingerprint}
-        save_tensors(path, self.optimiser.state(), note)
+        if self.ranks.first:
+            save_checkpoint(path, self.optimiser, self.history, self.fingerprint)
 
     def load(self, path: Path) -> None:
         """Go on from the checkpoint at ``path``.
@@ -154,13 +148,7 @@ class Pretrainer:
             BundleError: the file is damaged or of another network.
             ConfigError: it was made with other settings, so that going on would mix two pretrainings.
         """
-        tensors, note = load_tensors(path)
-        require_same_run(path, note.get("fingerprint", {}), self.fingerprint)
-        try:
-            self.optimiser.load(tensors, note["steps"])
-            self.history = [Epoch(**row) for row in note["history"]]
-        except (KeyError, IndexError, TypeError, RuntimeError, ValueError) as error:
-            raise BundleError(f"{path}: does not fit this pretraining ({error}); drop --resume") from error
+        self.history = load_checkpoint(path, self.optimiser, self.fingerprint)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
