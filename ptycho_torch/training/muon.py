@@ -18,6 +18,9 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 ITERATIONS = 5
 
+GRANULE = 32
+"""Squares whose sides round up to the same multiple of this are iterated together: few calls, little padding."""
+
 
 class Kernels(NamedTuple):
     """Weights that share a step: of at least two axes, the first against all others."""
@@ -49,10 +52,10 @@ class Muon:
         for weight, mean in moving:
             assert weight.grad is not None
             mean.lerp_(weight.grad, 1 - MOMENTUM)
-            ahead.append(weight.grad.lerp(mean, MOMENTUM).flatten(1))  # Nesterov's
+            ahead.append(_matrix(weight.grad.lerp(mean, MOMENTUM)))  # Nesterov's
         for (weight, _), matrix in zip(moving, orthogonalised(ahead), strict=True):
             size = rate * self.scale * max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
-            weight.sub_(matrix.reshape(weight.shape), alpha=size)
+            weight.sub_(_kernel(matrix, weight.shape), alpha=size)
 
     def state(self) -> dict[str, Tensor]:
         """All running means by index, for a checkpoint."""
@@ -69,25 +72,49 @@ class Muon:
             tensor.copy_(tensors[name])  # in place: it keeps the memory layout of its weight
 
 
+def _matrix(kernel: Tensor) -> Tensor:
+    """``kernel``, its first axis against all others, in the order in which those of images lie in memory."""
+    return (kernel.permute(0, 2, 3, 1) if kernel.dim() == 4 else kernel).flatten(1)
+
+
+def _kernel(matrix: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of :func:`_matrix`, a view."""
+    if len(shape) != 4:
+        return matrix.view(shape)
+    return matrix.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
+
+
 def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
     """About U Vᵀ of each matrix U S Vᵀ (rows, columns), by a Newton–Schulz iteration; zero stays zero.
 
     Each step of the iteration is a polynomial in X Xᵀ times X, so that it runs on the small squares alone, of all
-    matrices at once, and the product with the matrix comes last.
+    matrices of about a size at once, and the product with the matrix comes last.
     """
-    if not matrices:
-        return []
-    a, b, c = COEFFICIENTS
     wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T for matrix in matrices]
     wide = [matrix / matrix.norm().clamp_min(torch.finfo(matrix.dtype).tiny) for matrix in wide]
-    largest = max(len(matrix) for matrix in wide)
-    squares = wide[0].new_zeros(len(wide), largest, largest)
-    for square, matrix in zip(squares, wide, strict=True):
-        square[: len(matrix), : len(matrix)] = matrix @ matrix.T
-    factors = identity = torch.eye(largest, dtype=squares.dtype, device=squares.device).expand_as(squares)
-    for _ in range(ITERATIONS):
-        polynomial = torch.baddbmm(a * identity + b * squares, squares, squares, alpha=c)
-        factors = polynomial @ factors
-        squares = polynomial @ squares @ polynomial
-    found = [factor[: len(matrix), : len(matrix)] @ matrix for factor, matrix in zip(factors, wide, strict=True)]
+    found = list(wide)
+    sides = [-(-len(matrix) // GRANULE) * GRANULE for matrix in wide]
+    for side in dict.fromkeys(sides):
+        alike = [index for index, own in enumerate(sides) if own == side]
+        squares = wide[0].new_zeros(len(alike), side, side)
+        for square, index in zip(squares, alike, strict=True):
+            short = len(wide[index])
+            torch.mm(wide[index], wide[index].T, out=square[:short, :short])
+        for index, factor in zip(alike, _factors(squares), strict=True):
+            short = len(wide[index])
+            found[index] = factor[:short, :short] @ wide[index]
     return [one if one.shape == matrix.shape else one.T for one, matrix in zip(found, matrices, strict=True)]
+
+
+def _factors(squares: Tensor) -> Tensor:
+    """What brings each matrix X to about U Vᵀ when multiplied from the left, from X Xᵀ (n, side, side)."""
+    a, b, c = COEFFICIENTS
+    scaled = a * torch.eye(squares.shape[-1], dtype=squares.dtype, device=squares.device)
+    factors = None
+    for iteration in range(ITERATIONS):
+        polynomial = torch.baddbmm(scaled + b * squares, squares, squares, alpha=c)
+        factors = polynomial if factors is None else polynomial @ factors
+        if iteration < ITERATIONS - 1:
+            squares = polynomial @ squares @ polynomial
+    assert factors is not None
+    return factors

@@ -61,3 +61,17 @@ def test_it_goes_on_exactly_from_its_state() -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
     with pytest.raises(KeyError):
         second.load({})
+
+
+def test_a_kernel_moves_alike_in_any_company_and_memory_order() -> None:
+    kernel, gradient = randn(7, 5, 3, 3), randn(7, 5, 3, 3, seed=1)
+    lonely = kernel.clone().requires_grad_()
+    lonely.grad = gradient.clone()
+    Muon(Kernels([lonely], 1.0)).step(0.1)
+    among = kernel.clone().to(memory_format=torch.channels_last).requires_grad_()
+    among.grad = gradient.clone().to(memory_format=torch.channels_last)
+    others = [randn(90, 40, seed=2).requires_grad_(), randn(30, 200, seed=3).requires_grad_()]
+    for other in others:
+        other.grad = randn(*other.shape, seed=4)
+    Muon(Kernels([others[0], among, others[1]], 1.0)).step(0.1)
+    torch.testing.assert_close(among, lonely, rtol=0, atol=1e-6)
