@@ -2,9 +2,10 @@
 
 Nothing that is computed depends on how many there are, but for rounding. What spans a batch is summed over its parts,
 forward and backward, and every rank then makes the same step; the first alone talks to people and writes.
+``accelerate`` opens the group of processes, gives each a device, and carries sums and broadcasts; a process by itself
+does not import it.
 """
 
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -62,14 +63,16 @@ class Ranks:
         device = select_device("cpu" if name == "auto" and self.size > 1 and not torch.cuda.is_available() else name)
         if self.size == 1 or device.type == "cpu":
             return device
-        place, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        if device.type != "cuda" or place >= there:
+        from accelerate import PartialState
+
+        state, there = PartialState(), torch.cuda.device_count()
+        # Where GPUs are too few, accelerate gives one to several ranks, which NCCL refuses.
+        if state.device.type != device.type or state.local_process_index >= there:
             raise DeviceError(
                 f"--device {name}: each rank of a machine needs a GPU of its own, and there are {there} of CUDA: "
                 "start no more ranks than that, or choose --device cpu"
             )
-        torch.cuda.set_device(place)
-        return torch.device("cuda", place)
+        return state.device
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of the ranks' tensors, which are of one shape, on every rank. Its gradient is summed as well."""
@@ -77,12 +80,7 @@ class Ranks:
 
     def largest(self, tensor: Tensor) -> Tensor:
         """The largest of the ranks' tensors, element by element."""
-        if self.size == 1:
-            return tensor
-        found = tensor.detach().clone()
-        with _within_reach(self):
-            dist.all_reduce(found, dist.ReduceOp.MAX)
-        return found
+        return tensor if self.size == 1 else _reduced(tensor.detach(), "max")
 
     @torch.no_grad()
     def add_up(self, tensors: Sequence[Tensor]) -> None:
@@ -98,22 +96,23 @@ class Ranks:
         """Put the first rank's tensors in the place of those here."""
         if self.size == 1:
             return
-        with _within_reach(self):
-            for tensor in tensors:
-                sent = tensor.contiguous()
-                dist.broadcast(_as_real(sent), src=0)
-                tensor.copy_(sent)
+        from accelerate.utils import broadcast
+
+        with _within_reach():
+            sent = broadcast([tensor.contiguous() for tensor in tensors])
+        for tensor, first in zip(tensors, sent, strict=True):
+            tensor.copy_(first)
 
     def collect(self, tensor: Tensor, rows: Sequence[slice]) -> None:
-        """Fill ``tensor`` on the first rank, on the CPU: ``rows[r]`` of it come from rank r."""
+        """Fill ``tensor`` on the first rank, on the CPU: ``rows[r]`` of it come from rank r. No other gets them."""
         if self.size == 1:
             return
-        with _within_reach(self):
+        with _within_reach():
             if not self.first:
-                dist.send(_as_real(tensor[rows[self.rank]]), dst=0)
+                dist.send(tensor[rows[self.rank]], dst=0)
                 return
             for rank in range(1, self.size):
-                dist.recv(_as_real(tensor[rows[rank]]), src=rank)
+                dist.recv(tensor[rows[rank]], src=rank)
 
     def speaks(self) -> bool:
         """Whether this rank is the first to ask: that one tells people why the run ends, and all others keep silent."""
@@ -127,7 +126,9 @@ class Ranks:
     def leave(self) -> None:
         """The work is done, here at least."""
         if self.size > 1:
-            dist.destroy_process_group()
+            from accelerate import PartialState
+
+            PartialState().destroy_process_group()
 
 
 ALONE = Ranks()
@@ -140,38 +141,35 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         del ctx
-        return _summed(tensor)
+        return _reduced(tensor, "sum")
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         del ctx
-        return _summed(gradients[0])
+        return _reduced(gradients[0], "sum")
 
 
-def _summed(tensor: Tensor) -> Tensor:
-    total = tensor.detach().resolve_conj().clone(memory_format=torch.contiguous_format)
-    with _within_reach(Ranks(dist.get_rank(), dist.get_world_size())):
-        dist.all_reduce(_as_real(total))
-    return total
+def _reduced(tensor: Tensor, how: str) -> Tensor:
+    """The ``sum`` or the ``max`` of the ranks' tensors, without a gradient: ``accelerate`` has none to other ranks."""
+    from accelerate.utils import reduce
 
-
-def _as_real(tensor: Tensor) -> Tensor:
-    """A view without complex numbers, which not every message can carry."""
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    with _within_reach():
+        return reduce(tensor.resolve_conj().contiguous(), how)
 
 
 @contextmanager
-def _within_reach(ranks: Ranks) -> Iterator[None]:
+def _within_reach() -> Iterator[None]:
     """Turn the failure of a message into a sentence."""
     try:
         yield
     except RuntimeError as error:
         # Whoever pressed ctrl-C ended the others too: its handler comes first (this call runs those that wait).
         signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        other = f"rank {1 - ranks.rank}" if ranks.size == 2 else "another rank"
+        rank, size = dist.get_rank(), dist.get_world_size()
+        other = f"rank {1 - rank}" if size == 2 else "another rank"
         silent = "timed out" in str(error).lower()
         raise RankError(
-            f"{other} of {ranks.size} {f'has been silent for {PATIENCE}' if silent else 'was lost'}, so this run ends; "
+            f"{other} of {size} {f'has been silent for {PATIENCE}' if silent else 'was lost'}, so this run ends; "
             "start it again: a training goes on from its last whole epoch with --resume, on any number of ranks"
         ) from error
 
@@ -185,14 +183,16 @@ def join() -> Ranks:
     Raises:
         RankError: the environment is incomplete, or the others cannot be reached.
     """
+    from accelerate import PartialState
     from torch.distributed.rendezvous import rendezvous
 
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _end)
     try:
         store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        gpus = torch.cuda.is_available() and dist.is_nccl_available()
+        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"  # either device, whatever --device will say
+        PartialState(not gpus, backend=backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         signal.pthread_sigmask(signal.SIG_BLOCK, ())
         raise RankError(

@@ -234,16 +234,21 @@ def test_the_command_without_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
         assert said in err
 
 
-@pytest.mark.parametrize("missing", ["torch", "safetensors", "yaml"])
+ONE_OF_TWO = {"RANK": "0", "WORLD_SIZE": "2"}
+
+
+@pytest.mark.parametrize(
+    ("missing", "environment"), [("torch", {}), ("safetensors", {}), ("yaml", {}), ("accelerate", ONE_OF_TWO)]
+)
 def test_a_missing_dependency_is_a_sentence(
-    scan_file: Path, tmp_path: Path, command: Callable[..., Any], missing: str
+    scan_file: Path, tmp_path: Path, command: Callable[..., Any], missing: str, environment: dict[str, str]
 ) -> None:
     code = (
         f"import sys; sys.modules['{missing}'] = None; from ptycho_torch.train import main; "
         f"words = ['--train_data_file', {str(scan_file)!r}, '--output_dir', 'out', '--max_epochs', '0', '--quiet']; "
         "raise SystemExit(main(words))"
     )
-    done = command("-c", code, cwd=tmp_path)
+    done = command("-c", code, cwd=tmp_path, **environment)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert f"{missing} is not installed" in done.err
     assert "pip install" in done.err

@@ -38,6 +38,13 @@ def test_identities_over_two_ranks(command: Command) -> None:
     assert done.code == 0, done.err
 
 
+def test_one_process_does_not_import_accelerate(tmp_path: Path, scan_file: Path, command: Command) -> None:
+    words = training(scan_file, tmp_path / "model", "--max_epochs", "1", "--quiet")
+    code = f"import sys; from ptycho_torch.train import main; main({words!r}); print('accelerate' in sys.modules)"
+    done = command("-c", code)
+    assert done.out.splitlines()[-1] == "False", done.err
+
+
 def test_a_training_on_two_ranks(tmp_path: Path, scan_file: Path, command: Command, train_to: Train) -> None:
     """Begun on one rank, gone on with on two and again on one, it is that of one rank all along."""
     straight = train_to(tmp_path / "straight", max_epochs=3, update_probe=True)
