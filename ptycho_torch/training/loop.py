@@ -88,8 +88,8 @@ class Settings:
 
 
 def recipe_batch_size(size: int) -> int:
-    """Groups a batch, for patterns of ``size`` pixels: 16 of 64², fewer of larger ones, at least 8."""
-    return max(8, round(16 * (64 / size) ** 2))
+    """Groups a batch, for patterns of ``size`` pixels: 24 of 64², fewer of larger ones, at least 8."""
+    return max(8, round(24 * (64 / size) ** 2))
 
 
 def recipe_epochs(size: int, groups: int, batch_size: int, recipe: Recipe = FRESH) -> int:
