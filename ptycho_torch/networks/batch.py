@@ -10,6 +10,19 @@ from ptycho_torch.data.scan import Scan
 from ptycho_torch.physics.patches import split_positions
 
 
+class Shown(NamedTuple):
+    """What a network is shown of patterns: the same again and again, where nothing of their light learns."""
+
+    amplitudes: Tensor
+    """(n, N, N) in √photons, zero frequency at [0, 0], without holes."""
+
+    probes: Tensor
+    """(n, M, N, N) complex: the probe at each position's fraction."""
+
+    channels: Tensor
+    """(n, C, N, N) real: what the body of the network sees."""
+
+
 class Batch(NamedTuple):
     """Patterns with the places of their patches; all arrays have the same first axis, but for a shared mask."""
 
@@ -34,6 +47,9 @@ class Batch(NamedTuple):
     labels: Tensor | None = None
     """(n, N, N) complex64: the object under each pattern, for supervised training alone."""
 
+    shown: Shown | None = None
+    """What the network is shown, where it is at hand; None: it is computed when it is needed."""
+
     def take(self, indices: Tensor) -> "Batch":
         """The patterns at ``indices`` (m,) int64."""
         mask = self.mask[indices] if self.mask is not None and len(self.mask) == len(self.amplitudes) else self.mask
@@ -44,6 +60,7 @@ class Batch(NamedTuple):
             fractions=self.fractions[indices],
             indices=None if self.indices is None else self.indices[indices],
             labels=None if self.labels is None else self.labels[indices],
+            shown=None if self.shown is None else Shown(*(tensor[indices] for tensor in self.shown)),
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -56,6 +73,7 @@ class Batch(NamedTuple):
             fractions=self.fractions.to(device),
             indices=None if self.indices is None else self.indices.to(device),
             labels=None if self.labels is None else self.labels.to(device),
+            shown=None if self.shown is None else Shown(*(tensor.to(device) for tensor in self.shown)),
         )
 
     @property

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ptycho_torch.core.errors import ConfigError
-from ptycho_torch.networks.batch import Batch
+from ptycho_torch.networks.batch import Batch, Shown
 from ptycho_torch.networks.lift import filled
 from ptycho_torch.networks.registry import NetworkConfig, build_network
 from ptycho_torch.physics.forward import Wavefields, from_patches, merge_across, merge_patches, probe_at
@@ -100,10 +100,25 @@ class PtychoModel(nn.Module):
         """
         if not len(batch.amplitudes):  # most layers refuse to compute nothing; the gradients are zero and not missing
             return batch.amplitudes + 0j * sum(weight.sum() for weight in self.network.parameters())
-        if probe is None:
-            probe = probe_at(self.probes[batch.source], self._fractions(batch))
-        probe = probe.detach()
-        return self.network(filled(batch.amplitudes, batch.mask, probe), probe)
+        if batch.shown is not None:
+            return self.network(*batch.shown)
+        return self.network(*self._seen(batch, probe))
+
+    @torch.no_grad()
+    def show(self, batch: Batch) -> Shown:
+        """What the network is shown of each pattern, as long as nothing of the light changes."""
+        amplitudes, probe = self._seen(batch, None)
+        return Shown(amplitudes, probe, self.network.channels(amplitudes, probe))
+
+    @torch.no_grad()
+    def _seen(self, batch: Batch, probe: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Amplitudes without holes, and the probe at each fraction."""
+        probe = probe_at(self.probes[batch.source], self._fractions(batch)) if probe is None else probe.detach()
+        return filled(batch.amplitudes, batch.mask, probe), probe
+
+    def learns_light(self, source: int) -> bool:
+        """Whether the probe of a scan, or where it lies, changes in training."""
+        return self.all_probe_parts[source].requires_grad or self.shifts_of(source) is not None
 
     def forward(self, batch: Batch) -> Wavefields:
         """Predict all patches, make them agree over the whole batch (the overlap constraint), and propagate them."""
@@ -112,11 +127,14 @@ class PtychoModel(nn.Module):
     def explain(self, batch: Batch, probe: Tensor | None = None, ranks: Ranks = ALONE) -> "Explained":
         """As :meth:`forward`, with what the network said of each pattern by itself.
 
-        ``probe`` (M, N, N) lights the batch in place of the model's. ``ranks`` each have a part of the batch; the
-        overlap constraint spans all of it.
+        ``probe`` (M, N, N) lights the batch in place of the model's, unless the batch says what it is shown. ``ranks``
+        each have a part of the batch; the overlap constraint spans all of it.
         """
         background = self.background_of(batch.source) if probe is None else None
-        probe = probe_at(self.probes[batch.source] if probe is None else probe, self._fractions(batch))
+        if batch.shown is not None:
+            probe = batch.shown.probes
+        else:
+            probe = probe_at(self.probes[batch.source] if probe is None else probe, self._fractions(batch))
         patches = self.predict(batch, probe)
         weights = power_of(probe.detach())
         if ranks.size > 1:

@@ -73,8 +73,9 @@ class PatternNetwork(nn.Module):
             # In the memory order that convolutions on a CPU are fastest with.
             self.add_module(part, made.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
-    def forward(self, amplitudes: Tensor, probe: Tensor) -> Tensor:
-        channels = self.channels(amplitudes, probe)
+    def forward(self, amplitudes: Tensor, probe: Tensor, channels: Tensor | None = None) -> Tensor:
+        """``channels`` may be given where they are at hand."""
+        channels = self.channels(amplitudes, probe) if channels is None else channels
         obj = self.head(self.body(channels).float())
         for part in self.later_parts:
             step = correction(obj, amplitudes, probe)
@@ -100,7 +101,7 @@ class PatternNetwork(nn.Module):
         return torch.stack(seen, 1)
 
 
-def build_network(config: NetworkConfig, size: int, generator: torch.Generator | None = None) -> nn.Module:
+def build_network(config: NetworkConfig, size: int, generator: torch.Generator | None = None) -> PatternNetwork:
     """Build the network of ``config`` for patterns of ``size`` pixels, with weights drawn from ``generator``.
 
     Torch's global generator is neither read nor moved. Without a generator the weights are those of seed 0.

@@ -5,7 +5,7 @@ import math
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.observer import Observer
 from ptycho_torch.data.grouping import Indices, compact_batches
-from ptycho_torch.networks.batch import Batch
+from ptycho_torch.networks.batch import Batch, Shown
 from ptycho_torch.networks.model import Explained, PtychoModel
 from ptycho_torch.physics.noise import masked_sum, noise_model
 from ptycho_torch.physics.probe import power_of
@@ -29,6 +29,9 @@ from ptycho_torch.training.tracking import Tracker
 
 SPREAD = 4
 """Batches that share a compact cell of the field: they reach further than compact ones for the same cost."""
+
+SHOWN_BYTES = 2**28
+"""Memory up to which what the network is shown of a scan is kept for all of a training, if its light does not learn."""
 
 VALIDATION_BATCH = 64
 """Groups a batch of validation, where no gradient is kept."""
@@ -178,9 +181,10 @@ class Trainer:
         teachers: Sequence[Teacher] = (),
         ranks: Ranks = ALONE,
     ) -> None:
-        self.model, self.patterns, self.validation, self.settings = model, patterns, validation, settings
+        self.model, self.validation, self.settings = model, validation, settings
         self.teachers, self.ranks = teachers, ranks
         ranks.follow_first([*model.state_dict().values(), *(teacher.object for teacher in teachers)])
+        self.patterns = [self._shown(one) for one in patterns]
         self.noise = noise_model(settings.loss)
         self.optimiser = Optimiser(model, Pace(settings.learning_rate, settings.warm_up), ranks)
         self._seen = [torch.from_numpy(np.unique(one.groups)).to(self._device) for one in patterns]
@@ -214,6 +218,18 @@ class Trainer:
         finally:
             observer.end()
         return True
+
+    def _shown(self, patterns: Patterns) -> Patterns:
+        """``patterns`` with what the network is shown of them, where that never changes and memory allows."""
+        scan = patterns.scan
+        if self.model.learns_light(scan.source):
+            return patterns
+        parts = torch.arange(len(scan.corners), device=scan.corners.device).split(VALIDATION_BATCH)
+        each = sum(tensor[0].numel() * tensor.element_size() for tensor in self.model.show(scan.take(parts[0])))
+        if each * len(scan.corners) > SHOWN_BYTES:
+            return patterns
+        shown = zip(*(self.model.show(scan.take(some)) for some in parts), strict=True)
+        return replace(patterns, scan=scan._replace(shown=Shown(*map(torch.cat, shown))))
 
     @property
     def groups(self) -> int:

@@ -17,9 +17,13 @@ from ptycho_torch.core.errors import ConfigError, PtychoError
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.npz import load_scan, save_scan
 from ptycho_torch.data.scan import Scan
+from ptycho_torch.networks.batch import batch_of_scan
+from ptycho_torch.networks.model import PtychoModel
+from ptycho_torch.networks.registry import NetworkConfig
 from ptycho_torch.train import train
+from ptycho_torch.training import loop
 from ptycho_torch.training.bundle import load_bundle
-from ptycho_torch.training.loop import recipe_batch_size, recipe_epochs
+from ptycho_torch.training.loop import Patterns, Settings, Trainer, recipe_batch_size, recipe_epochs
 
 Train = Callable[..., Path]
 REPEATED = ("model.safetensors", "history.csv")
@@ -295,3 +299,27 @@ def test_the_recipe_fits_any_scan(size: int) -> None:
     assert batch_size >= 1
     for groups in (1, 50, 1087, 10**6):
         assert recipe_epochs(size, groups, batch_size) >= 1
+
+
+def test_memory_for_what_the_network_is_shown_changes_nothing(
+    tmp_path: Path, train_to: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = train_to(tmp_path / "kept")
+    monkeypatch.setattr(loop, "SHOWN_BYTES", 0)
+    again = train_to(tmp_path / "again")
+    losses = ([float(row["loss"]) for row in history(folder)] for folder in (kept, again))
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_what_learns_is_not_kept(scan: Scan) -> None:
+    batch, given = batch_of_scan(scan, 1.0), torch.from_numpy(scan.probe)
+    patterns = Patterns(batch, np.arange(len(scan))[:, None], scan.positions)
+
+    def kept(update_probe: bool = False, **unknown: Any) -> bool:
+        model = PtychoModel(NetworkConfig(width=4), given, update_probe, **unknown)
+        return Trainer(model, [patterns], [patterns], Settings(1, 4, 1e-3)).patterns[0].scan.shown is not None
+
+    assert kept()
+    assert kept(backgrounds=[True])
+    assert not kept(update_probe=True)
+    assert not kept(positions=[len(scan)])
