@@ -61,6 +61,7 @@ SCANS = {
     "comb": np.concatenate([[[0, 6 * k] for k in range(24)], *([[6 * k, 46 * t] for k in range(8)] for t in range(4))]),
     "twice at each position": np.repeat(np.mgrid[0:20:4j, 0:20:4j].reshape(2, -1).T, 2, 0),
     "one": np.zeros((1, 2)),
+    "crowd": np.mgrid[0:20:11j, 0:20:11j].reshape(2, -1).T,
 }
 
 
@@ -111,8 +112,11 @@ def test_any_phases_are_brought_to_one_at_any_shape_of_the_scan(
 
 
 @pytest.mark.parametrize("size", [13, 33, 50])  # compared on every pixel, every second one, every third one
-def test_large_patches_are_compared_on_some_of_their_pixels(object_at: Callable[..., Any], size: int) -> None:
-    given = turned(object_at, SCANS["grid"], size)
+@pytest.mark.parametrize("scan", ["grid", "crowd"])  # in a crowd on every one, fourth, sixth
+def test_large_patches_are_compared_on_some_of_their_pixels(
+    object_at: Callable[..., Any], size: int, scan: str
+) -> None:
+    given = turned(object_at, SCANS[scan], size)
     assert given.error(stitch(*given[:4])) < 1e-5
 
 
