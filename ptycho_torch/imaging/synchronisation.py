@@ -7,11 +7,14 @@ Harmon. Anal. 30, 20 (2011)), which no bad start misleads; from there Newton's m
 graph is never written down: it is applied as ``M`` and its adjoint.
 """
 
+import logging
 import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
 
 Turns = NDArray[np.complex128]
 
@@ -22,7 +25,7 @@ AGREED = 1e-4
 """Squared disagreement, as a share of the object's mean square, below which no patch is suspected."""
 
 REWEIGHTINGS = 4
-EIGEN_STEPS, EIGEN_RESIDUAL = 300, 1e-6
+EIGEN_STEPS, EIGEN_RESIDUAL = 1000, 1e-6
 SMALL = 16  # patches up to which the graph is written down: less work than steps on it
 NEWTON_STEPS, NEWTON_ANGLE = 20, 1e-9
 CONJUGATE_STEPS = 200
@@ -61,11 +64,12 @@ def synchronise(samples: Samples) -> Synchronised:
     count = len(samples.values)
     turns, trust = np.ones(count, np.complex128), np.ones(count)
     islands = _islands(samples)
+    light = (samples.weights * np.abs(samples.values) ** 2).sum(1)
     for number in range(REWEIGHTINGS + 1):
         matrix = _matrix(samples, trust)
         for island in islands:
             part = matrix[island]
-            start = turns[island] if number else _by_eigenvector(part)
+            start = turns[island] if number else _by_eigenvector(part, light[island])
             turns[island] = _by_newton(part, start)
         before, trust = trust, _trust(samples, turns, trust)
         if np.abs(trust - before).max(initial=0) < 0.05:
@@ -104,26 +108,25 @@ def _islands(samples: Samples) -> list[NDArray[np.intp]]:
     return [group for group in groups if seen[group].any()]
 
 
-def _by_eigenvector(matrix: Any) -> Turns:
-    """The phases of the leading eigenvector of ``M̄ Mᵀ``, each patch scaled to the same power.
+def _by_eigenvector(matrix: Any, light: NDArray[np.float64]) -> Turns:
+    """The phases of the leading eigenvector of ``M̄ Mᵀ``, each patch over the root of its ``light`` Σ w |p|², (n,).
 
-    The scale takes from a patch of garbage what its brightness would give it. The method is one vector of LOBPCG
-    (Knyazev, SIAM J. Sci. Comput. 23, 517 (2001)).
+    The scale takes from a patch of garbage what its brightness would give it, and where all agree, the eigenvalue is 1
+    and the eigenvector nowhere faint. One vector of LOBPCG (Knyazev, SIAM J. Sci. Comput. 23, 517 (2001)).
     """
     from scipy.sparse.linalg import LinearOperator, lobpcg
 
-    norms = np.sqrt(np.maximum(abs(matrix).power(2).sum(1), np.finfo(float).tiny))
+    norms = np.sqrt(light)
     forth, back = (matrix / norms[:, None]).T.tocsr(), (matrix / norms[:, None]).conj().tocsr()
     if len(norms) <= SMALL:
         return _unit(np.linalg.eigh((back @ forth).toarray())[1][:, -1])
     graph = LinearOperator((len(norms),) * 2, matvec=lambda vector: back @ (forth @ vector), dtype=np.complex128)
     start = norms.astype(np.complex128)[:, None]
-    # Its tolerance is absolute; the eigenvalue is that of the vector it starts from or more.
-    value = float(np.linalg.norm(forth @ start) / np.linalg.norm(start)) ** 2
-    with warnings.catch_warnings():
-        # Where it stops short of the residual it says so; Newton's method goes on from what there is.
-        warnings.simplefilter("ignore", UserWarning)
-        vector = lobpcg(graph, start, largest=True, tol=EIGEN_RESIDUAL * value, maxiter=EIGEN_STEPS)[1]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        vector = lobpcg(graph, start, largest=True, tol=EIGEN_RESIDUAL, maxiter=EIGEN_STEPS)[1]
+    if said:  # Newton's method goes on from what there is
+        log.info("the phases of %d patches settle slowly: their eigenvector is not exact", len(norms))
     return _unit(vector[:, 0])
 
 
