@@ -116,7 +116,7 @@ def _by_eigenvector(matrix: Any, light: NDArray[np.float64]) -> Turns:
     """
     from scipy.sparse.linalg import LinearOperator, lobpcg
 
-    norms = np.sqrt(light)
+    norms = np.sqrt(np.maximum(light, np.finfo(float).tiny))
     forth, back = (matrix / norms[:, None]).T.tocsr(), (matrix / norms[:, None]).conj().tocsr()
     if len(norms) <= SMALL:
         return _unit(np.linalg.eigh((back @ forth).toarray())[1][:, -1])
