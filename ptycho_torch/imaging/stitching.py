@@ -29,6 +29,9 @@ class Stitched(NamedTuple):
 SAMPLES = 16
 """Phases are compared on about this many rows and columns of each patch, always the same pixels of the canvas."""
 
+CROWD = 24
+"""Where windows overlap so many times on average, half as many rows and columns are enough."""
+
 FAINT = 1e-3
 """Phases are not compared where a patch has less than this share of its highest weight."""
 
@@ -83,7 +86,8 @@ def synchronise_patches(patches: Tensor, weights: Tensor, corners: Tensor, shape
     a patch is lit. Arguments as for :func:`stitch`, with ``corners`` on a canvas of ``shape``.
     """
     size = patches.shape[-1]
-    stride = max(1, size // SAMPLES)
+    crowded = len(patches) * size**2 > CROWD * shape[0] * shape[1]
+    stride = max(1, size // (SAMPLES // 2 if crowded else SAMPLES))
     # The pixels of each patch whose canvas coordinates are multiples of the stride: the same number in every patch.
     first = (-corners) % stride
     inside = torch.arange(0, size - stride + 1, stride, device=corners.device)

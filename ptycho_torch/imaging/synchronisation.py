@@ -7,10 +7,14 @@ Harmon. Anal. 30, 20 (2011)), which no bad start misleads; from there Newton's m
 graph is never written down: it is applied as ``M`` and its adjoint.
 """
 
+import logging
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
 
 Turns = NDArray[np.complex128]
 
@@ -21,7 +25,8 @@ AGREED = 1e-4
 """Squared disagreement, as a share of the object's mean square, below which no patch is suspected."""
 
 REWEIGHTINGS = 4
-EIGEN_STEPS, EIGEN_RESIDUAL = 300, 1e-5
+EIGEN_STEPS, EIGEN_RESIDUAL = 1000, 1e-6
+SMALL = 16  # patches up to which the graph is written down: less work than steps on it
 NEWTON_STEPS, NEWTON_ANGLE = 20, 1e-9
 CONJUGATE_STEPS = 200
 
@@ -59,11 +64,12 @@ def synchronise(samples: Samples) -> Synchronised:
     count = len(samples.values)
     turns, trust = np.ones(count, np.complex128), np.ones(count)
     islands = _islands(samples)
+    light = (samples.weights * np.abs(samples.values) ** 2).sum(1)
     for number in range(REWEIGHTINGS + 1):
         matrix = _matrix(samples, trust)
         for island in islands:
             part = matrix[island]
-            start = turns[island] if number else _by_eigenvector(part)
+            start = turns[island] if number else _by_eigenvector(part, light[island])
             turns[island] = _by_newton(part, start)
         before, trust = trust, _trust(samples, turns, trust)
         if np.abs(trust - before).max(initial=0) < 0.05:
@@ -102,39 +108,26 @@ def _islands(samples: Samples) -> list[NDArray[np.intp]]:
     return [group for group in groups if seen[group].any()]
 
 
-def _by_eigenvector(matrix: Any) -> Turns:
-    """The phases of the leading eigenvector of ``M̄ Mᵀ``, each patch scaled to the same power, by conjugate gradients.
+def _by_eigenvector(matrix: Any, light: NDArray[np.float64]) -> Turns:
+    """The phases of the leading eigenvector of ``M̄ Mᵀ``, each patch over the root of its ``light`` Σ w |p|², (n,).
 
-    The scale takes from a patch of garbage what its brightness would give it. One vector of LOBPCG (Knyazev, SIAM J.
-    Sci. Comput. 23, 517 (2001)): Rayleigh-Ritz over the vector, its residual and the last step.
+    The scale takes from a patch of garbage what its brightness would give it, and where all agree, the eigenvalue is 1
+    and the eigenvector nowhere faint. One vector of LOBPCG (Knyazev, SIAM J. Sci. Comput. 23, 517 (2001)).
     """
-    scale = 1 / np.sqrt(np.maximum(abs(matrix).power(2).sum(1), np.finfo(float).tiny))
-    forth = matrix.T.tocsr()
-    back = matrix.conj()
+    from scipy.sparse.linalg import LinearOperator, lobpcg
 
-    def apply(vector: Turns) -> Turns:
-        return scale * (back @ (forth @ (scale * vector)))
-
-    vector = (1 / scale).astype(np.complex128)
-    vector /= np.linalg.norm(vector)
-    image = apply(vector)
-    step = np.zeros((2, 0, len(vector)), np.complex128)
-    for _ in range(EIGEN_STEPS):
-        value = np.vdot(vector, image).real
-        residual = image - value * vector
-        size = np.linalg.norm(residual)
-        if size <= EIGEN_RESIDUAL * value:
-            break
-        residual /= size
-        basis = np.concatenate([vector[None], residual[None], step[0]])
-        images = np.concatenate([image[None], apply(residual)[None], step[1]])
-        whole, triangle = np.linalg.qr(basis.T)
-        found = np.linalg.eigh(whole.conj().T @ np.linalg.solve(triangle.T, images).T)[1][:, -1]
-        mix = np.linalg.solve(triangle, found)
-        step = np.stack([mix[1:] @ basis[1:], mix[1:] @ images[1:]])[:, None]
-        vector, image = mix @ basis, mix @ images
-        step /= max(float(np.linalg.norm(step[0])), np.finfo(float).tiny)
-    return _unit(vector)
+    norms = np.sqrt(np.maximum(light, np.finfo(float).tiny))
+    forth, back = (matrix / norms[:, None]).T.tocsr(), (matrix / norms[:, None]).conj().tocsr()
+    if len(norms) <= SMALL:
+        return _unit(np.linalg.eigh((back @ forth).toarray())[1][:, -1])
+    graph = LinearOperator((len(norms),) * 2, matvec=lambda vector: back @ (forth @ vector), dtype=np.complex128)
+    start = norms.astype(np.complex128)[:, None]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        vector = lobpcg(graph, start, largest=True, tol=EIGEN_RESIDUAL, maxiter=EIGEN_STEPS)[1]
+    if said:  # Newton's method goes on from what there is
+        log.info("the phases of %d patches settle slowly: their eigenvector is not exact", len(norms))
+    return _unit(vector[:, 0])
 
 
 def _by_newton(matrix: Any, turns: Turns) -> Turns:

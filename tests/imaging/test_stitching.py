@@ -54,13 +54,21 @@ def test_coverage_is_the_sum_of_the_weights(object_at: Callable[..., Any]) -> No
     np.testing.assert_allclose(stitch(patches, weights, corners, frame).coverage, expected, rtol=0, atol=1e-4 * 1e4)
 
 
+def ring(count: int) -> Any:
+    """Positions (count, 2) on a circle, 2π pixels apart: the phase may come back a turn off."""
+    turn = np.arange(count) / count * 2 * np.pi
+    return count * np.stack([np.cos(turn), np.sin(turn)], 1)
+
+
 SCANS = {
     "grid": np.mgrid[0:40:6j, 0:50:7j].reshape(2, -1).T,
     "line": np.stack([np.zeros(30), np.arange(30) * 6], 1),
-    "ring": 60 * np.stack([np.cos(np.arange(60) / 60 * 2 * np.pi), np.sin(np.arange(60) / 60 * 2 * np.pi)], 1),
+    "ring": ring(60),
+    "wide ring": ring(200),
     "comb": np.concatenate([[[0, 6 * k] for k in range(24)], *([[6 * k, 46 * t] for k in range(8)] for t in range(4))]),
     "twice at each position": np.repeat(np.mgrid[0:20:4j, 0:20:4j].reshape(2, -1).T, 2, 0),
     "one": np.zeros((1, 2)),
+    "crowd": np.mgrid[0:20:11j, 0:20:11j].reshape(2, -1).T,
 }
 
 
@@ -111,8 +119,11 @@ def test_any_phases_are_brought_to_one_at_any_shape_of_the_scan(
 
 
 @pytest.mark.parametrize("size", [13, 33, 50])  # compared on every pixel, every second one, every third one
-def test_large_patches_are_compared_on_some_of_their_pixels(object_at: Callable[..., Any], size: int) -> None:
-    given = turned(object_at, SCANS["grid"], size)
+@pytest.mark.parametrize("scan", ["grid", "crowd"])  # in a crowd on every one, fourth, sixth
+def test_large_patches_are_compared_on_some_of_their_pixels(
+    object_at: Callable[..., Any], size: int, scan: str
+) -> None:
+    given = turned(object_at, SCANS[scan], size)
     assert given.error(stitch(*given[:4])) < 1e-5
 
 
