@@ -340,7 +340,8 @@ class ReconstructConfig(StageConfig, Reading):
     )
     init_positions: Path | None = option(None, "reconstruction.npz or scan file whose positions to start from")
     holdout: float = option(
-        0.0, "share of detector pixels that no engine sees, to judge its epochs by and to stop it (--patience)"
+        0.0,
+        "share of detector pixels that no iterative engine sees, to judge its epochs by and to stop it (--patience)",
     )
     half_scan_frc: bool = option(
         False, "reconstruct each half of the positions too, and correlate both: the resolution without a truth"
