@@ -117,7 +117,8 @@ class TrainConfig(Reading):
     )
     network: str | None = option(
         None,
-        "name of the network: lifted_unet (default), unrolled_unet, refined_unet, unet, ffno or vit; with --init as there",
+        "name of the network: lifted_unet (default), unrolled_unet, refined_unet, unet, ffno or vit; "
+        "with --init as there",
     )
     head: str | None = option(
         None,
