@@ -182,8 +182,8 @@ def verb(folder: Path, done: str, *words: object) -> float:
     return float(json.loads(clock.read_text()))
 
 
-def row(name: str, found: Score, told: str) -> None:
-    print(f"| {name} | {' | '.join(f'{figure:.4f}' for figure in found)} | {told} |", flush=True)
+def row(name: str, found: Score, told: str) -> str:
+    return f"| {name} | {' | '.join(f'{figure:.4f}' for figure in found)} | {told} |"
 
 
 def main() -> None:
@@ -205,18 +205,22 @@ def main() -> None:
     words = ("--network", "refined_unet", "--head", "residual", "--max_epochs", arguments.epochs, "--logger", "none")
     model = folder / f"model_{arguments.objects}_{arguments.epochs}"
     seconds = verb(model, "bundle.json", "ptycho_torch.train", *training, *words)
-    print("| | amplitude MAE | phase MAE | amplitude SSIM | phase SSIM | CPU s |\n|---|---|---|---|---|---|")
     place = model.with_name(f"pass_{model.name}")
     asked = ("--model_path", model, "--test_data", path, "--no_report")
     spent = verb(place, "reconstruction.npz", "ptycho_torch.inference", *asked)
     found = load_reconstruction(place / "reconstruction.npz")
-    row("network", score(found, scan.truth), f"{seconds:.0f} + {spent:.0f}")
-    row("network, their tiles", score(by_tiles(load_bundle(model).model, scan, found), scan.truth), "")
+    rows = [
+        "| | amplitude MAE | phase MAE | amplitude SSIM | phase SSIM | CPU s |\n|---|---|---|---|---|---|",
+        row("network", score(found, scan.truth), f"{seconds:.0f} + {spent:.0f}"),
+        row("network, their tiles", score(by_tiles(load_bundle(model).model, scan, found), scan.truth), ""),
+    ]
     for name in filter(None, arguments.engines.split(",")):
         spent = verb(
             folder / name, "reconstruction.npz", "ptycho_torch.reconstruct", path, "--engine", name, "--no_report"
         )
-        row(f"`{name}`", score(load_reconstruction(folder / name / "reconstruction.npz"), scan.truth), f"{spent:.0f}")
+        found = load_reconstruction(folder / name / "reconstruction.npz")
+        rows.append(row(f"`{name}`", score(found, scan.truth), f"{spent:.0f}"))
+    print("\n".join(rows))
 
 
 if __name__ == "__main__":
