@@ -51,6 +51,7 @@ class Network(NamedTuple):
 
 NETWORKS: dict[str, Network] = {
     "lifted_unet": Network(UNet, lifted=True),
+    "stepped_unet": Network(UNet, lifted=True, steps=1),
     "unrolled_unet": Network(UNet, lifted=True, corrections=1),
     "refined_unet": Network(UNet, lifted=True, corrections=1, steps=3),
     "unet": Network(UNet, lifted=False),

@@ -179,7 +179,7 @@ def test_true_patches_pass_the_constraint_unchanged(scan: Scan) -> None:
 
 
 def test_unknown_names_are_refused(scan: Scan) -> None:
-    known = "ffno, lifted_unet, refined_unet, unet, unrolled_unet, vit"
+    known = "ffno, lifted_unet, refined_unet, stepped_unet, unet, unrolled_unet, vit"
     with pytest.raises(ConfigError, match=f"--network is vgg: known are {known}"):
         model_of(scan, NetworkConfig("vgg"))
     with pytest.raises(ConfigError, match="--head is tanh: known are polar, residual"):
