@@ -46,7 +46,7 @@ class Network(NamedTuple):
 
     steps: int = 0
     """Steps of physics towards the pattern after each body has spoken, also after the last. They take away what the
-    pattern contradicts, so that bodies are left with what it cannot tell; of few photons they draw the noise."""
+    pattern contradicts, so that bodies are left with what it cannot tell; of few photons they can draw the noise."""
 
 
 NETWORKS: dict[str, Network] = {
