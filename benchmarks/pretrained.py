@@ -32,7 +32,6 @@ from ptycho_torch.engines.problem import flat_estimate
 from ptycho_torch.imaging.alignment import best_scale
 from ptycho_torch.imaging.consistency import consistency
 from ptycho_torch.imaging.half_scan import half_scan_correlation
-from ptycho_torch.imaging.metrics import ssim
 from ptycho_torch.networks.batch import probe_in_photons
 from ptycho_torch.simulation.objects import OBJECTS
 from ptycho_torch.simulation.scan import simulate_scan
@@ -171,15 +170,6 @@ def of_star(bench: Bench) -> None:
                 row(f"… and {more}", r_of(after, scan), agreement(after, best), f"{seconds + spent:.2f}")
 
 
-def boxed(found: Reconstruction, scan: Scan) -> tuple[np.ndarray, np.ndarray]:
-    """Result and truth in the box of scan positions."""
-    assert scan.truth is not None
-    low, high = np.ceil(scan.positions.min(0)).astype(int), np.floor(scan.positions.max(0)).astype(int) + 1
-    top, left = found.origin_yx
-    rec = found.object[low[0] - top : high[0] - top, low[1] - left : high[1] - left].astype(complex)
-    return rec, scan.truth[low[0] : high[0], low[1] : high[1]].astype(complex)
-
-
 def simulated(twin: Scan, name: str, photons: float, step: float, seed: int, positions: int = 400) -> Scan:
     """A scan of a drawn object by the twin's probe: ``step`` pixels between neighbours."""
     rng = np.random.default_rng([seed, 12345])
@@ -247,52 +237,6 @@ def covered_nrmse(found: Reconstruction, scan: Scan) -> float:
     return float(np.sqrt(error / (weight * np.square(np.abs(true))).sum()))
 
 
-def of_lines(bench: Bench) -> None:
-    """Lines, N = 128, 1e9 photons a pattern, each pattern by itself: PtychoPINN's benchmark, as near as it is told."""
-    twin = load_scan(bench.twin)
-    wide = np.zeros((1, 128, 128), np.complex64)
-    wide[0, 32:96, 32:96] = twin.probe[0]
-    path = bench.folder / "probe_128.npz"
-    bench.folder.mkdir(parents=True, exist_ok=True)
-    np.savez(path, probeGuess=wide[0])
-    words = ("--objects", "lines", "--min_photons", 1e9, "--max_photons", 1e9, "--masked", 0)
-    folder = bench.model("lines", "--probe", path, *words)
-    print("\n| lines, 1e9 photons | amplitude MAE | phase MAE | amplitude SSIM | phase SSIM |\n|---|---|---|---|---|")
-    scores = []
-    for seed in range(3):
-        scan = simulated(
-            replace(twin, probe=wide, amplitudes=np.empty((1, 128, 128), np.float32)), "lines", 1e9, 8.0, seed, 256
-        )
-        scores.append(lines_score(one_pass(folder, scan)[0], scan))
-        row(f"object {seed}", *(f"{value:.4f}" for value in scores[-1]))
-    row("median", *(f"{value:.4f}" for value in np.median(scores, axis=0)))
-
-
-def lines_score(found: Reconstruction, scan: Scan) -> tuple[float, float, float, float]:
-    """As their metrics are told: mean amplitudes made alike, a plane taken from both phases, range of the truth."""
-    rec, true = boxed(found, scan)
-    rec = rec * best_scale(rec, true, np.ones(true.shape, bool))
-    amplitude, wanted = np.abs(rec), np.abs(true)
-    amplitude = amplitude * wanted.mean() / amplitude.mean()
-    difference = np.angle(rec * true.conj())
-    phase = without_plane(np.angle(true))
-    met = phase + without_plane(difference)
-    everywhere = np.ones(true.shape, bool)
-    return (
-        float(np.abs(amplitude - wanted).mean()),
-        float(np.abs(met - phase).mean()),
-        ssim(amplitude, wanted, everywhere),
-        ssim(met, phase, everywhere),
-    )
-
-
-def without_plane(phase: np.ndarray) -> np.ndarray:
-    y, x = np.mgrid[: phase.shape[0], : phase.shape[1]]
-    design = np.stack([y.ravel(), x.ravel(), np.ones(phase.size)], 1)
-    fit, *_ = np.linalg.lstsq(design, phase.ravel(), rcond=None)
-    return phase - (design @ fit).reshape(phase.shape)
-
-
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -300,14 +244,13 @@ def main() -> None:
     parser.add_argument("--star", type=Path, required=True, help="the measured star as a canonical scan file")
     parser.add_argument("--folder", type=Path, default=Path("pretrained"))
     parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--only", default="", help="parts, separated by commas: star, dose, overlap, lines")
+    parser.add_argument("--only", default="", help="parts, separated by commas: star, dose, overlap")
     arguments = parser.parse_args()
     bench = Bench(arguments.twin, arguments.star, arguments.folder, arguments.seconds)
     parts: dict[str, Callable[[Bench], None]] = {
         "star": of_star,
         "dose": of_dose,
         "overlap": of_overlap,
-        "lines": of_lines,
     }
     for name in arguments.only.split(",") if arguments.only else parts:
         parts[name](bench)

@@ -116,7 +116,9 @@ class TrainConfig(Reading):
         several=True,
     )
     network: str | None = option(
-        None, "name of the network: lifted_unet (default), unrolled_unet, unet, ffno or vit; with --init as there"
+        None,
+        "name of the network: lifted_unet (default), stepped_unet, unrolled_unet, refined_unet, unet, "
+        "ffno or vit; with --init as there",
     )
     head: str | None = option(
         None,
@@ -198,7 +200,9 @@ class PretrainConfig(Verbosity):
         3e-3, "step for the network's biases, and in proportion its kernels', after a short warm-up"
     )
     seed: int = option(0, "seed of every random choice")
-    network: str = option("unrolled_unet", "name of the network: unrolled_unet, lifted_unet, ffno or vit")
+    network: str = option(
+        "unrolled_unet", "name of the network: unrolled_unet, refined_unet, stepped_unet, lifted_unet, ffno or vit"
+    )
     head: str = option(
         "residual", "how the network states the object: polar (amplitude and phase) or residual (1 + a + ib)"
     )

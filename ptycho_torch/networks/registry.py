@@ -44,10 +44,16 @@ class Network(NamedTuple):
     corrections: int = 0
     """How often physics corrects what has been said, and another body of the same kind says what to add."""
 
+    steps: int = 0
+    """Steps of physics towards the pattern after each body has spoken, also after the last. They take away what the
+    pattern contradicts, so that bodies are left with what it cannot tell; of few photons they can draw the noise."""
+
 
 NETWORKS: dict[str, Network] = {
     "lifted_unet": Network(UNet, lifted=True),
+    "stepped_unet": Network(UNet, lifted=True, steps=1),
     "unrolled_unet": Network(UNet, lifted=True, corrections=1),
+    "refined_unet": Network(UNet, lifted=True, corrections=1, steps=3),
     "unet": Network(UNet, lifted=False),
     "ffno": Network(FFNO, lifted=True),
     "vit": Network(ViT, lifted=True),
@@ -64,7 +70,7 @@ class PatternNetwork(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        body, self.lifted, corrections = NETWORKS[config.name]
+        body, self.lifted, corrections, self.steps = NETWORKS[config.name]
         self.part, self.probe_channel, self.head = body.part, config.probe_channel, HEADS[config.head]
         channels = 1 + 2 * self.lifted + self.probe_channel
         self.later_parts = [f"{self.part}_{number}" for number in range(2, corrections + 2)]
@@ -76,13 +82,19 @@ class PatternNetwork(nn.Module):
     def forward(self, amplitudes: Tensor, probe: Tensor, channels: Tensor | None = None) -> Tensor:
         """``channels`` may be given where they are at hand."""
         channels = self.channels(amplitudes, probe) if channels is None else channels
-        obj = self.head(self.body(channels).float())
+        obj = self._stepped(self.head(self.body(channels).float()), amplitudes, probe)
         for part in self.later_parts:
             step = correction(obj, amplitudes, probe)
             said = torch.stack([obj.real - 1, obj.imag, step.real, step.imag], 1)
             seen = torch.cat([said, channels], 1)
             more = self.get_submodule(part)(seen).float()
-            obj = obj + torch.complex(more[:, 0], more[:, 1])
+            obj = self._stepped(obj + torch.complex(more[:, 0], more[:, 1]), amplitudes, probe)
+        return obj
+
+    def _stepped(self, obj: Tensor, amplitudes: Tensor, probe: Tensor) -> Tensor:
+        """``obj`` after the steps of physics, if there are any."""
+        for _ in range(self.steps):
+            obj = obj + correction(obj, amplitudes, probe)
         return obj
 
     @property
@@ -114,7 +126,7 @@ def build_network(config: NetworkConfig, size: int, generator: torch.Generator |
         raise ConfigError(f"--network is {config.name}: known are {', '.join(sorted(NETWORKS))}")
     if config.head not in HEADS:
         raise ConfigError(f"--head is {config.head}: known are {', '.join(sorted(HEADS))}")
-    body, lifted, _ = NETWORKS[config.name]
+    body, lifted, *_ = NETWORKS[config.name]
     if size % body.divisor:
         raise ConfigError(
             f"patterns of {size} × {size} pixels: --network {config.name} needs a side divisible by {body.divisor}; "

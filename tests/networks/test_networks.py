@@ -10,8 +10,10 @@ from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.networks.batch import Batch, batch_of_scan, probe_in_photons
 from ptycho_torch.networks.heads import HEADS
+from ptycho_torch.networks.lift import correction
 from ptycho_torch.networks.model import PtychoModel
-from ptycho_torch.networks.registry import NETWORKS, NetworkConfig
+from ptycho_torch.networks.registry import NETWORKS, NetworkConfig, PatternNetwork
+from ptycho_torch.physics.forward import from_patches, probe_at
 
 EVERY = {f"{name}-{head}": NetworkConfig(name, head, width=4) for name in sorted(NETWORKS) for head in sorted(HEADS)}
 EVERY["lifted_unet-probe"] = NetworkConfig("lifted_unet", width=4, probe_channel=True)
@@ -66,8 +68,32 @@ def test_a_pattern_is_seen_alike_in_any_company(config: NetworkConfig, scan: Sca
 
 
 def test_an_untrained_network_answers_vacuum(config: NetworkConfig, scan: Scan) -> None:
-    patches = model_of(scan, config, stirred=False).predict(batch_of_scan(scan, 1.0))
-    assert torch.equal(patches, torch.ones_like(patches))
+    """Or what the steps of physics that it takes make of vacuum."""
+    batch = batch_of_scan(scan, 1.0)
+    patches = model_of(scan, config, stirred=False).predict(batch)
+    probe = probe_at(probe_in_photons(scan, 1.0), batch.fractions)
+    made = NETWORKS[config.name]
+    expected = torch.ones_like(patches)
+    for _ in range(made.steps * (1 + made.corrections)):
+        expected = expected + correction(expected, batch.amplitudes, probe)
+    assert torch.equal(patches, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", sorted(name for name in NETWORKS if NETWORKS[name].steps))
+def test_steps_of_physics_bring_patches_nearer_to_their_patterns(name: str, scan: Scan) -> None:
+    batch = batch_of_scan(scan, 1.0)
+    model = model_of(scan, NetworkConfig(name, width=4))
+    probe = probe_at(model.probe, batch.fractions)
+
+    def missed() -> float:
+        amplitudes = from_patches(model.predict(batch), probe).intensity.sqrt()
+        return float((amplitudes - batch.amplitudes).square().sum() / batch.counts.sum())
+
+    assert isinstance(model.network, PatternNetwork)
+    stepped = missed()
+    model.network.steps = 0
+    assert stepped < missed() / 2
 
 
 @pytest.mark.parametrize("head", sorted(HEADS))
@@ -153,7 +179,8 @@ def test_true_patches_pass_the_constraint_unchanged(scan: Scan) -> None:
 
 
 def test_unknown_names_are_refused(scan: Scan) -> None:
-    with pytest.raises(ConfigError, match="--network is vgg: known are ffno, lifted_unet, unet, unrolled_unet, vit"):
+    known = "ffno, lifted_unet, refined_unet, stepped_unet, unet, unrolled_unet, vit"
+    with pytest.raises(ConfigError, match=f"--network is vgg: known are {known}"):
         model_of(scan, NetworkConfig("vgg"))
     with pytest.raises(ConfigError, match="--head is tanh: known are polar, residual"):
         model_of(scan, NetworkConfig(head="tanh"))
