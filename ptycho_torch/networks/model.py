@@ -1,6 +1,6 @@
 """The self-supervised model: patterns in, expected photons out, with the object in between."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.networks.batch import Batch
 from ptycho_torch.networks.lift import filled
-from ptycho_torch.networks.registry import NetworkConfig, build_network
+from ptycho_torch.networks.registry import NETWORKS, NetworkConfig, PatternNetwork, build_network
 from ptycho_torch.physics.forward import Wavefields, from_patches, merge_across, merge_patches, probe_at
 from ptycho_torch.physics.probe import power_of
 from ptycho_torch.physics.ranks import ALONE, Ranks
+from ptycho_torch.physics.scene import Lit, Scene, cut, merged, neighbourhood
 
 
 class PtychoModel(nn.Module):
@@ -105,6 +106,21 @@ class PtychoModel(nn.Module):
         probe = probe.detach()
         return self.network(filled(batch.amplitudes, batch.mask, probe), probe)
 
+    @property
+    def looks(self) -> int:
+        """How often the network looks at the object that all patches make together."""
+        return NETWORKS[self.config.name].looks
+
+    def look(self, obj: Tensor, scene: Scene) -> Iterator[Tensor]:
+        """The object (rows, columns) complex, sides divisible by 8, after each look at it and all its patterns.
+
+        Its phase is free: a network sees it turned so that its mean over the light is real.
+        """
+        turn = torch.sgn((scene.light * obj.detach()).sum())
+        assert isinstance(self.network, PatternNetwork)
+        for seen in self.network.look(obj * turn.conj(), scene):
+            yield seen * turn
+
     def forward(self, batch: Batch) -> Wavefields:
         """Predict all patches, make them agree over the whole batch (the overlap constraint), and propagate them."""
         return self.explain(batch).fields
@@ -119,11 +135,15 @@ class PtychoModel(nn.Module):
         probe = probe_at(self.probes[batch.source] if probe is None else probe, self._fractions(batch))
         patches = self.predict(batch, probe)
         weights = power_of(probe.detach())
-        if ranks.size > 1:
-            merged = merge_across(ranks, patches, weights, batch.corners)
+        if self.looks:
+            scene = neighbourhood(Lit(batch.amplitudes, batch.mask, probe.detach(), batch.corners), ranks)
+            *_, obj = self.look(merged(scene, patches), scene)
+            agreed = cut(scene, obj)
+        elif ranks.size > 1:
+            agreed = merge_across(ranks, patches, weights, batch.corners)
         else:
-            merged = merge_patches(patches[None], weights[None], batch.corners[None])[0]
-        return Explained(patches, probe, from_patches(merged, probe, 0.0 if background is None else background))
+            agreed = merge_patches(patches[None], weights[None], batch.corners[None])[0]
+        return Explained(patches, probe, from_patches(agreed, probe, 0.0 if background is None else background))
 
     def _fractions(self, batch: Batch) -> Tensor:
         """Shift of the probe on each patch (n, 2): what learned positions add moves the probe too."""

@@ -1,5 +1,6 @@
 """The networks by name. A new one is a new entry here; its tests follow from the name."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,8 +12,10 @@ from ptycho_torch.networks.body import Body
 from ptycho_torch.networks.ffno import FFNO
 from ptycho_torch.networks.heads import HEADS
 from ptycho_torch.networks.lift import correction, lift, log_amplitude, probe_amplitude
+from ptycho_torch.networks.overlap import ObjectLook
 from ptycho_torch.networks.unet import UNet
 from ptycho_torch.networks.vit import ViT
+from ptycho_torch.physics.scene import Scene
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,14 @@ class Network(NamedTuple):
     corrections: int = 0
     """How often physics corrects what has been said, and another body of the same kind says what to add."""
 
+    looks: int = 0
+    """How often another network looks at the object that all patches make together."""
+
 
 NETWORKS: dict[str, Network] = {
     "lifted_unet": Network(UNet, lifted=True),
     "unrolled_unet": Network(UNet, lifted=True, corrections=1),
+    "overlap_unet": Network(UNet, lifted=True, looks=3),
     "unet": Network(UNet, lifted=False),
     "ffno": Network(FFNO, lifted=True),
     "vit": Network(ViT, lifted=True),
@@ -64,7 +71,7 @@ class PatternNetwork(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        body, self.lifted, corrections = NETWORKS[config.name]
+        body, self.lifted, corrections, looks = NETWORKS[config.name]
         self.part, self.probe_channel, self.head = body.part, config.probe_channel, HEADS[config.head]
         channels = 1 + 2 * self.lifted + self.probe_channel
         self.later_parts = [f"{self.part}_{number}" for number in range(2, corrections + 2)]
@@ -72,6 +79,10 @@ class PatternNetwork(nn.Module):
             made = body(channels + 4 * (part != self.part), config.width)
             # In the memory order that convolutions on a CPU are fastest with.
             self.add_module(part, made.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+        self.look_names = [f"look_{number}" for number in range(1, looks + 1)]
+        for name in self.look_names:
+            look = ObjectLook(config.width)
+            self.add_module(name, look.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
     def forward(self, amplitudes: Tensor, probe: Tensor) -> Tensor:
         channels = self.channels(amplitudes, probe).contiguous(memory_format=torch.channels_last)
@@ -83,6 +94,13 @@ class PatternNetwork(nn.Module):
             more = self.get_submodule(part)(seen).float()
             obj = obj + torch.complex(more[:, 0], more[:, 1])
         return obj
+
+    def look(self, obj: Tensor, scene: Scene) -> Iterator[Tensor]:
+        """``obj`` (rows, columns) complex after each look at it and at all its patterns."""
+        velocity = torch.zeros_like(obj)
+        for name in self.look_names:
+            obj, velocity = self.get_submodule(name)(obj, velocity, scene)
+            yield obj
 
     @property
     def body(self) -> nn.Module:
@@ -113,7 +131,7 @@ def build_network(config: NetworkConfig, size: int, generator: torch.Generator |
         raise ConfigError(f"--network is {config.name}: known are {', '.join(sorted(NETWORKS))}")
     if config.head not in HEADS:
         raise ConfigError(f"--head is {config.head}: known are {', '.join(sorted(HEADS))}")
-    body, lifted, _ = NETWORKS[config.name]
+    body, lifted, *_ = NETWORKS[config.name]
     if size % body.divisor:
         raise ConfigError(
             f"patterns of {size} × {size} pixels: --network {config.name} needs a side divisible by {body.divisor}; "
@@ -129,6 +147,6 @@ def build_network(config: NetworkConfig, size: int, generator: torch.Generator |
             setattr(module, name, nn.Parameter(torch.empty_strided(empty.shape, empty.stride())))
     generator = generator or torch.Generator().manual_seed(0)
     for part in network.children():
-        assert isinstance(part, Body)
+        assert isinstance(part, Body | ObjectLook)
         part.initialise(generator)
     return network
