@@ -134,16 +134,20 @@ class PtychoModel(nn.Module):
         background = self.background_of(batch.source) if probe is None else None
         probe = probe_at(self.probes[batch.source] if probe is None else probe, self._fractions(batch))
         patches = self.predict(batch, probe)
-        weights = power_of(probe.detach())
+        added = torch.zeros(()) if background is None else background
+        still = probe.detach()
         if self.looks:
-            scene = neighbourhood(Lit(batch.amplitudes, batch.mask, probe.detach(), batch.corners), ranks)
-            *_, obj = self.look(merged(scene, patches), scene)
-            agreed = cut(scene, obj)
-        elif ranks.size > 1:
+            scene = neighbourhood(Lit(batch.amplitudes, batch.mask, still, batch.corners), ranks)
+            start = merged(scene, patches)
+            *earlier, agreed = (cut(scene, obj) for obj in (start, *self.look(start, scene)))
+            before = tuple(from_patches(some, still, added.detach()) for some in earlier)
+            return Explained(patches, probe, from_patches(agreed, probe, added), before)
+        weights = power_of(still)
+        if ranks.size > 1:
             agreed = merge_across(ranks, patches, weights, batch.corners)
         else:
             agreed = merge_patches(patches[None], weights[None], batch.corners[None])[0]
-        return Explained(patches, probe, from_patches(agreed, probe, 0.0 if background is None else background))
+        return Explained(patches, probe, from_patches(agreed, probe, added))
 
     def _fractions(self, batch: Batch) -> Tensor:
         """Shift of the probe on each patch (n, 2): what learned positions add moves the probe too."""
@@ -166,4 +170,8 @@ class Explained(NamedTuple):
     """(n, M, N, N) complex: the probe at each position's fraction."""
 
     fields: Wavefields
-    """Of the patches after the overlap constraint."""
+    """Of the patches after the overlap constraint, and after any looks at the object that they make."""
+
+    earlier: tuple[Wavefields, ...] = ()
+    """Of the patches before each of these looks. Each part of such a network learns by what it leaves, and by no more:
+    no gradient goes from one to those before, or to the probe but from the last."""
