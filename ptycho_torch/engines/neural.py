@@ -22,6 +22,9 @@ from ptycho_torch.physics.scene import Lit, scene_of
 TRUSTED = 0.5
 """Patterns whose patches stitching trusts less than this are not looked at again: dead ones, say."""
 
+AGAIN = 3
+"""How often the last look at a whole object is repeated: it goes on improving it, though it learned for once."""
+
 OBJECT_DIVISOR = 8
 """The sides of an object that a network looks at are divisible by this."""
 
@@ -197,10 +200,11 @@ def _looked_at(
     canvas[:rows, :columns] = obj
     canvas = canvas.to(device)
     scene = scene_of(take, len(batch.corners), shape, chunk=batch_size)
-    observer.begin("looks at the whole", model.looks)
+    looks = model.look(canvas, scene, AGAIN)
+    count = model.looks + AGAIN
+    observer.begin("looks at the whole", count)
     try:
-        looks = model.look(canvas, scene)
-        for _ in range(model.looks):
+        for _ in range(count):
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 canvas = next(looks)
             observer.advance()

@@ -111,14 +111,15 @@ class PtychoModel(nn.Module):
         """How often the network looks at the object that all patches make together."""
         return NETWORKS[self.config.name].looks
 
-    def look(self, obj: Tensor, scene: Scene) -> Iterator[Tensor]:
+    def look(self, obj: Tensor, scene: Scene, again: int = 0) -> Iterator[Tensor]:
         """The object (rows, columns) complex, sides divisible by 8, after each look at it and all its patterns.
 
-        Its phase is free: a network sees it turned so that its mean over the light is real.
+        Its phase is free: a network sees it turned so that its mean over the light is real. The last look may be
+        repeated ``again`` times.
         """
         turn = torch.sgn((scene.light * obj.detach()).sum())
         assert isinstance(self.network, PatternNetwork)
-        for seen in self.network.look(obj * turn.conj(), scene):
+        for seen in self.network.look(obj * turn.conj(), scene, again):
             yield seen * turn
 
     def forward(self, batch: Batch) -> Wavefields:

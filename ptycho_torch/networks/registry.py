@@ -95,10 +95,10 @@ class PatternNetwork(nn.Module):
             obj = obj + torch.complex(more[:, 0], more[:, 1])
         return obj
 
-    def look(self, obj: Tensor, scene: Scene) -> Iterator[Tensor]:
-        """``obj`` (rows, columns) complex after each look at it and at all its patterns."""
+    def look(self, obj: Tensor, scene: Scene, again: int = 0) -> Iterator[Tensor]:
+        """``obj`` (rows, columns) complex after each look at it and at all its patterns; ``again`` more by the last."""
         velocity = torch.zeros_like(obj)
-        for name in self.look_names:
+        for name in [*self.look_names, *(self.look_names[-1:] * again)]:
             obj, velocity = self.get_submodule(name)(obj, velocity, scene)
             yield obj
 

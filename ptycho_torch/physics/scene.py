@@ -27,6 +27,10 @@ FLOOR = 0.02
 SHARED = 4.0
 """Patterns of one batch that share the light of a pixel: fewer make more steps a sweep, and noisier ones."""
 
+BATCHES = 4
+"""Batches of a sweep at most. A neighbourhood of a few patterns has no more, and a network that learned what sweeps through
+those leave should find the same in a whole scan."""
+
 STEP = 0.7
 """Step of a batch in a sweep, in units of the exact one for its light."""
 
@@ -165,7 +169,7 @@ def sweep(scene: Scene, obj: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The object and its velocity, the step that momentum repeats, (rows, columns) complex.
     """
-    batches = max(1, round(scene.density / SHARED))
+    batches = min(BATCHES, max(1, round(scene.density / SHARED)))
     floor = FLOOR * scene.light.amax() / batches + 1e-30
     for batch in range(batches):
         indices = torch.arange((batch - scene.before) % batches, scene.count, batches)

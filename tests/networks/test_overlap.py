@@ -82,7 +82,9 @@ def test_before_it_learns_it_is_an_engine(scan_of: Callable[..., Scan]) -> None:
 
     scan = scan_of(photons=1e6)
     for name in LOOKING:
-        found = reconstruct_by_network(PtychoModel(NetworkConfig(name, width=4), probe_in_photons(scan, 1.0)), scan, 1.0)
+        found = reconstruct_by_network(
+            PtychoModel(NetworkConfig(name, width=4), probe_in_photons(scan, 1.0)), scan, 1.0
+        )
         flat = replace(found, object=np.ones_like(found.object))
         r, r_flat = (consistency(one, scan, photons_per_unit=1.0).r for one in (found, flat))
         assert r < r_flat / 10
