@@ -22,8 +22,8 @@ from ptycho_torch.physics.scene import Lit, scene_of
 TRUSTED = 0.5
 """Patterns whose patches stitching trusts less than this are not looked at again: dead ones, say."""
 
-AGAIN = 3
-"""How often the last look at a whole object is repeated: it goes on improving it, though it learned for once."""
+AGAIN = 2
+"""Looks at a whole object beyond those of a lesson: they go on improving it."""
 
 OBJECT_DIVISOR = 8
 """The sides of an object that a network looks at are divisible by this."""

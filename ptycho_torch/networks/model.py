@@ -114,8 +114,8 @@ class PtychoModel(nn.Module):
     def look(self, obj: Tensor, scene: Scene, again: int = 0) -> Iterator[Tensor]:
         """The object (rows, columns) complex, sides divisible by 8, after each look at it and all its patterns.
 
-        Its phase is free: a network sees it turned so that its mean over the light is real. The last look may be
-        repeated ``again`` times.
+        Its phase is free: a network sees it turned so that its mean over the light is real. There may
+        be ``again`` more looks than the network learned by.
         """
         turn = torch.sgn((scene.light * obj.detach()).sum())
         assert isinstance(self.network, PatternNetwork)

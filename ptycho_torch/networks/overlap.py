@@ -20,10 +20,11 @@ COMPRESSION = 3.0
 
 
 class ObjectLook(nn.Module):
-    """One look at an object and at where its patterns lead it.
+    """A look at an object and at where its patterns lead it, to be repeated.
 
-    No gradient goes through it to what was before: each look does the best it can from where it finds itself. A gradient
-    that leaves out the steps of physics misleads the looks before them, and one through them all is dear and explodes.
+    No gradient goes through it to what was before: each look does the best it can from where it finds itself. A
+    gradient that leaves out the steps of physics misleads the looks before them, and one through them is dear and
+    explodes.
 
     Args:
         width: channels of the finest scale.
@@ -46,7 +47,7 @@ class ObjectLook(nn.Module):
         change = swept - obj
         shown = [part for shown in map(_compressed, (obj - 1, change, step)) for part in (shown.real, shown.imag)]
         # The light tells how far photons can be trusted.
-        seen = torch.stack([*shown, torch.log1p(scene.light) / 3])[None]
+        seen = torch.stack([*shown, torch.log1p(scene.light) / 8])[None]
         said = self.unet(seen.contiguous(memory_format=torch.channels_last))[0].float()
         kept, taken = torch.sigmoid(said[2] + 2), torch.sigmoid(said[3])
         return obj + torch.complex(said[0], said[1]) + kept * change + taken * step, velocity

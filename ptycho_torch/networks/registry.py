@@ -48,18 +48,22 @@ class Network(NamedTuple):
     """How often physics corrects what has been said, and another body of the same kind says what to add."""
 
     looks: int = 0
-    """How often another network looks at the object that all patches make together."""
+    """How often another network looks at the object that all patches make together, always the same one."""
 
 
 NETWORKS: dict[str, Network] = {
     "lifted_unet": Network(UNet, lifted=True),
     "unrolled_unet": Network(UNet, lifted=True, corrections=1),
-    "overlap_unet": Network(UNet, lifted=True, looks=3),
+    "overlap_unet": Network(UNet, lifted=True, looks=4),
     "unet": Network(UNet, lifted=False),
     "ffno": Network(FFNO, lifted=True),
     "vit": Network(ViT, lifted=True),
 }
 """One that does not see the lift has to learn the optics from the loss."""
+
+
+LOOK = "look"
+"""Name of the network that looks at whole objects among the weights of a bundle."""
 
 
 class PatternNetwork(nn.Module):
@@ -79,10 +83,10 @@ class PatternNetwork(nn.Module):
             made = body(channels + 4 * (part != self.part), config.width)
             # In the memory order that convolutions on a CPU are fastest with.
             self.add_module(part, made.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
-        self.look_names = [f"look_{number}" for number in range(1, looks + 1)]
-        for name in self.look_names:
+        self.looks = looks
+        if looks:
             look = ObjectLook(config.width)
-            self.add_module(name, look.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+            self.add_module(LOOK, look.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
     def forward(self, amplitudes: Tensor, probe: Tensor) -> Tensor:
         channels = self.channels(amplitudes, probe).contiguous(memory_format=torch.channels_last)
@@ -96,10 +100,10 @@ class PatternNetwork(nn.Module):
         return obj
 
     def look(self, obj: Tensor, scene: Scene, again: int = 0) -> Iterator[Tensor]:
-        """``obj`` (rows, columns) complex after each look at it and at all its patterns; ``again`` more by the last."""
+        """``obj`` (rows, columns) complex after each look at it and at all its patterns, and ``again`` more."""
         velocity = torch.zeros_like(obj)
-        for name in [*self.look_names, *(self.look_names[-1:] * again)]:
-            obj, velocity = self.get_submodule(name)(obj, velocity, scene)
+        for _ in range(self.looks + again):
+            obj, velocity = self.get_submodule(LOOK)(obj, velocity, scene)
             yield obj
 
     @property

@@ -28,8 +28,8 @@ SHARED = 4.0
 """Patterns of one batch that share the light of a pixel: fewer make more steps a sweep, and noisier ones."""
 
 BATCHES = 4
-"""Batches of a sweep at most. A neighbourhood of a few patterns has no more, and a network that learned what sweeps through
-those leave should find the same in a whole scan."""
+"""Batches of a sweep at most. A neighbourhood of a few patterns has no more, and a network that learned what sweeps
+through those leave should find the same in a whole scan."""
 
 STEP = 0.7
 """Step of a batch in a sweep, in units of the exact one for its light."""
@@ -133,7 +133,7 @@ def scene_of(
 
 
 def merged(scene: Scene, patches: Tensor) -> Tensor:
-    """The object (rows, columns) that patches (n, N, N) of this rank's patterns make with all others', weighted by light.
+    """The object (rows, columns) that this rank's patches (n, N, N) make with all others, weighted by the light.
 
     Ones where no patch lies. Unlit pixels are the plain mean of their patches.
     """
@@ -153,7 +153,7 @@ def cut(scene: Scene, obj: Tensor) -> Tensor:
 
 @torch.no_grad()
 def common_step(scene: Scene, obj: Tensor) -> Tensor:
-    """One step of ``obj`` (rows, columns) towards all patterns together, up the gradient of their Poisson likelihood."""
+    """One step of ``obj`` (rows, columns) towards all patterns, up the gradient of their Poisson likelihood."""
     change, _ = _summed(scene, obj, torch.arange(scene.count))
     return change / (scene.light + FLOOR * scene.light.amax() + 1e-30)
 

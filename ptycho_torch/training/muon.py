@@ -18,6 +18,9 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 ITERATIONS = 5
 
+SMALLEST = 1e-12
+"""Norm below which a matrix counts for less than the others: its square would be rounded to zero, and it explode."""
+
 
 class Kernels(NamedTuple):
     """Weights that share a step: of at least two axes, the first against all others."""
@@ -79,7 +82,7 @@ def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
         return []
     a, b, c = COEFFICIENTS
     wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T for matrix in matrices]
-    wide = [matrix / matrix.norm().clamp_min(torch.finfo(matrix.dtype).tiny) for matrix in wide]
+    wide = [matrix / matrix.norm().clamp_min(SMALLEST) for matrix in wide]
     largest = max(len(matrix) for matrix in wide)
     squares = wide[0].new_zeros(len(wide), largest, largest)
     for square, matrix in zip(squares, wide, strict=True):

@@ -103,13 +103,13 @@ def test_a_dead_pattern_is_not_looked_at(model: PtychoModel, scan_of: Callable[.
 
 
 def test_each_look_answers_for_itself(model: PtychoModel, scan: Scan) -> None:
-    """What one leaves sends a gradient to it alone, and the last one's to the probe besides."""
+    """What one leaves sends a gradient to its own weights alone, and the last one's to the probe besides."""
     model.all_probe_parts[0].requires_grad_()
     found = model.explain(batch_of_scan(scan, 1.0))
     stages = [*found.earlier, found.fields]
-    parts = [name for name, _ in model.network.named_children()]
-    assert len(stages) == len(parts) == 1 + model.looks
-    for own, fields in zip(parts, stages, strict=True):
+    first, later = (name for name, _ in model.network.named_children())
+    assert len(stages) == 1 + model.looks
+    for own, fields in zip([first, *(later for _ in range(model.looks))], stages, strict=True):
         model.zero_grad()
         fields.intensity.sum().backward(retain_graph=True)
         moved = {name for name, weight in model.network.named_parameters() if weight.grad is not None}
