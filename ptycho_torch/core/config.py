@@ -116,7 +116,8 @@ class TrainConfig(Reading):
         several=True,
     )
     network: str | None = option(
-        None, "name of the network: lifted_unet (default), unrolled_unet, unet, ffno or vit; with --init as there"
+        None,
+        "name of the network: lifted_unet (default), overlap_unet, unrolled_unet, unet, ffno, vit; with --init as there",
     )
     head: str | None = option(
         None,

@@ -62,7 +62,7 @@ NETWORKS: dict[str, Network] = {
 """One that does not see the lift has to learn the optics from the loss."""
 
 
-LOOK = "look"
+LOOK = "object_look"
 """Name of the network that looks at whole objects among the weights of a bundle."""
 
 

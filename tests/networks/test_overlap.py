@@ -1,4 +1,4 @@
-"""A network that looks at the whole: neighbours tell of each other, phases are free, and each look answers for itself."""
+"""Looks at the whole object: neighbours tell of each other, phases are free, and each look answers for itself."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,7 +29,7 @@ def model(request: pytest.FixtureRequest, scan: Scan) -> PtychoModel:
     return model.eval()
 
 
-def brighter(scan: Scan, index: int) -> Scan:
+def turned(scan: Scan, index: int) -> Scan:
     """With the pattern at ``index`` turned by half a turn."""
     amplitudes = scan.amplitudes.copy()
     amplitudes[index] = amplitudes[index][::-1, ::-1]
@@ -41,7 +41,7 @@ def test_a_patch_hears_of_its_neighbours(model: PtychoModel, scan: Scan) -> None
     batch = batch_of_scan(scan, 1.0)
     probes = probe_at(model.probe.detach(), batch.fractions)
     found = []
-    for one in (scan, brighter(scan, 0)):
+    for one in (scan, turned(scan, 0)):
         scene = neighbourhood(Lit(batch_of_scan(one, 1.0).amplitudes, None, probes, batch.corners))
         *_, obj = model.look(torch.ones(scene.shape, dtype=torch.complex64), scene)
         found.append(obj)
@@ -56,8 +56,8 @@ def test_the_phase_of_an_object_is_free(model: PtychoModel, scan: Scan) -> None:
     scene = neighbourhood(Lit(batch.amplitudes, None, probe_at(model.probe.detach(), batch.fractions), batch.corners))
     start = torch.polar(torch.ones(scene.shape), torch.linspace(0, 1, scene.shape[0]).expand(scene.shape))
     turn = torch.polar(torch.tensor(1.0), torch.tensor(2.0))
-    for one, turned in zip(model.look(start, scene), model.look(start * turn, scene), strict=True):
-        assert (one * turn - turned).abs().max() < 1e-3 * one.abs().max()
+    for one, other in zip(model.look(start, scene), model.look(start * turn, scene), strict=True):
+        assert (one * turn - other).abs().max() < 1e-3 * one.abs().max()
 
 
 @pytest.mark.parametrize("gridsize", [1, 2])

@@ -1,4 +1,4 @@
-"""Steps of a whole object towards all its patterns: gradients, fixed points, and that nothing depends on how it is cut up."""
+"""Steps of a whole object towards all its patterns: gradients, fixed points, and no dependence on how it is cut up."""
 
 from collections.abc import Callable
 

@@ -61,3 +61,11 @@ def test_it_goes_on_exactly_from_its_state() -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
     with pytest.raises(KeyError):
         second.load({})
+
+
+@pytest.mark.parametrize("size", [1e-10, 1e-19, 1e-25, 1e-38])
+def test_next_to_no_gradient_is_no_explosion(size: float) -> None:
+    """Where squares are rounded to zero, too: no step is larger than that of a gradient of size one."""
+    matrix = torch.randn(16, 40, generator=torch.Generator().manual_seed(0))
+    small, full = orthogonalised([matrix * size, matrix])
+    assert small.norm() <= full.norm() * 1.5
