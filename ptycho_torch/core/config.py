@@ -117,7 +117,7 @@ class TrainConfig(Reading):
     )
     network: str | None = option(
         None,
-        "name of the network: lifted_unet (default), overlap_unet, unrolled_unet, unet, ffno, vit; with --init as there",
+        "network: lifted_unet (default), overlap_unet, unrolled_unet, unet, ffno or vit; with --init as there",
     )
     head: str | None = option(
         None,
