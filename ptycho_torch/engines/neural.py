@@ -14,9 +14,19 @@ from ptycho_torch.imaging.stitching import stitch
 from ptycho_torch.networks.batch import Batch, batch_of_scan
 from ptycho_torch.networks.model import PtychoModel
 from ptycho_torch.physics.forward import merge_patches, probe_at
-from ptycho_torch.physics.patches import frame_of
+from ptycho_torch.physics.patches import Frame, frame_of
 from ptycho_torch.physics.probe import power_of
 from ptycho_torch.physics.ranks import ALONE, Ranks
+from ptycho_torch.physics.scene import Lit, scene_of
+
+TRUSTED = 0.5
+"""Patterns whose patches stitching trusts less than this are not looked at again: dead ones, say."""
+
+AGAIN = 4
+"""Looks at a whole object beyond those of a lesson: they go on improving it."""
+
+OBJECT_DIVISOR = 8
+"""The sides of an object that a network looks at are divisible by this."""
 
 
 def reconstruct_by_network(
@@ -37,7 +47,8 @@ def reconstruct_by_network(
     """Predict the patch of each group's centre and stitch them.
 
     Each group is computed by itself: its patches depend on its own patterns, the model and ``photons_per_unit``, and
-    on nothing else in the scan or the batch.
+    on nothing else in the scan or the batch. A network that looks at the whole then does so, on the first rank, with
+    the patterns of all centres.
 
     Args:
         model: network and probe, on the device to compute on.
@@ -72,6 +83,10 @@ def reconstruct_by_network(
     corners = batch.corners[own]
     frame = frame_of(corners, scan.size)
     stitched = stitch(patches if gridsize > 1 else patches[own], weights[own], corners, frame)
+    if model.looks:
+        trusted = batch.take(own[stitched.trust > TRUSTED])
+        seen = _looked_at(model, probe, trusted, stitched.object, frame, batch_size, precision, observer)
+        stitched = stitched._replace(object=torch.where(stitched.coverage > 0, seen, 1))
     return Reconstruction(
         object=stitched.object.numpy(),
         coverage=stitched.coverage.numpy(),
@@ -153,6 +168,49 @@ def _predict(
     if elsewhere:
         observer.advance(elsewhere)
     return patches, weights
+
+
+@torch.no_grad()
+def _looked_at(
+    model: PtychoModel,
+    light: Tensor,
+    batch: Batch,
+    obj: Tensor,
+    frame: Frame,
+    batch_size: int,
+    precision: str,
+    observer: Observer,
+) -> Tensor:
+    """``obj`` (rows, columns) complex on the canvas ``frame`` after the network's looks at the whole, on the CPU.
+
+    ``batch_size`` patterns are computed at a time; those of a step of physics are many more or fewer, and always the
+    same.
+    """
+    device = model.device
+    light = light.to(device)
+    origin = torch.tensor(frame.origin)
+
+    def take(indices: Tensor) -> Lit:
+        part = batch.take(indices)._replace(corners=batch.corners[indices] - origin).to(device)
+        return Lit(part.amplitudes, part.mask, probe_at(light, part.fractions), part.corners)
+
+    rows, columns = frame.shape
+    shape = (-(-rows // OBJECT_DIVISOR) * OBJECT_DIVISOR, -(-columns // OBJECT_DIVISOR) * OBJECT_DIVISOR)
+    canvas = torch.ones(shape, dtype=obj.dtype)
+    canvas[:rows, :columns] = obj
+    canvas = canvas.to(device)
+    scene = scene_of(take, len(batch.corners), shape, chunk=batch_size)
+    looks = model.look(canvas, scene, AGAIN)
+    count = model.looks + AGAIN
+    observer.begin("looks at the whole", count)
+    try:
+        for _ in range(count):
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                canvas = next(looks)
+            observer.advance()
+    finally:
+        observer.end()
+    return canvas[:rows, :columns].cpu()
 
 
 def _merge_groups(patches: Tensor, weights: Tensor, corners: Tensor, places: Tensor, batch_size: int) -> Tensor:

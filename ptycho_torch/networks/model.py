@@ -1,6 +1,6 @@
 """The self-supervised model: patterns in, expected photons out, with the object in between."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.networks.batch import Batch, Shown
 from ptycho_torch.networks.lift import filled
-from ptycho_torch.networks.registry import NetworkConfig, build_network
+from ptycho_torch.networks.registry import NETWORKS, NetworkConfig, build_network
 from ptycho_torch.physics.forward import Wavefields, from_patches, merge_across, merge_patches, probe_at
 from ptycho_torch.physics.probe import power_of
 from ptycho_torch.physics.ranks import ALONE, Ranks
+from ptycho_torch.physics.scene import Lit, Scene, cut, merged, neighbourhood
 
 
 class PtychoModel(nn.Module):
@@ -120,6 +121,21 @@ class PtychoModel(nn.Module):
         """Whether the probe of a scan, or where it lies, changes in training."""
         return self.all_probe_parts[source].requires_grad or self.shifts_of(source) is not None
 
+    @property
+    def looks(self) -> int:
+        """How often the network looks at the object that all patches make together."""
+        return NETWORKS[self.config.name].looks
+
+    def look(self, obj: Tensor, scene: Scene, again: int = 0) -> Iterator[Tensor]:
+        """The object (rows, columns) complex, sides divisible by 8, after each look at it and all its patterns.
+
+        Its phase is free: a network sees it turned so that its mean over the light is real. There may
+        be ``again`` more looks than the network learned by.
+        """
+        turn = torch.sgn((scene.light * obj.detach()).sum())
+        for seen in self.network.look(obj * turn.conj(), scene, again):
+            yield seen * turn
+
     def forward(self, batch: Batch) -> Wavefields:
         """Predict all patches, make them agree over the whole batch (the overlap constraint), and propagate them."""
         return self.explain(batch).fields
@@ -136,12 +152,20 @@ class PtychoModel(nn.Module):
         else:
             probe = probe_at(self.probes[batch.source] if probe is None else probe, self._fractions(batch))
         patches = self.predict(batch, probe)
-        weights = power_of(probe.detach())
+        added = torch.zeros(()) if background is None else background
+        still = probe.detach()
+        if self.looks:
+            scene = neighbourhood(Lit(batch.amplitudes, batch.mask, still, batch.corners), ranks)
+            start = merged(scene, patches)
+            *earlier, agreed = (cut(scene, obj) for obj in (start, *self.look(start, scene)))
+            before = tuple(from_patches(some, still, added.detach()) for some in earlier)
+            return Explained(patches, probe, from_patches(agreed, probe, added), before)
+        weights = power_of(still)
         if ranks.size > 1:
-            merged = merge_across(ranks, patches, weights, batch.corners)
+            agreed = merge_across(ranks, patches, weights, batch.corners)
         else:
-            merged = merge_patches(patches[None], weights[None], batch.corners[None])[0]
-        return Explained(patches, probe, from_patches(merged, probe, 0.0 if background is None else background))
+            agreed = merge_patches(patches[None], weights[None], batch.corners[None])[0]
+        return Explained(patches, probe, from_patches(agreed, probe, added))
 
     def _fractions(self, batch: Batch) -> Tensor:
         """Shift of the probe on each patch (n, 2): what learned positions add moves the probe too."""
@@ -164,4 +188,8 @@ class Explained(NamedTuple):
     """(n, M, N, N) complex: the probe at each position's fraction."""
 
     fields: Wavefields
-    """Of the patches after the overlap constraint."""
+    """Of the patches after the overlap constraint, and after any looks at the object that they make."""
+
+    earlier: tuple[Wavefields, ...] = ()
+    """Of the patches before each of these looks. Each part of such a network learns by what it leaves, and by no more:
+    no gradient goes from one to those before, or to the probe but from the last."""

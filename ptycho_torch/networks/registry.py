@@ -1,5 +1,6 @@
 """The networks by name. A new one is a new entry here; its tests follow from the name."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,8 +12,10 @@ from ptycho_torch.networks.body import Body
 from ptycho_torch.networks.ffno import FFNO
 from ptycho_torch.networks.heads import HEADS
 from ptycho_torch.networks.lift import correction, lift, log_amplitude, probe_amplitude
+from ptycho_torch.networks.overlap import ObjectLook
 from ptycho_torch.networks.unet import UNet
 from ptycho_torch.networks.vit import ViT
+from ptycho_torch.physics.scene import Scene
 
 
 @dataclass(frozen=True)
@@ -48,17 +51,25 @@ class Network(NamedTuple):
     """Steps of physics towards the pattern after each body has spoken, also after the last. They take away what the
     pattern contradicts, so that bodies are left with what it cannot tell; of few photons they can draw the noise."""
 
+    looks: int = 0
+    """How often another network looks at the object that all patches make together, always the same one."""
+
 
 NETWORKS: dict[str, Network] = {
     "lifted_unet": Network(UNet, lifted=True),
     "stepped_unet": Network(UNet, lifted=True, steps=1),
     "unrolled_unet": Network(UNet, lifted=True, corrections=1),
     "refined_unet": Network(UNet, lifted=True, corrections=1, steps=3),
+    "overlap_unet": Network(UNet, lifted=True, looks=4),
     "unet": Network(UNet, lifted=False),
     "ffno": Network(FFNO, lifted=True),
     "vit": Network(ViT, lifted=True),
 }
 """One that does not see the lift has to learn the optics from the loss."""
+
+
+LOOK = "object_look"
+"""Name of the network that looks at whole objects among the weights of a bundle."""
 
 
 class PatternNetwork(nn.Module):
@@ -70,7 +81,7 @@ class PatternNetwork(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        body, self.lifted, corrections, self.steps = NETWORKS[config.name]
+        body, self.lifted, corrections, self.steps, self.looks = NETWORKS[config.name]
         self.part, self.probe_channel, self.head = body.part, config.probe_channel, HEADS[config.head]
         channels = 1 + 2 * self.lifted + self.probe_channel
         self.later_parts = [f"{self.part}_{number}" for number in range(2, corrections + 2)]
@@ -78,6 +89,9 @@ class PatternNetwork(nn.Module):
             made = body(channels + 4 * (part != self.part), config.width)
             # In the memory order that convolutions on a CPU are fastest with.
             self.add_module(part, made.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+        if self.looks:
+            look = ObjectLook(config.width)
+            self.add_module(LOOK, look.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
     def forward(self, amplitudes: Tensor, probe: Tensor, channels: Tensor | None = None) -> Tensor:
         """``channels`` may be given where they are at hand."""
@@ -96,6 +110,13 @@ class PatternNetwork(nn.Module):
         for _ in range(self.steps):
             obj = obj + correction(obj, amplitudes, probe)
         return obj
+
+    def look(self, obj: Tensor, scene: Scene, again: int = 0) -> Iterator[Tensor]:
+        """``obj`` (rows, columns) complex after each look at it and at all its patterns, and ``again`` more."""
+        velocity = torch.zeros_like(obj)
+        for _ in range(self.looks + again):
+            obj, velocity = self.get_submodule(LOOK)(obj, velocity, scene)
+            yield obj
 
     @property
     def body(self) -> nn.Module:
@@ -142,6 +163,6 @@ def build_network(config: NetworkConfig, size: int, generator: torch.Generator |
             setattr(module, name, nn.Parameter(torch.empty_strided(empty.shape, empty.stride())))
     generator = generator or torch.Generator().manual_seed(0)
     for part in network.children():
-        assert isinstance(part, Body)
+        assert isinstance(part, Body | ObjectLook)
         part.initialise(generator)
     return network

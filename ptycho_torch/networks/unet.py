@@ -1,4 +1,4 @@
-"""A small U-Net from channels of N × N pixels to two channels of N × N pixels."""
+"""A small U-Net from channels of N × N pixels to channels of N × N pixels."""
 
 from typing import ClassVar
 
@@ -55,13 +55,14 @@ class UNet(Body):
     Args:
         channels_in: channels of the input.
         width: channels of the finest scale; each coarser one has twice as many.
+        channels_out: channels of the output.
     """
 
     part: ClassVar[str] = "unet"
     divisor: ClassVar[int] = 8
     """N must be divisible by this: a factor of 2 for the grid of the finest scale and for each coarser one."""
 
-    def __init__(self, channels_in: int, width: int = 16) -> None:
+    def __init__(self, channels_in: int, width: int = 16, channels_out: int = 2) -> None:
         super().__init__(channels_in, width)
         fine, half, quarter = width, 2 * width, 4 * width
         self.enter = nn.Sequential(Unshuffle(), nn.Conv2d(4 * channels_in, fine, 3, padding=1), ResidualBlock(fine))
@@ -72,10 +73,10 @@ class UNet(Body):
         self.merge_half = ResidualBlock(half)
         self.up_fine = Upsample(half, fine)
         self.merge_fine = ResidualBlock(fine)
-        self.leave = nn.Conv2d(fine, 4 * 2, 3, padding=1)
+        self.leave = nn.Conv2d(fine, 4 * channels_out, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map (n, channels_in, N, N) to (n, 2, N, N).
+        """Map (n, channels_in, N, N) to (n, channels_out, N, N).
 
         Raises:
             ConfigError: N is not divisible by 8.

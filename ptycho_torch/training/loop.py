@@ -17,7 +17,8 @@ from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.observer import Observer
 from ptycho_torch.data.grouping import Indices, compact_batches
 from ptycho_torch.networks.batch import Batch, Shown
-from ptycho_torch.networks.model import Explained, PtychoModel
+from ptycho_torch.networks.model import PtychoModel
+from ptycho_torch.physics.forward import Wavefields
 from ptycho_torch.physics.noise import masked_sum, noise_model
 from ptycho_torch.physics.probe import power_of
 from ptycho_torch.physics.ranks import ALONE, Ranks
@@ -275,24 +276,25 @@ class Trainer:
 
     def loss(self, batch: Batch, probe: Tensor | None = None) -> Tensor:
         """This rank's part of the mean deviance a pixel of its batch, of which 0.5 is about the noise of counting."""
-        return self._deviance(self.model.explain(batch, probe, self.ranks), batch)
+        return self._deviance(self.model.explain(batch, probe, self.ranks).fields, batch)
 
-    def _deviance(self, found: Explained, batch: Batch) -> Tensor:
-        total, pixels = masked_sum(self.noise.deviance(found.fields.intensity, batch.counts), batch.mask)
+    def _deviance(self, fields: Wavefields, batch: Batch) -> Tensor:
+        total, pixels = masked_sum(self.noise.deviance(fields.intensity, batch.counts), batch.mask)
         return total / self.ranks.sum(pixels).clamp_min(1)
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the patterns say, and what the teacher says: this rank's parts of both."""
         found = self.model.explain(batch, ranks=self.ranks)
-        loss = self._deviance(found, batch)
+        stages = (*found.earlier, found.fields)
+        loss = torch.stack([self._deviance(fields, batch) for fields in stages]).mean()
         if batch.labels is None and not self.teachers:
             return loss, torch.zeros_like(loss)
         patterns = self.ranks.sum(torch.tensor(len(batch.corners), device=self._device))
-        alone, merged = (
+        alone, *merged = (
             self._distances(patches, found.probes, batch).sum() / patterns
-            for patches in (found.patches, found.fields.patches)
+            for patches in (found.patches, *(fields.patches for fields in stages))
         )
-        return loss, TEACHING_WEIGHT * alone + MERGED_WEIGHT * merged
+        return loss, TEACHING_WEIGHT * alone + MERGED_WEIGHT * torch.stack(merged).mean()
 
     def _distances(self, patches: Tensor, probes: Tensor, batch: Batch) -> Tensor:
         """Of patches (n, N, N) from the labels, whose phases are free, or else from the teacher's, (n,)."""

@@ -21,6 +21,9 @@ ITERATIONS = 5
 GRANULE = 32
 """Squares whose sides round up to the same multiple of this are iterated together: few calls, little padding."""
 
+SMALLEST = 1e-12
+"""Norm below which a matrix counts for less than the others: its square would be rounded to zero, and it explode."""
+
 
 class Kernels(NamedTuple):
     """Weights that share a step: of at least two axes, the first against all others."""
@@ -91,7 +94,7 @@ def orthogonalised(matrices: Sequence[Tensor]) -> list[Tensor]:
     matrices of about a size at once, and the product with the matrix comes last.
     """
     wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T for matrix in matrices]
-    wide = [matrix / matrix.norm().clamp_min(torch.finfo(matrix.dtype).tiny) for matrix in wide]
+    wide = [matrix / matrix.norm().clamp_min(SMALLEST) for matrix in wide]
     found = list(wide)
     sides = [-(-len(matrix) // GRANULE) * GRANULE for matrix in wide]
     for side in dict.fromkeys(sides):

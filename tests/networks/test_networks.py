@@ -13,7 +13,9 @@ from ptycho_torch.networks.heads import HEADS
 from ptycho_torch.networks.lift import correction
 from ptycho_torch.networks.model import PtychoModel
 from ptycho_torch.networks.registry import NETWORKS, NetworkConfig, PatternNetwork
-from ptycho_torch.physics.forward import from_patches, probe_at
+from ptycho_torch.physics.forward import Wavefields, from_patches, probe_at
+from ptycho_torch.physics.fourier import far_field
+from ptycho_torch.physics.probe import power_of
 
 EVERY = {f"{name}-{head}": NetworkConfig(name, head, width=4) for name in sorted(NETWORKS) for head in sorted(HEADS)}
 EVERY["lifted_unet-probe"] = NetworkConfig("lifted_unet", width=4, probe_channel=True)
@@ -40,6 +42,12 @@ def model_of(scan: Scan, config: NetworkConfig, update_probe: bool = False, stir
             for weight in model.network.parameters():
                 weight += 0.05 * torch.randn_like(weight)
     return model
+
+
+def stages_of(model: PtychoModel, batch: Batch) -> list[Wavefields]:
+    """What each part of a network learns from: of most there is one."""
+    found = model.explain(batch)
+    return [*found.earlier, found.fields]
 
 
 @pytest.mark.parametrize("size", [24, 32, 40, 64])
@@ -120,7 +128,8 @@ def test_phase_of_the_polar_head_does_not_wrap() -> None:
 def test_gradients_reach_everything_that_learns(config: NetworkConfig, update_probe: bool, scan: Scan) -> None:
     model = model_of(scan, config, update_probe)
     batch = batch_of_scan(scan, 1.0)
-    (model(batch).intensity - batch.counts).square().mean().backward()
+    for fields in stages_of(model, batch):
+        (fields.intensity - batch.counts).square().mean().backward(retain_graph=True)
     for name, weight in model.named_parameters():
         if name == "probe_parts" and not update_probe:
             assert weight.grad is None
@@ -137,12 +146,13 @@ def test_one_batch_can_be_learnt_by_heart(config: NetworkConfig, scan_of: Callab
     optimizer = torch.optim.Adam(model.network.parameters(), lr=3e-3)
     losses = []
     for _ in range(100):
-        loss = (model(batch).intensity.sqrt() - batch.amplitudes).square().mean()
+        stages = [(fields.intensity.sqrt() - batch.amplitudes).square().mean() for fields in stages_of(model, batch)]
         optimizer.zero_grad()
-        loss.backward()
+        torch.stack(stages).sum().backward()
         optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] / 10
+        losses.append(stages[-1].item())
+    flat = (power_of(far_field(model.probe)).sqrt() - batch.amplitudes).square().mean()
+    assert losses[-1] < float(flat.detach()) / 10
 
 
 @pytest.mark.parametrize("modes", [1, 3])
@@ -179,8 +189,7 @@ def test_true_patches_pass_the_constraint_unchanged(scan: Scan) -> None:
 
 
 def test_unknown_names_are_refused(scan: Scan) -> None:
-    known = "ffno, lifted_unet, refined_unet, stepped_unet, unet, unrolled_unet, vit"
-    with pytest.raises(ConfigError, match=f"--network is vgg: known are {known}"):
+    with pytest.raises(ConfigError, match=f"--network is vgg: known are {', '.join(sorted(NETWORKS))}"):
         model_of(scan, NetworkConfig("vgg"))
     with pytest.raises(ConfigError, match="--head is tanh: known are polar, residual"):
         model_of(scan, NetworkConfig(head="tanh"))

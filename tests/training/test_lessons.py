@@ -64,9 +64,21 @@ def test_the_truth_gets_full_marks(number: int, masked: float) -> None:
 def test_the_phase_of_the_object_is_free() -> None:
     lesson = a_lesson()
     turned = lesson._replace(object=lesson.object * torch.polar(torch.tensor(1.0), torch.tensor(2.0)))
-    model = answering(Knowing(lesson, wrong=0.05))
-    for before, after in zip(mark(model, lesson), mark(model, turned), strict=True):
-        assert float(after) == pytest.approx(float(before), rel=1e-4)
+    looking = PtychoModel(NetworkConfig("overlap_unet", "residual", 4), [], size=32)
+    for model in (answering(Knowing(lesson, wrong=0.05)), looking):
+        for before, after in zip(mark(model, lesson), mark(model, turned), strict=True):
+            if before is not None and after is not None:
+                assert float(after.detach()) == pytest.approx(float(before.detach()), rel=1e-3)
+
+
+def test_looks_at_the_whole_come_nearer_to_the_truth() -> None:
+    """Where many patterns share the light, physics alone halves what a wrong first look misses."""
+    lesson = a_lesson(photons=1e7)
+    distances = []
+    for name in ("lifted_unet", "overlap_unet"):
+        model = PtychoModel(NetworkConfig(name, "residual", 4), [], size=32)
+        distances.append(float(mark(model, lesson).merged.detach()))
+    assert distances[1] < distances[0] / 2
 
 
 def test_a_network_does_not_see_masked_pixels() -> None:

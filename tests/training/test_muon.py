@@ -75,3 +75,11 @@ def test_a_kernel_moves_alike_in_any_company_and_memory_order() -> None:
         other.grad = randn(*other.shape, seed=4)
     Muon(Kernels([others[0], among, others[1]], 1.0)).step(0.1)
     torch.testing.assert_close(among, lonely, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-10, 1e-19, 1e-25, 1e-38])
+def test_next_to_no_gradient_is_no_explosion(size: float) -> None:
+    """Where squares are rounded to zero, too: no step is larger than that of a gradient of size one."""
+    matrix = torch.randn(16, 40, generator=torch.Generator().manual_seed(0))
+    small, full = orthogonalised([matrix * size, matrix])
+    assert small.norm() <= full.norm() * 1.5
