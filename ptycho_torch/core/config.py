@@ -199,7 +199,7 @@ class PretrainConfig(Verbosity):
         3e-3, "step for the network's biases, and in proportion its kernels', after a short warm-up"
     )
     seed: int = option(0, "seed of every random choice")
-    network: str = option("unrolled_unet", "name of the network: unrolled_unet, lifted_unet, ffno or vit")
+    network: str = option("unrolled_unet", "name of the network: unrolled_unet, overlap_unet, lifted_unet, ffno or vit")
     head: str = option(
         "residual", "how the network states the object: polar (amplitude and phase) or residual (1 + a + ib)"
     )
