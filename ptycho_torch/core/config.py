@@ -201,7 +201,8 @@ class PretrainConfig(Verbosity):
     )
     seed: int = option(0, "seed of every random choice")
     network: str = option(
-        "unrolled_unet", "name of the network: unrolled_unet, refined_unet, stepped_unet, lifted_unet, ffno or vit"
+        "unrolled_unet",
+        "name of the network: unrolled_unet, overlap_unet, refined_unet, stepped_unet, lifted_unet, ffno or vit",
     )
     head: str = option(
         "residual", "how the network states the object: polar (amplitude and phase) or residual (1 + a + ib)"

@@ -27,7 +27,7 @@ FLOOR = 0.02
 SHARED = 4.0
 """Patterns of one batch that share the light of a pixel: fewer make more steps a sweep, and noisier ones."""
 
-BATCHES = 4
+BATCHES = 2
 """Batches of a sweep at most. A neighbourhood of a few patterns has no more, and a network that learned what sweeps
 through those leave should find the same in a whole scan."""
 
