@@ -117,7 +117,7 @@ def main() -> None:
     defaults = TrainConfig.__dataclass_fields__
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--twin", type=Path, required=True, help="Run1084_twin_legacy.npz")
-    parser.add_argument("--networks", nargs="+", default=["lifted_unet", "ffno", "vit", "unet"])
+    parser.add_argument("--networks", nargs="+", default=["stepped_unet", "lifted_unet", "ffno", "vit", "unet"])
     parser.add_argument("--seconds", type=float, default=60.0, help="of the processor, for each training")
     parser.add_argument("--teacher", help="as train has it; default: none")
     parser.add_argument("--width", type=int, default=defaults["width"].default)

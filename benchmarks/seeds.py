@@ -33,11 +33,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("seeds"))
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256])
-    parser.add_argument("--network", default="lifted_unet")
+    parser.add_argument("--network", default="stepped_unet")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     print(
-        "| N | patterns, epochs | seconds each | collapsed | R, median (range) | R of a flat object |\n"
+        "| N | patterns, epochs | seconds each | collapsed | R, median (range) | R untaught |\n"
         "|---|---|---|---|---|---|"
     )
     for size in arguments.sizes:
@@ -57,7 +57,7 @@ def main() -> None:
             f"| {size} | {POSITIONS[size]}, {EPOCHS[size]} | {median(seconds):.0f} | "
             f"{sum(one['collapsed'] for one in seen)} of {len(seen)} | "
             f"{median(r):.4f} ({min(r):.4f} to {max(r):.4f}) | "
-            f"{median(one['r_flat'] for one in seen):.4f} |",
+            f"{median(one['r_untaught'] for one in seen):.4f} |",
             flush=True,
         )
 

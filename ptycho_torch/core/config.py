@@ -117,7 +117,7 @@ class TrainConfig(Reading):
     )
     network: str | None = option(
         None,
-        "name of the network: lifted_unet (default), stepped_unet, unrolled_unet, refined_unet, overlap_unet, unet, "
+        "name of the network: stepped_unet (default), lifted_unet, unrolled_unet, refined_unet, overlap_unet, unet, "
         "ffno or vit; with --init as there",
     )
     head: str | None = option(

@@ -22,7 +22,7 @@ from ptycho_torch.physics.scene import Lit, scene_of
 TRUSTED = 0.5
 """Patterns whose patches stitching trusts less than this are not looked at again: dead ones, say."""
 
-AGAIN = 4
+AGAIN = 2
 """Looks at a whole object beyond those of a lesson: they go on improving it."""
 
 OBJECT_DIVISOR = 8

@@ -32,8 +32,8 @@ TOLERANCE = 1e-4
 """Largest difference of a patch by onnxruntime from torch's, as a share of the largest modulus (at least 1)."""
 
 DESCRIPTION = {
-    "input channels": "(batch, C, N, N) float32: what the network of this name makes of a pattern, for lifted_unet the "
-    "real and imaginary part of the physics lift and log(1 + A) / 3 of the centred amplitude A in sqrt(photons); last, "
+    "input channels": "(batch, C, N, N) float32: what the network of this name makes of a pattern, mostly the real and "
+    "imaginary part of the physics lift and log(1 + A) / 3 of the centred amplitude A in sqrt(photons); last, "
     "where the network sees it, the amplitude of the probe as a share of its maximum",
     "output object": "(batch, 2, N, N) float32: a and b, for the head polar of exp(a + ib), for residual of 1 + a + ib",
 }

@@ -42,22 +42,30 @@ def lift(amplitudes: Tensor, probe: Tensor) -> Tensor:
     expected = power_of(waves).sqrt()
     floor = 1e-6 * expected.amax((-2, -1), keepdim=True) + 1e-30
     ratio = amplitudes / torch.maximum(expected, floor)
-    power = power_of(probe)
-    numerator = (probe.conj() * inverse_far_field(waves * ratio[..., None, :, :])).sum(-3)
-    return numerator / (power + POWER_FLOOR * power.amax((-2, -1), keepdim=True) + 1e-30)
+    return _per_light(inverse_far_field(waves * ratio[..., None, :, :]), probe)
+
+
+def _per_light(waves: Tensor, probe: Tensor) -> Tensor:
+    """``Σ P* ψ / (Σ |P|² + ε)`` over the modes: (n, M, N, N) complex exit waves to (n, N, N) complex."""
+    light = power_of(probe)
+    share = (light + POWER_FLOOR * light.amax((-2, -1), keepdim=True) + 1e-30).reciprocal()
+    overlap = probe.conj() * waves
+    # Not divided: complex numbers are slow at that, even by real ones.
+    return (overlap.squeeze(-3) if overlap.shape[-3] == 1 else overlap.sum(-3)) * share
 
 
 LARGEST_RATIO = 10.0
 """Largest factor on an amplitude in one correction: where next to nothing is expected, the noise of counting rules."""
 
 
-def correction(obj: Tensor, amplitudes: Tensor, probe: Tensor) -> Tensor:
+def correction(obj: Tensor, amplitudes: Tensor, probe: Tensor, mask: Tensor | None = None) -> Tensor:
     """One ePIE step from the patch ``obj`` towards the measured one; :func:`lift` is the one from vacuum.
 
     Args:
         obj: (n, N, N) complex.
         amplitudes: (n, N, N), corner-origin, in √photons.
         probe: (n, M, N, N) complex, at each position's fraction, in √photons.
+        mask: (n or 1, N, N) bool, True where a pixel counts: the others stay as they are expected. None: all count.
 
     Returns:
         (n, N, N) complex: what is to be added, zero where nothing is missing.
@@ -66,11 +74,10 @@ def correction(obj: Tensor, amplitudes: Tensor, probe: Tensor) -> Tensor:
     # Under the root, so that its gradient stays finite where nothing is expected.
     power = power_of(waves)
     expected = (power + 1e-6 * power.detach().amax((-2, -1), keepdim=True) + 1e-30).sqrt()
-    ratio = (amplitudes / expected).clamp(max=LARGEST_RATIO)
-    missing = inverse_far_field(waves * (ratio - 1)[..., None, :, :])
-    light = power_of(probe)
-    floor = POWER_FLOOR * light.amax((-2, -1), keepdim=True) + 1e-30
-    return (probe.conj() * missing).sum(-3) / (light + floor)
+    excess = (amplitudes / expected).clamp(max=LARGEST_RATIO) - 1
+    if mask is not None:
+        excess = torch.where(mask, excess, 0)
+    return _per_light(inverse_far_field(waves * excess[..., None, :, :]), probe)
 
 
 def filled(amplitudes: Tensor, mask: Tensor | None, probe: Tensor) -> Tensor:

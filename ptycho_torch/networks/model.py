@@ -102,8 +102,8 @@ class PtychoModel(nn.Module):
         if not len(batch.amplitudes):  # most layers refuse to compute nothing; the gradients are zero and not missing
             return batch.amplitudes + 0j * sum(weight.sum() for weight in self.network.parameters())
         if batch.shown is not None:
-            return self.network(*batch.shown)
-        return self.network(*self._seen(batch, probe))
+            return self.network(*batch.shown, mask=batch.mask)
+        return self.network(*self._seen(batch, probe), mask=batch.mask)
 
     @torch.no_grad()
     def show(self, batch: Batch) -> Shown:

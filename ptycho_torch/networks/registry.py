@@ -22,7 +22,7 @@ from ptycho_torch.physics.scene import Scene
 class NetworkConfig:
     """All that is needed to build a network again."""
 
-    name: str = "lifted_unet"
+    name: str = "stepped_unet"
     """Key of :data:`NETWORKS`."""
 
     head: str = "polar"
@@ -93,22 +93,31 @@ class PatternNetwork(nn.Module):
             look = ObjectLook(config.width)
             self.add_module(LOOK, look.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
-    def forward(self, amplitudes: Tensor, probe: Tensor, channels: Tensor | None = None) -> Tensor:
-        """``channels`` may be given where they are at hand."""
+    def forward(
+        self, amplitudes: Tensor, probe: Tensor, channels: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """``channels`` may be given where they are at hand; steps of physics leave out what ``mask`` does."""
         channels = self.channels(amplitudes, probe) if channels is None else channels
-        obj = self._stepped(self.head(self.body(channels).float()), amplitudes, probe)
+        obj = self._stepped(self.head(self.body(channels).float()), amplitudes, probe, mask)
         for part in self.later_parts:
-            step = correction(obj, amplitudes, probe)
+            step = correction(obj, amplitudes, probe, mask)
             said = torch.stack([obj.real - 1, obj.imag, step.real, step.imag], 1)
             seen = torch.cat([said, channels], 1)
             more = self.get_submodule(part)(seen).float()
-            obj = self._stepped(obj + torch.complex(more[:, 0], more[:, 1]), amplitudes, probe)
+            obj = self._stepped(obj + torch.complex(more[:, 0], more[:, 1]), amplitudes, probe, mask)
         return obj
 
-    def _stepped(self, obj: Tensor, amplitudes: Tensor, probe: Tensor) -> Tensor:
+    def untaught(self, amplitudes: Tensor, probe: Tensor, mask: Tensor | None) -> Tensor:
+        """What it would say before it has learned anything: vacuum, and the steps of physics from there."""
+        obj = torch.ones_like(amplitudes) + 0j
+        for _ in (self.part, *self.later_parts):
+            obj = self._stepped(obj, amplitudes, probe, mask)
+        return obj
+
+    def _stepped(self, obj: Tensor, amplitudes: Tensor, probe: Tensor, mask: Tensor | None) -> Tensor:
         """``obj`` after the steps of physics, if there are any."""
         for _ in range(self.steps):
-            obj = obj + correction(obj, amplitudes, probe)
+            obj = obj + correction(obj, amplitudes, probe, mask)
         return obj
 
     def look(self, obj: Tensor, scene: Scene, again: int = 0) -> Iterator[Tensor]:

@@ -1,7 +1,8 @@
 """Whether a trained network has seen anything, or has collapsed: its picture beside a flat one and beside the noise.
 
 A network may settle on one constant for every pattern. Its loss is then finite and its history smooth, so that only a
-comparison tells: with the best flat object under the same probe, and with what the patterns themselves show.
+comparison tells: with the best flat object under the same probe, after the steps of physics that an untaught network
+would take from it, and with what the patterns themselves show.
 """
 
 from typing import NamedTuple
@@ -11,16 +12,15 @@ import torch
 from torch import Tensor
 
 from ptycho_torch.networks.batch import Batch
-from ptycho_torch.networks.lift import lift
+from ptycho_torch.networks.lift import filled, lift
 from ptycho_torch.networks.model import PtychoModel
-from ptycho_torch.physics.forward import probe_at
-from ptycho_torch.physics.fourier import far_field
+from ptycho_torch.physics.forward import from_patches, merge_patches, probe_at
 from ptycho_torch.physics.noise import noise_floor
 from ptycho_torch.physics.probe import power_of
 from ptycho_torch.training.loop import VALIDATION_BATCH, Patterns
 
 NEEDED_SHARE = 0.1
-"""Share of what a flat object leaves beyond counting noise that a network must explain to have seen anything."""
+"""Share of what an untaught network leaves beyond counting noise that one must explain to have seen anything."""
 
 FLAT_SPREAD = 0.25
 """Spread of the patches, as a share of that of the lifted patterns, below which they are called flat."""
@@ -37,13 +37,14 @@ COMPARED = 256
 
 
 class Verdict(NamedTuple):
-    """A network beside a flat object, on the patterns of a validation."""
+    """A network beside an untaught one, on the patterns of a validation."""
 
     r: float
     """Σ(√λ − √k)² / Σk of the network's patches, over pixels that count."""
 
-    r_flat: float
-    """The same of the best flat object, one complex constant, under the same probe."""
+    r_untaught: float
+    """The same of what the network would say untaught: the best flat object under the same probe, one constant, after
+    the network's steps of physics, if it takes any."""
 
     r_floor: float
     """What counting noise alone would leave at the network's rates."""
@@ -63,8 +64,8 @@ class Verdict(NamedTuple):
 
     @property
     def explained(self) -> float:
-        """Share of what the flat object leaves beyond counting noise that the network explains: 1 at best."""
-        return (self.r_flat - self.r) / max(self.r_flat - self.r_floor, 1e-12)
+        """Share of what the untaught network leaves beyond counting noise that the network explains: 1 at best."""
+        return (self.r_untaught - self.r) / max(self.r_untaught - self.r_floor, 1e-12)
 
     @property
     def textured(self) -> bool:
@@ -78,13 +79,15 @@ class Verdict(NamedTuple):
 
     def told(self) -> str:
         """In words."""
-        figures = f"R {self.r:.4g}, a flat object {self.r_flat:.4g}, counting noise alone {self.r_floor:.4g}"
+        figures = f"R {self.r:.4g}, untaught {self.r_untaught:.4g}, counting noise alone {self.r_floor:.4g}"
         if not self.textured:
             return f"the sample is flat, as far as counting noise lets one see ({figures})"
         if not self.collapsed:
             return f"the network sees the sample ({figures})"
         flat = self.spread < FLAT_SPREAD * self.lift_spread
-        seen = "the picture is flat" if flat else "the picture explains the patterns no better than a flat one"
+        seen = (
+            "the picture is flat" if flat else "the picture explains the patterns no better than an untaught network's"
+        )
         return f"{seen} ({figures}; its patches vary by {self.spread:.2g}, lifted patterns by {self.lift_spread:.2g})"
 
 
@@ -92,16 +95,14 @@ class Verdict(NamedTuple):
 def judge(model: PtychoModel, patterns: Patterns) -> Verdict:
     """Judge ``model`` on ``patterns``, by its own probe or theirs."""
     probe = model.probes[patterns.scan.source] if patterns.probe is None else patterns.probe
-    # The far field of a flat object is that of the probe, at any fraction.
-    flat = power_of(far_field(probe)).sqrt()
     sums = torch.zeros(9, dtype=torch.float64)
     for _, indices in patterns.batches(VALIDATION_BATCH, 1, np.random.default_rng(0)):
-        sums += _sums(model, patterns.scan.take(indices.to(flat.device)), patterns.probe, probe, flat)
+        sums += _sums(model, patterns.scan.take(indices.to(probe.device)), patterns.probe, probe)
     texture, texture_error = _texture(patterns.scan)
     error, floor, photons, overlap, power, spread, mean, lift_spread, lift_mean = sums.tolist()
     return Verdict(
         r=error / photons,
-        r_flat=1 - overlap**2 / max(power, 1e-30) / photons,
+        r_untaught=1 - overlap**2 / max(power, 1e-30) / photons,
         r_floor=floor / photons,
         spread=(spread / max(mean, 1e-30)) ** 0.5,
         lift_spread=(lift_spread / max(lift_mean, 1e-30)) ** 0.5,
@@ -110,20 +111,23 @@ def judge(model: PtychoModel, patterns: Patterns) -> Verdict:
     )
 
 
-def _sums(model: PtychoModel, batch: Batch, own: Tensor | None, probe: Tensor, flat: Tensor) -> Tensor:
+def _sums(model: PtychoModel, batch: Batch, own: Tensor | None, probe: Tensor) -> Tensor:
     """What :func:`judge` adds up over the batches, (9,) float64 on the CPU."""
     found = model.explain(batch, own)
     rates, measured = found.fields.intensity, batch.amplitudes
+    weights = power_of(found.probes)
+    untaught = model.network.untaught(filled(measured, batch.mask, found.probes), found.probes, batch.mask)
+    agreed = merge_patches(untaught[None], weights[None], batch.corners[None])[0]
+    flat = from_patches(agreed, found.probes).intensity.sqrt()
     counted = torch.ones_like(measured, dtype=torch.bool) if batch.mask is None else batch.mask.expand_as(measured)
     maps = (
         (rates.sqrt() - measured).square(),
         noise_floor(rates),
         batch.counts,
         measured * flat,
-        flat.square().expand_as(measured),
+        flat.square(),
     )
     over_pixels = [torch.where(counted, values.double(), 0.0).sum() for values in maps]
-    weights = power_of(found.probes)
     lifted = lift(measured, probe_at(probe, batch.fractions))
     spreads = [part for patches in (found.patches, lifted) for part in _spread(patches, weights)]
     return torch.stack([*over_pixels, *spreads]).cpu()

@@ -32,7 +32,7 @@ class KnowsTheTruth(torch.nn.Module):
         self.amplitudes = batch.amplitudes
         self.patches = extract_patches(torch.from_numpy(scan.truth), batch.corners, scan.size)
 
-    def forward(self, amplitudes: torch.Tensor, probe: torch.Tensor) -> torch.Tensor:
+    def forward(self, amplitudes: torch.Tensor, probe: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         return self.patches[torch.cdist(amplitudes.flatten(1), self.amplitudes.flatten(1)).argmin(1)]
 
 

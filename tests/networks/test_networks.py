@@ -181,7 +181,7 @@ def test_true_patches_pass_the_constraint_unchanged(scan: Scan) -> None:
     true_patches = extract_patches(truth, batch.corners, scan.size)
 
     class Oracle(torch.nn.Module):
-        def forward(self, amplitudes: torch.Tensor, probe: torch.Tensor) -> torch.Tensor:
+        def forward(self, amplitudes: torch.Tensor, probe: torch.Tensor, mask: None = None) -> torch.Tensor:
             return true_patches
 
     model.network = Oracle()
@@ -280,3 +280,19 @@ def test_the_probe_has_the_power_of_the_mean_pattern(modes: int, scan_of: Callab
     assert probe.abs().square().sum().item() == pytest.approx(photons, rel=1e-5)
     shape = torch.from_numpy(scan.probe)
     assert torch.allclose(probe / probe.abs().max(), shape / shape.abs().max(), atol=1e-6)
+
+
+def test_a_step_of_physics_asks_nothing_of_masked_pixels(scan: Scan) -> None:
+    """Whatever is written there, and however the steps end."""
+    model, batch = model_of(scan, NetworkConfig("refined_unet", width=4)), batch_of_scan(scan, 1.0)
+    mask = torch.rand(1, *batch.amplitudes.shape[1:], generator=torch.Generator().manual_seed(0)) > 0.2
+    dead = torch.where(mask, batch.amplitudes, 0.0)
+    patches = torch.ones_like(batch.amplitudes) + 0j
+    probes = probe_at(model.probe, batch.fractions)
+    step = correction(patches, dead, probes, mask)
+    torch.testing.assert_close(correction(patches, torch.where(mask, dead, 77.0), probes, mask), step)
+    assert (correction(patches, dead, probes) - step).abs().max() > 1e-3
+    expected = from_patches(patches, probes).intensity.sqrt()
+    as_measured = torch.where(mask, expected, dead)
+    holes = correction(patches, as_measured, probes).abs().max()
+    assert correction(patches, as_measured, probes, mask).abs().max() < 0.02 * holes

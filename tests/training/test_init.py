@@ -42,7 +42,7 @@ def test_it_starts_from_the_network_and_from_the_probe_of_the_scan(
     tmp_path: Path, train_to: Train, elsewhere: Path, scan: Scan
 ) -> None:
     found, start = load_bundle(tuned(train_to, tmp_path, init=elsewhere, max_epochs=0)), load_bundle(elsewhere)
-    assert found.model.config == start.model.config == NetworkConfig("lifted_unet", "residual", 8)
+    assert found.model.config == start.model.config == NetworkConfig("stepped_unet", "residual", 8)
     for name, weight in start.model.network.state_dict().items():
         assert torch.equal(found.model.network.state_dict()[name], weight)
     torch.testing.assert_close(found.model.probe.detach(), probe_in_photons(scan, 1.0))
@@ -91,7 +91,7 @@ def test_going_on_equals_never_having_stopped(
     [
         ({"width": 4}, "--width is 4, and the network of --init .* has 8"),
         ({"head": "polar"}, "--head is polar, and .* has residual"),
-        ({"network": "unet"}, "--network is unet, and .* has lifted_unet"),
+        ({"network": "unet"}, "--network is unet, and .* has stepped_unet"),
     ],
 )
 def test_another_network_than_that_of_the_start_is_refused(
@@ -100,7 +100,7 @@ def test_another_network_than_that_of_the_start_is_refused(
     with pytest.raises(ConfigError, match=said):
         tuned(train_to, tmp_path / "model", init=elsewhere, **typed)
     assert not (tmp_path / "model").exists()
-    tuned(train_to, tmp_path / "same", init=elsewhere, width=8, head="residual", network="lifted_unet", max_epochs=0)
+    tuned(train_to, tmp_path / "same", init=elsewhere, width=8, head="residual", network="stepped_unet", max_epochs=0)
 
 
 def test_a_start_that_does_not_fit_is_refused(

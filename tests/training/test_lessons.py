@@ -33,7 +33,7 @@ class Knowing(nn.Module):
         patches = extract_patches(lesson.object, batch.corners, 32)
         self.patches = patches * torch.sgn((weights * patches).sum((-2, -1), keepdim=True)).conj() + wrong
 
-    def forward(self, amplitudes: Tensor, probe: Tensor) -> Tensor:
+    def forward(self, amplitudes: Tensor, probe: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.patches
 
 

@@ -41,7 +41,9 @@ class KnowsTheTruth(torch.nn.Module):
     def channels(self, amplitudes: torch.Tensor, probe: torch.Tensor) -> torch.Tensor:
         return amplitudes[:, None]
 
-    def forward(self, amplitudes: torch.Tensor, probe: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, amplitudes: torch.Tensor, probe: torch.Tensor, *_: torch.Tensor, **__: torch.Tensor | None
+    ) -> torch.Tensor:
         return self.patches[torch.cdist(amplitudes.flatten(1), self.amplitudes.flatten(1)).argmin(1)]
 
 
