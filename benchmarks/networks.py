@@ -66,8 +66,8 @@ def one_thread() -> Iterator[None]:
 def groups_of(twin: Path, folder: Path) -> int:
     """Groups that the default recipe trains on, one region being held out."""
     train(TrainConfig(train_data_file=twin, output_dir=folder, max_epochs=0, logger="none", device="cpu"))
-    content = load_bundle(folder).provenance
-    return len(load_scan(twin)) - len(content["validation_indices"])
+    (scan,) = load_bundle(folder).scans
+    return len(load_scan(twin)) - len(scan.held_out)
 
 
 def row(name: str, arguments: argparse.Namespace, folder: Path) -> str:
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of the processor, for each training")
     parser.add_argument("--teacher", help="as train has it; default: none")
     parser.add_argument("--width", type=int, default=defaults["width"].default)
-    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--batch_size", type=int, default=24)
     parser.add_argument("--learning_rate", type=float, default=defaults["learning_rate"].default)
     parser.add_argument("--precision", default=defaults["precision"].default)
     parser.add_argument("--seed", type=int, default=0)

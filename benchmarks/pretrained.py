@@ -154,9 +154,13 @@ def of_star(bench: Bench) -> None:
     print("\n| star | R | FRC with the engine's: ½ at, of Nyquist (mean below a tenth) | seconds |\n|---|---|---|---|")
     row("a flat object", r_of(flat, star), "", "")
     row("engine: pie, three modes, positions", r_of(best, star), "", "")
+    known = ("--probe", bench.best_of_star(), *LIKE_STAR)
     models = {
-        "pretrained with this very probe": bench.model("star_probe", "--probe", bench.best_of_star(), *LIKE_STAR),
-        "pretrained on families of probes alone": bench.model("general_128", "--size", 128, *LIKE_STAR),
+        "`unrolled_unet`, pretrained with this very probe": bench.model("star_probe", *known),
+        "`unrolled_unet`, pretrained on families of probes alone": bench.model(
+            "general_128", "--size", 128, *LIKE_STAR
+        ),
+        "`overlap_unet`, pretrained with this very probe": bench.model("star_overlap", *known, *OVERLAP),
     }
     places = {"": star, ", at the engine's positions": replace(star, positions=best.positions)}
     brief = StageConfig(engine="pie", time_limit=0.5, update_probe=True, update_intensity=True)
@@ -180,6 +184,9 @@ def simulated(twin: Scan, name: str, photons: float, step: float, seed: int, pos
     return simulate_scan(obj, twin.probe.astype(complex), where, photons, rng)
 
 
+OVERLAP = ("--network", "overlap_unet")
+"""The network that looks at the whole object."""
+
 KINDS = ("letters", "cells", "dead_leaves")
 """Objects by which networks are judged; the first two kinds are not in the mixture that they learn from."""
 
@@ -187,25 +194,27 @@ KINDS = ("letters", "cells", "dead_leaves")
 def of_dose(bench: Bench) -> None:
     """Few photons: network, engine and chain on objects that nobody saw; medians over the kinds of objects."""
     twin = load_scan(bench.twin)
-    folder = bench.model("twin_probe", "--probe", bench.twin)
+    single = bench.model("twin_probe", "--probe", bench.twin)
+    whole = bench.model("twin_overlap", "--probe", bench.twin, *OVERLAP)
     diameter = probe_diameter(twin.probe)
     print(
-        "\n| photons a pattern | linear overlap | network | lsqml, best of both losses | network / lsqml "
-        "| network, then pie |"
+        "\n| photons a pattern | linear overlap | `unrolled_unet` | `overlap_unet` | lsqml, best of both losses "
+        "| overlap_unet / lsqml | overlap_unet, then pie |"
     )
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|")
     for photons in (1e3, 1e4, 1e5):
         for overlap in (0.3, 0.65, 0.8, 0.93):
             found = []
             for name in KINDS:
-                scan = simulated(twin, name, photons, (1 - overlap) * diameter, 3, 64 if overlap < 0.9 else 225)
-                network, _ = one_pass(folder, scan)
+                scan = simulated(twin, name, photons, (1 - overlap) * diameter, 21, 64 if overlap < 0.9 else 225)
+                alone, together = (one_pass(folder, scan)[0] for folder in (single, whole))
                 engines = [
                     by_engine(scan, StageConfig(engine="lsqml", loss=loss))[0] for loss in ("amplitude", "poisson")
                 ]
-                chained, _ = refined(scan, network, StageConfig(engine="pie", loss="poisson"))
-                errors = [covered_nrmse(result, scan) for result in (network, *engines, chained)]
-                found.append((errors[0], min(errors[1:3]), errors[0] / min(errors[1:3]), errors[3]))
+                chained, _ = refined(scan, together, StageConfig(engine="pie", loss="poisson"))
+                errors = [covered_nrmse(result, scan) for result in (alone, together, *engines, chained)]
+                engine = min(errors[2:4])
+                found.append((errors[0], errors[1], engine, errors[1] / engine, errors[4]))
             row(f"{photons:.0e}", f"{100 * overlap:.0f} %", *(f"{value:.3f}" for value in np.median(found, axis=0)))
 
 
