@@ -117,8 +117,7 @@ class TrainConfig(Reading):
     )
     network: str | None = option(
         None,
-        "name of the network: stepped_unet (default), lifted_unet, unrolled_unet, refined_unet, overlap_unet, unet, "
-        "ffno or vit; with --init as there",
+        "stepped_unet (default), lifted_unet, unrolled_unet, refined_unet, overlap_unet, unet, ffno, vit; or --init's",
     )
     head: str | None = option(
         None,
@@ -200,13 +199,8 @@ class PretrainConfig(Verbosity):
         3e-3, "step for the network's biases, and in proportion its kernels', after a short warm-up"
     )
     seed: int = option(0, "seed of every random choice")
-    network: str = option(
-        "unrolled_unet",
-        "name of the network: unrolled_unet, overlap_unet, refined_unet, stepped_unet, lifted_unet, ffno or vit",
-    )
-    head: str = option(
-        "residual", "how the network states the object: polar (amplitude and phase) or residual (1 + a + ib)"
-    )
+    network: str = option("unrolled_unet", "name of the network, as of train but for unet; overlap_unet uses overlap")
+    head: str = option("residual", "how the network states the object: polar (exp(a + ib)) or residual (1 + a + ib)")
     width: int = option(16, "channels of the network's finest scale")
     precision: Precision = option("auto", PRECISION_HELP)
     device: Device = option("auto", DEVICE_HELP)

@@ -10,7 +10,7 @@ from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.networks.batch import Batch, Shown
 from ptycho_torch.networks.lift import filled
 from ptycho_torch.networks.registry import NETWORKS, NetworkConfig, build_network
-from ptycho_torch.physics.forward import Wavefields, from_patches, merge_across, merge_patches, probe_at
+from ptycho_torch.physics.forward import Wavefields, agreed, from_patches, probe_at
 from ptycho_torch.physics.probe import power_of
 from ptycho_torch.physics.ranks import ALONE, Ranks
 from ptycho_torch.physics.scene import Lit, Scene, cut, merged, neighbourhood
@@ -157,15 +157,11 @@ class PtychoModel(nn.Module):
         if self.looks:
             scene = neighbourhood(Lit(batch.amplitudes, batch.mask, still, batch.corners), ranks)
             start = merged(scene, patches)
-            *earlier, agreed = (cut(scene, obj) for obj in (start, *self.look(start, scene)))
+            *earlier, last = (cut(scene, obj) for obj in (start, *self.look(start, scene)))
             before = tuple(from_patches(some, still, added.detach()) for some in earlier)
-            return Explained(patches, probe, from_patches(agreed, probe, added), before)
-        weights = power_of(still)
-        if ranks.size > 1:
-            agreed = merge_across(ranks, patches, weights, batch.corners)
-        else:
-            agreed = merge_patches(patches[None], weights[None], batch.corners[None])[0]
-        return Explained(patches, probe, from_patches(agreed, probe, added))
+            return Explained(patches, probe, from_patches(last, probe, added), before)
+        together = agreed(ranks, patches, power_of(still), batch.corners)
+        return Explained(patches, probe, from_patches(together, probe, added))
 
     def _fractions(self, batch: Batch) -> Tensor:
         """Shift of the probe on each patch (n, 2): what learned positions add moves the probe too."""

@@ -120,6 +120,13 @@ def merge_across(ranks: Ranks, patches: Tensor, weights: Tensor, corners: Tensor
     return extract_patches(placed / total.clamp_min(1e-6), corners, size)
 
 
+def agreed(ranks: Ranks, patches: Tensor, weights: Tensor, corners: Tensor) -> Tensor:
+    """The overlap constraint over one group, of which each of ``ranks`` has a part, as :func:`merge_across` has it."""
+    if ranks.size > 1:
+        return merge_across(ranks, patches, weights, corners)
+    return merge_patches(patches[None], weights[None], corners[None])[0]
+
+
 def weighted_canvas(patches: Tensor, weights: Tensor, corners: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Weighted mean of patches on a canvas, and the summed weights.
 

@@ -162,9 +162,9 @@ def common_step(scene: Scene, obj: Tensor) -> Tensor:
 def sweep(scene: Scene, obj: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
     """Steps of ``obj`` (rows, columns) towards a batch of patterns after another, each pattern once.
 
-    A batch is every so-manieth pattern, so that it is spread over the field, and the order is always the same. As in
-    mPIE (Maiden, Johnson & Li, Optica 4, 736 (2017)), but the steps are divided by the light of a mean batch or its
-    own, whichever is more.
+    A batch takes one pattern in as many as there are batches, so that it is spread over the field, and the order is
+    always the same. As in mPIE (Maiden, Johnson & Li, Optica 4, 736 (2017)), but the steps are divided by the light of
+    a mean batch or its own, whichever is more.
 
     Returns:
         The object and its velocity, the step that momentum repeats, (rows, columns) complex.

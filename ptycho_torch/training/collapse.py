@@ -14,9 +14,10 @@ from torch import Tensor
 from ptycho_torch.networks.batch import Batch
 from ptycho_torch.networks.lift import filled, lift
 from ptycho_torch.networks.model import PtychoModel
-from ptycho_torch.physics.forward import from_patches, merge_patches, probe_at
+from ptycho_torch.physics.forward import agreed, from_patches, probe_at
 from ptycho_torch.physics.noise import noise_floor
 from ptycho_torch.physics.probe import power_of
+from ptycho_torch.physics.ranks import ALONE
 from ptycho_torch.training.loop import VALIDATION_BATCH, Patterns
 
 NEEDED_SHARE = 0.1
@@ -117,8 +118,7 @@ def _sums(model: PtychoModel, batch: Batch, own: Tensor | None, probe: Tensor) -
     rates, measured = found.fields.intensity, batch.amplitudes
     weights = power_of(found.probes)
     untaught = model.network.untaught(filled(measured, batch.mask, found.probes), found.probes, batch.mask)
-    agreed = merge_patches(untaught[None], weights[None], batch.corners[None])[0]
-    flat = from_patches(agreed, found.probes).intensity.sqrt()
+    flat = from_patches(agreed(ALONE, untaught, weights, batch.corners), found.probes).intensity.sqrt()
     counted = torch.ones_like(measured, dtype=torch.bool) if batch.mask is None else batch.mask.expand_as(measured)
     maps = (
         (rates.sqrt() - measured).square(),

@@ -8,7 +8,7 @@ from torch import Tensor
 from ptycho_torch.imaging.stitching import synchronise_patches
 from ptycho_torch.networks.batch import Batch
 from ptycho_torch.networks.model import PtychoModel
-from ptycho_torch.physics.forward import from_patches, merge_across, merge_patches, probe_at
+from ptycho_torch.physics.forward import agreed, from_patches, probe_at
 from ptycho_torch.physics.noise import AMPLITUDE_SHIFT
 from ptycho_torch.physics.patches import extract_patches, split_positions
 from ptycho_torch.physics.probe import power_of
@@ -99,24 +99,17 @@ def mark(model: PtychoModel, lesson: Lesson, ranks: Ranks = ALONE) -> Marks:
         found = [cut(scene, obj) for obj in (start, *model.look(start, scene))]
         distances = [ranks.sum(_distance_of_all(some, target, weights, ranks) / n) for some in found]
         looked = (torch.stack(distances) + ROOT_FLOOR).sqrt().sum() / ranks.size
-        agreed, together = found[-1], distances[-1] / ranks.size
+        answer, together = found[-1], distances[-1] / ranks.size
     else:
-        agreed = _agreed(patches * turn, weights, batch.corners, ranks)
-        together = _distances(agreed, target, weights).sum() / n
-    rates = from_patches(agreed, probes).intensity
+        answer = agreed(ranks, patches * turn, weights, batch.corners)
+        together = _distances(answer, target, weights).sum() / n
+    rates = from_patches(answer, probes).intensity
     missed = ((rates + AMPLITUDE_SHIFT).sqrt() - batch.amplitudes).square()
     if batch.mask is not None:
         missed = torch.where(batch.mask, missed, torch.zeros_like(missed))
     photons = everything.counts.sum().clamp_min(1)
     noise = everything.amplitudes.numel() / 4 / photons
     return Marks(alone, together, missed.sum() / photons, noise, looked)
-
-
-def _agreed(patches: Tensor, weights: Tensor, corners: Tensor, ranks: Ranks) -> Tensor:
-    """The patches (n, N, N) after the overlap constraint."""
-    if ranks.size > 1:
-        return merge_across(ranks, patches, weights, corners)
-    return merge_patches(patches[None], weights[None], corners[None])[0]
 
 
 @torch.no_grad()
