@@ -5,6 +5,7 @@ A verb is ``run_verb(Config, function, argv, …)``: the dataclass says which fl
 
 import argparse
 import dataclasses
+import functools
 import logging
 import os
 import sys
@@ -58,9 +59,10 @@ def run_verb(
     ranks: Ranks | None = None
     try:
         if _is_one_of_several():
-            from ptycho_torch.physics.ranks import join
+            from ptycho_torch.physics.ranks import end_when_stuck, join
 
             ranks = join()
+            end_when_stuck(functools.partial(_tell, EXIT_BAD_INPUT, prog, ranks=ranks))
             if not ranked:
                 raise ConfigError(f"runs in one process, and here are {ranks.size}: start it without torchrun")
         config = parse(config_type, argv, prog)
@@ -99,10 +101,14 @@ def _end(code: int, prog: str, told: str, ranks: "Ranks | None", debug: bool = F
         from ptycho_torch.physics.ranks import end_undisturbed
 
         end_undisturbed()
+    return _tell(code, prog, told, ranks, debug)
+
+
+def _tell(code: int, prog: str, told: str, ranks: "Ranks | None", debug: bool = False) -> int:
     if ranks is None or ranks.speaks():
         if debug:
             traceback.print_exc()
-        print(f"{prog.split()[-1]}: {told}", file=sys.stderr)
+        print(f"{prog.split()[-1]}: {told}", file=sys.stderr, flush=True)
     return code
 
 

@@ -6,8 +6,11 @@ forward and backward, and every rank then makes the same step; the first alone t
 does not import it.
 """
 
+import os
 import signal
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 
 PATIENCE = timedelta(minutes=10)
 """How long a rank waits for one that is silent; one that died is noticed at once."""
+
+GRACE = 10.0
+"""Seconds that a rank asked to end has to do so by itself. ``torchrun`` kills what is left after 30."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +214,27 @@ def end_undisturbed() -> None:
     signal.signal(signal.SIGCHLD, _ignore)  # a loader's workers are ended too, of which it would complain
 
 
+def end_when_stuck(end: Callable[[str], int]) -> None:
+    """Have SIGTERM end this process even while it waits for a message that never comes.
+
+    Python calls its handlers between two steps of its own, and there are none while a rank waits for another; gloo has
+    been seen to wait on for one that had died. So a thread hears the signal too, and ``GRACE`` seconds later calls
+    ``end`` with the reason and leaves with the exit code that this gives.
+    """
+    hear, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a loader's workers have the pipe too
+
+    def wait() -> None:
+        while signal.SIGTERM not in os.read(hear, 64):
+            pass
+        time.sleep(GRACE)
+        os._exit(end(_ENDED))
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def _ignore(number: int, frame: Any) -> None:
     """Unlike SIG_IGN also for a signal that came before and still waits."""
     del number, frame
@@ -222,7 +249,10 @@ def _interrupt(number: int, frame: Any) -> None:
 def _end(number: int, frame: Any) -> None:
     del number, frame
     end_undisturbed()
-    raise RankError(
-        "the launcher ended this process, as it does when a rank was lost or when it is itself asked to end; start the "
-        "run again: a training goes on from its last whole epoch with --resume, on any number of ranks"
-    )
+    raise RankError(_ENDED)
+
+
+_ENDED = (
+    "the launcher ended this process, as it does when a rank was lost or when it is itself asked to end; start the "
+    "run again: a training goes on from its last whole epoch with --resume, on any number of ranks"
+)

@@ -1,4 +1,4 @@
-"""Run by torchrun: a training whose second rank kills itself once a whole epoch is done."""
+"""Run on two ranks: a training whose second rank sends itself the signal that is typed first, after a whole epoch."""
 
 import os
 import signal
@@ -10,19 +10,19 @@ from pathlib import Path
 from ptycho_torch.train import main
 
 
-def die_after_an_epoch(state: Path) -> None:
+def die_after_an_epoch(state: Path, fate: signal.Signals) -> None:
     untrained = None  # the first state is that of the untrained model
     while untrained is None or state.stat().st_mtime_ns == untrained:
         time.sleep(0.01)
         if untrained is None and state.exists():
             untrained = state.stat().st_mtime_ns
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), fate)
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[sys.argv.index("--output_dir") + 1])
+    _, fate, *words = sys.argv
+    folder = Path(words[words.index("--output_dir") + 1])
     if os.environ["RANK"] == "1":
-        threading.Thread(
-            target=die_after_an_epoch, args=(folder / "checkpoints" / "last" / "state.safetensors",), daemon=True
-        ).start()
-    raise SystemExit(main(sys.argv[1:]))
+        state = folder / "checkpoints" / "last" / "state.safetensors"
+        threading.Thread(target=die_after_an_epoch, args=(state, signal.Signals[fate]), daemon=True).start()
+    raise SystemExit(main(words))

@@ -3,6 +3,7 @@
 import csv
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -79,7 +80,8 @@ def test_a_lost_rank_ends_the_run_with_a_sentence(
     tmp_path: Path, scan_file: Path, command: Command, train_to: Train
 ) -> None:
     folder = tmp_path / "model"
-    done = command(*TORCHRUN, HERE / "dying.py", *training(scan_file, folder, *ENDLESS))  # within its limit of time
+    words = training(scan_file, folder, *ENDLESS)
+    done = command(*TORCHRUN, HERE / "dying.py", "SIGKILL", *words)  # within its limit of time
     told = [line for line in done.err.splitlines() if line.startswith("train: ")]
     assert done.code != 0
     assert len(told) == 1, done.err
@@ -90,6 +92,31 @@ def test_a_lost_rank_ends_the_run_with_a_sentence(
     assert kept[:2] == pytest.approx(losses(train_to(tmp_path / "straight")), rel=1e-5)
     resumed = losses(train_to(folder, max_epochs=len(kept) // 2 + 1, resume=True))
     assert (resumed[:-2], len(resumed)) == (kept, len(kept) + 2)
+
+
+def test_sigterm_ends_a_rank_that_waits_for_one_that_says_nothing(tmp_path: Path, scan_file: Path) -> None:
+    """Its main thread is then in a message, where Python calls no handler; the other rank is stopped, not gone."""
+    folder = tmp_path / "model"
+    words = [sys.executable, HERE / "dying.py", "SIGSTOP", *training(scan_file, folder, *ENDLESS)]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    where = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    other = subprocess.Popen(words, env=where | {"RANK": "1"}, stderr=subprocess.DEVNULL)
+    run = subprocess.Popen(words, env=where | {"RANK": "0"}, stderr=subprocess.PIPE, text=True)
+    try:
+        assert os.WIFSTOPPED(os.waitpid(other.pid, os.WUNTRACED)[1])
+        time.sleep(1)  # by then the first rank waits
+        run.send_signal(signal.SIGTERM)
+        _, err = run.communicate(timeout=30)
+    finally:
+        for process in (run, other):
+            process.kill()
+            process.wait()
+    assert run.returncode == 2
+    assert [line.partition(" process")[0] for line in err.splitlines() if line.startswith("train: ")] == [
+        "train: the launcher ended this"
+    ]
 
 
 @pytest.mark.slow
