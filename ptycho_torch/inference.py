@@ -11,6 +11,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ptycho_torch import cli
@@ -52,7 +53,9 @@ def inference(
     bundle, scan, light, centres = _load(config, ranks)
     _warn_of_scale(config, scan, light.photons_per_unit)
     log.info("probe: %s", light.told)
-    if light.shifts is not None:
+    if config.positions is not None:
+        log.info("positions: of %s", config.positions.name)
+    elif light.shifts is not None:
         log.info("positions: as the model learned them on this scan")
     make_output_dir(config.output_dir)
     clock.lap("load")
@@ -69,20 +72,21 @@ def inference(
         history=bundle.provenance.get("history", {}),
         metadata=_metadata(config, bundle, scan, light),
         probe=light.probe,
+        position_bound=_bound(config),
         ranks=ranks,
     )
     clock.lap("infer and stitch")
     reconstruction = light.completed(reconstruction)
+    judged = replace(placed.select(centres), positions=reconstruction.positions)
     if config.uncertainty:
         from ptycho_torch.engines.doubt import with_uncertainty
 
-        judged = placed.select(centres)
         reconstruction = with_uncertainty(reconstruction, judged, device=bundle.model.device, observer=observer)
         clock.lap("uncertainty")
     metrics = write_results(
         config.output_dir,
         reconstruction,
-        placed.select(centres),
+        judged,
         photons_per_unit=light.photons_per_unit,
         command=command,
         validation=_held_out(bundle, scan, centres),
@@ -111,13 +115,17 @@ def assist(config: InferenceConfig, ranks: "Ranks") -> None:
         batch_size=config.batch_size,
         precision=_precision(config, bundle),
         probe=light.probe,
+        position_bound=_bound(config),
         ranks=ranks,
     )
 
 
 def _load(config: InferenceConfig, ranks: "Ranks") -> "tuple[Bundle, Scan, Light, Indices]":
     """The model, the scan, what lights it, and which of its positions to reconstruct."""
+    import torch
+
     from ptycho_torch.data.npz import load_scan
+    from ptycho_torch.data.positions_file import read_positions
     from ptycho_torch.training.bundle import load_bundle
     from ptycho_torch.training.light import light_for
 
@@ -128,7 +136,14 @@ def _load(config: InferenceConfig, ranks: "Ranks") -> "tuple[Bundle, Scan, Light
         run_exported(bundle.model, config.onnx)
     scan = load_scan(config.test_data, axis_order=config.axis_order, measurement=config.measurement)
     light = light_for(bundle, scan, config.probe, config.photons_per_unit)
+    if config.positions is not None:
+        found = read_positions(config.positions, len(scan), "--positions")
+        light = light._replace(shifts=torch.from_numpy(found - scan.positions))
     return bundle, scan, light, _centres(config, bundle, scan)
+
+
+def _bound(config: InferenceConfig) -> float | None:
+    return config.position_bound if config.update_positions else None
 
 
 def _precision(config: InferenceConfig, bundle: "Bundle") -> str:
@@ -188,7 +203,7 @@ def _metadata(config: InferenceConfig, bundle: "Bundle", scan: "Scan", light: "L
         "scan": config.test_data.name,
         "scan_digest": scan.digest(),
         "probe": light.told,
-        "positions": "as in the scan" if light.shifts is None else "refined",
+        "positions": "refined" if config.update_positions or light.shifts is not None else "as in the scan",
         "epochs": kept.get("epochs"),
         "gridsize": config.gridsize or bundle.gridsize,
         "precision": _precision(config, bundle),

@@ -230,6 +230,15 @@ class InferenceConfig(Reading):
         "scan file or reconstruction.npz whose probe lights the scan; default: the one that the model learned on this "
         "scan, else the model's only one, else the scan's own",
     )
+    positions: Path | None = option(
+        None,
+        "reconstruction.npz or scan file whose positions to take; default: those that the model learned on this scan, "
+        "else the scan's own",
+    )
+    update_positions: bool = option(
+        False, "move the positions to where the network's picture explains the patterns best, and let it look again"
+    )
+    position_bound: float = option(5.0, "farthest that a position is moved on either axis, in pixels")
     n_images: int | None = option(None, "groups to reconstruct, spread over the scan; default: all")
     gridsize: int | None = option(None, "g: a group is a position and its g*g-1 nearest; default: as trained")
     batch_size: int = option(64, "patterns computed together; the result does not depend on it but for rounding")
@@ -245,7 +254,7 @@ class InferenceConfig(Reading):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(self, "n_images", "gridsize", "batch_size")
+        require_positive(self, "n_images", "gridsize", "batch_size", "position_bound")
         if self.onnx and (self.precision == "bf16" or self.device not in ("auto", "cpu")):
             raise ConfigError("--onnx computes in fp32 on the CPU: leave out --precision and --device, or --onnx")
 

@@ -206,11 +206,12 @@ class Chain:
             batch_size=stage.batch_size or 64,
             observer=observer,
             probe=light.probe,
+            position_bound=stage.position_bound if stage.update_positions else None,
         )
         # The network's object belongs to the network's probe, positions and background.
         scale = self.photons_per_unit / light.photons_per_unit
         self.estimate.probe = light.probe.to(self.device) * scale**0.5
-        self.estimate.positions = torch.from_numpy(placed.positions.copy())
+        self.estimate.positions = torch.from_numpy(result.positions.copy())
         if light.background is not None:
             self.estimate.background = light.background.detach().to(self.device) * scale
         self.estimate.object = placed_object(self.estimate, result.object, result.origin_yx).to(self.device)

@@ -230,24 +230,38 @@ def displacements(optics: Optics, found: Correction, indices: Tensor) -> tuple[T
         (b, 2) (y, x) in pixels, at most :data:`LONGEST_STEP` on either axis; and the curvature of the misfit for them,
         (b, 2, 2) in photons a square pixel.
     """
-    obj = optics.estimate.object
-    slopes = []
-    for axis in (0, 1):
-        slope = (torch.roll(obj, -1, axis) - torch.roll(obj, 1, axis)) / 2  # the margin keeps windows off the edge
-        slopes.append(found.probes * optics.cut(slope, indices)[:, None])
-    (a, b, c), right = _normal_equations(slopes[0], slopes[1], found.change)
-    damped = 1e-3 * (a + c) + 1e-18  # a flat object says nothing about positions; its square is not 0 either
-    a, c = a + damped, c + damped
-    determinant = a * c - b * b
-    y = (c * right[0] - b * right[1]) / determinant
-    x = (a * right[1] - b * right[0]) / determinant
-    curvature = torch.stack([a, b, b, c], -1).unflatten(-1, (2, 2))
-    return torch.stack([y, x], -1).clamp(-LONGEST_STEP, LONGEST_STEP), curvature
+    down, across = (found.probes * optics.cut(slope, indices)[:, None] for slope in slopes(optics.estimate.object))
+    moves, curvature = least_squares(down, across, found.change)
+    return moves.clamp(-LONGEST_STEP, LONGEST_STEP), curvature
 
 
-def _normal_equations(first: Tensor, second: Tensor, change: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def slopes(obj: Tensor) -> tuple[Tensor, Tensor]:
+    """How ``obj`` (rows, columns) changes a pixel, down and across; the margin keeps windows off the edge."""
+    down, across = ((torch.roll(obj, -1, axis) - torch.roll(obj, 1, axis)) / 2 for axis in (0, 1))
+    return down, across
+
+
+def least_squares(down: Tensor, across: Tensor, change: Tensor, damping: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+    """The displacements by which ``down`` and ``across``, what a pixel of each does, explain ``change`` best.
+
+    Args:
+        down: (b, …), real or complex.
+        across: of that shape.
+        change: of that shape.
+        damping: (b,) added to the curvature of the misfit on both axes.
+
+    Returns:
+        (b, 2) (y, x) in pixels; and the curvature of the misfit for them, (b, 2, 2).
+    """
+
     def inner(left: Tensor, right: Tensor) -> Tensor:
         return (left.conj() * right).real.flatten(1).sum(1)
 
-    matrix = (inner(first, first), inner(first, second), inner(second, second))
-    return matrix, (inner(first, change), inner(second, change))
+    a, b, c = inner(down, down), inner(down, across), inner(across, across)
+    damped = damping + 1e-3 * (a + c) + 1e-18  # a flat object says nothing about positions; its square is not 0 either
+    a, c = a + damped, c + damped
+    determinant = a * c - b * b
+    y = (c * inner(down, change) - b * inner(across, change)) / determinant
+    x = (a * inner(across, change) - b * inner(down, change)) / determinant
+    curvature = torch.stack([a, b, b, c], -1).unflatten(-1, (2, 2))
+    return torch.stack([y, x], -1), curvature

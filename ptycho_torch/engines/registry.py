@@ -127,7 +127,7 @@ ENGINES: dict[str, Entry] = {
     "gradient": Entry(_gradient, 24, 32, 32, uses=frozenset({"step", "momentum", "optimizer", "tv", "smoothness"})),
 }
 
-OF_NETWORK = frozenset({"engine", "batch_size", "model_path"})
+OF_NETWORK = frozenset({"engine", "batch_size", "model_path", "update_positions", "position_bound"})
 """All the settings that the neural engine uses."""
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ptycho_torch.core.config import ReconstructConfig, StageConfig
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.data.npz import read_arrays
+from ptycho_torch.data.positions_file import read_positions
 from ptycho_torch.data.probe_file import read_probe
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.defocus import curvature_of, width_of
@@ -48,7 +49,7 @@ def start_of(
     probe = _probe(config.init_probe, scan, np.random.default_rng(config.seed))
     positions = scan.positions
     if config.init_positions is not None:
-        positions = _positions(config.init_positions, len(scan))
+        positions = read_positions(config.init_positions, len(scan), "--init_positions")
     scaled = probe_in_photons(replace(scan, probe=probe), photons_per_unit).to(device)
     estimate = flat_estimate(torch.from_numpy(positions.copy()), scaled, margin)
     if config.init_object is not None:
@@ -166,19 +167,3 @@ def _object(path: Path) -> tuple[NDArray[Any], NDArray[np.int64]]:
             f"(found {', '.join(sorted(arrays)) or 'nothing'}); check --init_object"
         )
     return obj, np.asarray(arrays.get("origin_yx", (0, 0)), np.int64)
-
-
-def _positions(path: Path, count: int) -> NDArray[np.float64]:
-    arrays = read_arrays(path)
-    if "positions" in arrays:
-        found = np.asarray(arrays["positions"], np.float64)
-    elif "xcoords" in arrays and "ycoords" in arrays:
-        found = np.stack([arrays["ycoords"], arrays["xcoords"]], 1).astype(np.float64)
-    else:
-        raise DataError(f"{path}: neither positions nor xcoords and ycoords in it; check --init_positions")
-    if found.shape != (count, 2) or not np.isfinite(found).all():
-        raise DataError(
-            f"{path}: positions of shape {found.shape}, expected {(count, 2)} finite, one for each pattern; "
-            "check --init_positions"
-        )
-    return found

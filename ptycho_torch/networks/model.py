@@ -1,6 +1,6 @@
 """The self-supervised model: patterns in, expected photons out, with the object in between."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -126,15 +126,23 @@ class PtychoModel(nn.Module):
         """How often the network looks at the object that all patches make together."""
         return NETWORKS[self.config.name].looks
 
-    def look(self, obj: Tensor, scene: Scene, again: int = 0) -> Iterator[Tensor]:
-        """The object (rows, columns) complex, sides divisible by 8, after each look at it and all its patterns.
+    def look(self, obj: Tensor, velocity: Tensor, scene: Scene) -> tuple[Tensor, Tensor]:
+        """The object (rows, columns) complex, sides divisible by 8, after a look at it and all its patterns.
 
-        Its phase is free: a network sees it turned so that its mean over the light is real. There may
-        be ``again`` more looks than the network learned by.
+        Its phase is free: a network sees it turned so that its mean over the light is real. ``velocity`` is that of its
+        sweeps through the patterns, zero before the first look; what it is now comes second.
         """
         turn = torch.sgn((scene.light * obj.detach()).sum())
-        for seen in self.network.look(obj * turn.conj(), scene, again):
-            yield seen * turn
+        better, velocity = self.network.look(obj * turn.conj(), velocity * turn.conj(), scene)
+        return better * turn, velocity * turn
+
+    def looked_at(self, obj: Tensor, scene: Scene) -> list[Tensor]:
+        """``obj`` and what becomes of it by each of the looks that the network learns by."""
+        found, velocity = [obj], torch.zeros_like(obj)
+        for _ in range(self.looks):
+            obj, velocity = self.look(obj, velocity, scene)
+            found.append(obj)
+        return found
 
     def forward(self, batch: Batch) -> Wavefields:
         """Predict all patches, make them agree over the whole batch (the overlap constraint), and propagate them."""
@@ -156,8 +164,7 @@ class PtychoModel(nn.Module):
         still = probe.detach()
         if self.looks:
             scene = neighbourhood(Lit(batch.amplitudes, batch.mask, still, batch.corners), ranks)
-            start = merged(scene, patches)
-            *earlier, last = (cut(scene, obj) for obj in (start, *self.look(start, scene)))
+            *earlier, last = (cut(scene, obj) for obj in self.looked_at(merged(scene, patches), scene))
             before = tuple(from_patches(some, still, added.detach()) for some in earlier)
             return Explained(patches, probe, from_patches(last, probe, added), before)
         together = agreed(ranks, patches, power_of(still), batch.corners)

@@ -1,6 +1,5 @@
 """The networks by name. A new one is a new entry here; its tests follow from the name."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -120,12 +119,10 @@ class PatternNetwork(nn.Module):
             obj = obj + correction(obj, amplitudes, probe, mask)
         return obj
 
-    def look(self, obj: Tensor, scene: Scene, again: int = 0) -> Iterator[Tensor]:
-        """``obj`` (rows, columns) complex after each look at it and at all its patterns, and ``again`` more."""
-        velocity = torch.zeros_like(obj)
-        for _ in range(self.looks + again):
-            obj, velocity = self.get_submodule(LOOK)(obj, velocity, scene)
-            yield obj
+    def look(self, obj: Tensor, velocity: Tensor, scene: Scene) -> tuple[Tensor, Tensor]:
+        """See :meth:`~ptycho_torch.networks.overlap.ObjectLook.forward`."""
+        better, velocity = self.get_submodule(LOOK)(obj, velocity, scene)
+        return better, velocity
 
     @property
     def body(self) -> nn.Module:

@@ -96,7 +96,7 @@ def mark(model: PtychoModel, lesson: Lesson, ranks: Ranks = ALONE) -> Marks:
     if model.looks:
         scene = neighbourhood(Lit(batch.amplitudes, batch.mask, seen.detach(), batch.corners), ranks)
         start = merged(scene, patches * _turns(scene, patches.detach(), n))
-        found = [cut(scene, obj) for obj in (start, *model.look(start, scene))]
+        found = [cut(scene, obj) for obj in model.looked_at(start, scene)]
         distances = [ranks.sum(_distance_of_all(some, target, weights, ranks) / n) for some in found]
         looked = (torch.stack(distances) + ROOT_FLOOR).sqrt().sum() / ranks.size
         answer, together = found[-1], distances[-1] / ranks.size

@@ -148,6 +148,10 @@ def test_a_scan_of_another_size_is_refused(
         (("--n_images", "37"), "--n_images is 37"),
         (("--gridsize", "7"), "--gridsize 7 needs groups of 49 positions, and there are 36"),
         (("--batch_size", "0"), "--batch_size is 0"),
+        (("--positions", "none.npz"), "no such file"),
+        (("--positions", "probe.npz"), "neither positions nor xcoords and ycoords in it; check --positions"),
+        (("--positions", "few.npz"), "positions of shape (2, 2), expected (36, 2)"),
+        (("--update_positions", "--position_bound", "0"), "--position_bound is 0"),
         (("--photons_per_unit", "nan"), "--photons_per_unit is nan"),
         (("--output_dir", ""), "--output_dir: an empty path"),
         (("--output_dir", "file"), "the output folder cannot be made"),
@@ -166,11 +170,46 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
+    np.savez(tmp_path / "probe.npz", probe=np.ones((24, 24)))
+    np.savez(tmp_path / "few.npz", positions=np.ones((2, 2)))
     code, out, err = call("inference", *words_for(model_folder, scan_file, Path("r")), "--quiet", *words)
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert err.startswith("inference: ")
     assert said in err
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["few.npz", "file", "probe.npz"]
+
+
+@pytest.fixture
+def astray(tmp_path: Path, scan: Scan) -> Path:
+    """The scan with positions that are off by half a pixel."""
+    errors = np.random.default_rng(0).normal(0, 0.5, scan.positions.shape)
+    save_scan(tmp_path / "astray.npz", replace(scan, positions=scan.positions + errors))
+    return tmp_path / "astray.npz"
+
+
+@pytest.mark.parametrize("kind", ["scan", "result"])
+def test_positions_of_another_file(
+    kind: str, astray: Path, result: Path, tmp_path: Path, model_folder: Path, scan_file: Path, call: Command
+) -> None:
+    """A scan whose positions are wrong, read at those of another file: the picture that the right ones give."""
+    source = {"scan": scan_file, "result": result / "reconstruction.npz"}[kind]
+    words = words_for(model_folder, astray, tmp_path / "r")
+    assert f"positions: of {source.name}" in call("inference", *words, "--positions", source).err
+    found, right = (load_reconstruction(folder / "reconstruction.npz") for folder in (tmp_path / "r", result))
+    np.testing.assert_allclose(found.positions, right.positions, atol=1e-9)
+    assert np.abs(found.object - right.object).max() < 1e-5
+
+
+def test_positions_that_the_picture_tells(astray: Path, tmp_path: Path, model_folder: Path, call: Command) -> None:
+    """They move, no farther than allowed, and the patterns are explained better from where they are then."""
+    r = {}
+    for name, words in (("still", ()), ("moved", ("--update-positions", "--position-bound", "0.3"))):
+        assert call("inference", *words_for(model_folder, astray, tmp_path / name), *words, "--quiet").code == 0
+        r[name] = json.loads((tmp_path / name / "metrics.json").read_text())["r"]
+    assert r["moved"] < r["still"]
+    still, moved = (load_reconstruction(tmp_path / name / "reconstruction.npz") for name in r)
+    assert 0.05 < np.abs(moved.positions - still.positions).max() <= 0.3 + 1e-9
+    assert (still.metadata["positions"], moved.metadata["positions"]) == ("as in the scan", "refined")
 
 
 def test_a_bundle_of_a_newer_schema(tmp_path: Path, model_folder: Path, scan_file: Path, call: Command) -> None:

@@ -56,6 +56,18 @@ def test_a_chain_from_the_network_to_an_engine(call: Call, scan_file: Path, mode
     assert "Stage 3: pie" in (chained / "report.html").read_text()
 
 
+def test_positions_move_between_network_and_engine(
+    call: Call, scan_file: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    """The network's picture says where they are, and the engine goes on from there."""
+    words = ("--engine", "neural", "--model_path", model_folder, "--update_positions", "--position_bound", "0.2")
+    assert call("reconstruct", scan_file, "--output_dir", tmp_path, *words, "--then", "pie:epochs=1").code == 0
+    first, last = (load_reconstruction(tmp_path / name) for name in ("stages/1-neural.npz", "reconstruction.npz"))
+    before = load_scan(scan_file).positions
+    assert 0 < np.abs(first.positions - before).max() <= 0.2 + 1e-9
+    np.testing.assert_array_equal(last.positions, first.positions)
+
+
 def test_settings_and_stages_from_a_file(call: Call, scan_file: Path, tmp_path: Path) -> None:
     settings = {"engine": "pie", "epochs": 2, "then": ["pie:epochs=1,update_probe", "pie:epochs=1"], "report": False}
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))

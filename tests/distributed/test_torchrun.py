@@ -63,11 +63,12 @@ def test_a_training_on_two_ranks(tmp_path: Path, scan_file: Path, command: Comma
 def test_inference_on_two_ranks(
     tmp_path: Path, scan_file: Path, train_to: Train, command: Command, call: Command
 ) -> None:
-    """The same bytes where no clock is in the file, with groups across the shares and positions that were learned."""
+    """The same bytes where no clock is in the file, with groups across the shares and positions that were learned and
+    are then moved further."""
     model = train_to(tmp_path / "model", max_epochs=20, update_positions=True)
     assert load_bundle(model).model.shifts_of(0).abs().max() > 0
     words = ["--model_path", model, "--test_data", scan_file, "--batch_size", "5", "--gridsize", "2"]
-    words += ["--device", "cpu", "--no_report", "--output_dir"]
+    words += ["--device", "cpu", "--no_report", "--update_positions", "--output_dir"]
     assert call("inference", *words, tmp_path / "alone").code == 0
     done = command(*TORCHRUN, "-m", "ptycho_torch.inference", *words, tmp_path / "shared")
     assert (done.code, done.out.count("R 0.")) == (0, 1), done.err

@@ -21,6 +21,7 @@ from ptycho_torch.engines.registry import ENGINES, require_engine, uses
         ("dm", {"momentum": 0.5}, "gradient, lsqml, pie"),
         ("gradient", {"position_model": "affine"}, "dm, epie, lsqml, pie, raar, rpie"),
         ("neural", {"update_probe": True}, "pie"),
+        ("neural", {"position_method": "correlation"}, "pie"),
     ],
 )
 def test_a_setting_without_effect_is_refused(engine: str, settings: dict[str, Any], instead: str) -> None:

@@ -43,7 +43,7 @@ def test_a_patch_hears_of_its_neighbours(model: PtychoModel, scan: Scan) -> None
     found = []
     for one in (scan, turned(scan, 0)):
         scene = neighbourhood(Lit(batch_of_scan(one, 1.0).amplitudes, None, probes, batch.corners))
-        *_, obj = model.look(torch.ones(scene.shape, dtype=torch.complex64), scene)
+        *_, obj = model.looked_at(torch.ones(scene.shape, dtype=torch.complex64), scene)
         found.append(obj)
     changed = (found[1] - found[0]).abs().detach()
     top, left = (batch.corners[1] - batch.corners.amin(0)).tolist()
@@ -56,7 +56,7 @@ def test_the_phase_of_an_object_is_free(model: PtychoModel, scan: Scan) -> None:
     scene = neighbourhood(Lit(batch.amplitudes, None, probe_at(model.probe.detach(), batch.fractions), batch.corners))
     start = torch.polar(torch.ones(scene.shape), torch.linspace(0, 1, scene.shape[0]).expand(scene.shape))
     turn = torch.polar(torch.tensor(1.0), torch.tensor(2.0))
-    for one, other in zip(model.look(start, scene), model.look(start * turn, scene), strict=True):
+    for one, other in zip(model.looked_at(start, scene), model.looked_at(start * turn, scene), strict=True):
         assert (one * turn - other).abs().max() < 1e-3 * one.abs().max()
 
 
