@@ -67,7 +67,10 @@ class Projections(Engine):
         self.settings = settings
         self.optics = Optics(measurement, estimate, fixed_probe=settings.refine.fixed_probe)
         # The gauge of the probe is fixed only where no waves are remembered, which would have to follow it.
-        self.refinement = Refinement(self.optics, replace(settings.refine, update_probe=False))
+        refine = replace(settings.refine, update_probe=False)
+        self.refinement = Refinement(
+            self.optics, refine, stride=1.0
+        )  # longer, and iterates that wander lead them astray
         self.gauge = Refinement(self.optics, RefineSettings(update_probe=True))
         self._parts = torch.arange(len(measurement)).split(batch_size)
         self._divisor = self._light()

@@ -12,6 +12,10 @@ from ptycho_torch.physics.probe import centre_of, orthogonalised, power_of
 LONGEST_STEP = 0.5
 """Pixels that a position may move in one epoch by its gradient."""
 
+STRIDE = 2.0
+"""Step of a position by its gradient, in units of what least squares find. Of what a displacement changes in the far
+field, a correction sees what lies in the modulus and not in the phase: half, on the average."""
+
 TURN = 0.3
 """Cosine between the moves of two epochs beyond which a map of positions is moved further, or less far."""
 
@@ -68,8 +72,8 @@ class Refinement:
     fades from an object that darkens, and the two would drift apart.
     """
 
-    def __init__(self, optics: Optics, settings: RefineSettings) -> None:
-        self.optics, self.settings = optics, settings
+    def __init__(self, optics: Optics, settings: RefineSettings, stride: float = STRIDE) -> None:
+        self.optics, self.settings, self.stride = optics, settings, stride
         estimate = optics.estimate
         self.first_positions = estimate.positions
         self.power = power_of(estimate.probe).sum()
@@ -88,8 +92,10 @@ class Refinement:
     def learn(self, found: Correction, indices: Tensor, epoch: int) -> None:
         """Take note of a batch."""
         if self.settings.update_positions and epoch >= self.settings.position_start:
-            find = correlated_displacements if self.settings.position_method == "correlation" else displacements
-            moves, certainty = find(self.optics, found, indices)
+            if self.settings.position_method == "correlation":
+                moves, certainty = correlated_displacements(self.optics, found, indices)
+            else:
+                moves, certainty = displacements(self.optics, found, indices, self.stride)
             self._moves[indices] = moves.to("cpu", torch.float64)
             self._certainty[indices] = certainty.to("cpu", torch.float64)
         if self.settings.update_intensity and epoch:
@@ -223,16 +229,15 @@ def without_slow_part(intensities: Tensor, positions: Tensor) -> Tensor:
     return (even / even.mean()).to(intensities)
 
 
-def displacements(optics: Optics, found: Correction, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """By how much each position of a batch is off, to first order.
-
+def displacements(optics: Optics, found: Correction, indices: Tensor, stride: float = STRIDE) -> tuple[Tensor, Tensor]:
+    """By how much each position of a batch is off, to first order; ``stride`` as :data:`STRIDE`.
     Returns:
         (b, 2) (y, x) in pixels, at most :data:`LONGEST_STEP` on either axis; and the curvature of the misfit for them,
         (b, 2, 2) in photons a square pixel.
     """
     down, across = (found.probes * optics.cut(slope, indices)[:, None] for slope in slopes(optics.estimate.object))
     moves, curvature = least_squares(down, across, found.change)
-    return moves.clamp(-LONGEST_STEP, LONGEST_STEP), curvature
+    return (stride * moves).clamp(-LONGEST_STEP, LONGEST_STEP), curvature
 
 
 def slopes(obj: Tensor) -> tuple[Tensor, Tensor]:
