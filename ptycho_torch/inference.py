@@ -73,6 +73,7 @@ def inference(
         metadata=_metadata(config, bundle, scan, light),
         probe=light.probe,
         position_bound=_bound(config),
+        background=light.background,
         ranks=ranks,
     )
     clock.lap("infer and stitch")
@@ -126,6 +127,7 @@ def _load(config: InferenceConfig, ranks: "Ranks") -> "tuple[Bundle, Scan, Light
 
     from ptycho_torch.data.npz import load_scan
     from ptycho_torch.data.positions_file import read_positions
+    from ptycho_torch.engines.settle import require_bound
     from ptycho_torch.training.bundle import load_bundle
     from ptycho_torch.training.light import light_for
 
@@ -135,6 +137,7 @@ def _load(config: InferenceConfig, ranks: "Ranks") -> "tuple[Bundle, Scan, Light
 
         run_exported(bundle.model, config.onnx)
     scan = load_scan(config.test_data, axis_order=config.axis_order, measurement=config.measurement)
+    require_bound(_bound(config), scan.size)
     light = light_for(bundle, scan, config.probe, config.photons_per_unit)
     if config.positions is not None:
         found = read_positions(config.positions, len(scan), "--positions")

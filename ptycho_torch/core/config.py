@@ -236,7 +236,9 @@ class InferenceConfig(Reading):
         "else the scan's own",
     )
     update_positions: bool = option(
-        False, "move the positions to where the network's picture explains the patterns best, and let it look again"
+        False,
+        "move positions that are in doubt to where the network's picture explains the patterns best, and let it look "
+        "again",
     )
     position_bound: float = option(5.0, "farthest that a position is moved on either axis, in pixels")
     n_images: int | None = option(None, "groups to reconstruct, spread over the scan; default: all")

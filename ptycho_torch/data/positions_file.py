@@ -22,14 +22,17 @@ def read_positions(path: Path, count: int, flag: str) -> NDArray[np.float64]:
     """
     arrays = read_arrays(path, ("positions", "xcoords", "ycoords"))
     if "positions" in arrays:
-        found = np.asarray(arrays["positions"], np.float64)
+        found = arrays["positions"]
     elif "xcoords" in arrays and "ycoords" in arrays:
-        found = np.stack([arrays["ycoords"], arrays["xcoords"]], 1).astype(np.float64)
+        y, x = arrays["ycoords"], arrays["xcoords"]
+        if y.shape != x.shape or y.ndim != 1:
+            raise DataError(f"{path}: xcoords are {x.shape} and ycoords {y.shape}, expected {(count,)}; check {flag}")
+        found = np.stack([y, x], 1)
     else:
         raise DataError(f"{path}: neither positions nor xcoords and ycoords in it; check {flag}")
-    if found.shape != (count, 2) or not np.isfinite(found).all():
+    if found.shape != (count, 2) or found.dtype.kind not in "fiu" or not np.isfinite(found).all():
         raise DataError(
-            f"{path}: positions of shape {found.shape}, expected {(count, 2)} finite, one for each pattern; "
-            f"check {flag}"
+            f"{path}: positions of shape {found.shape} ({found.dtype}), expected {(count, 2)} finite numbers, a pair "
+            f"for each pattern; check {flag}"
         )
-    return found
+    return found.astype(np.float64)

@@ -22,6 +22,7 @@ from ptycho_torch.engines.neural import reconstruct_by_network
 from ptycho_torch.engines.optics import Scene
 from ptycho_torch.engines.problem import Estimate, Measurement, measurement_of
 from ptycho_torch.engines.registry import constraint_of, make_engine, schedule_of
+from ptycho_torch.engines.settle import require_bound
 from ptycho_torch.engines.start import fit_scale, placed_object, with_modes
 from ptycho_torch.physics.noise import noise_model
 from ptycho_torch.physics.probe import power_of
@@ -190,6 +191,7 @@ class Chain:
                 f"{stage.model_path}: trained on patterns of {bundle.model.size} pixels a side, and the "
                 f"scan has {self.scan.size}; train on this scan"
             )
+        require_bound(stage.position_bound if stage.update_positions else None, self.scan.size)
         return bundle
 
     def _by_network(self, stage: StageConfig, observer: Observer) -> None:
@@ -207,6 +209,7 @@ class Chain:
             observer=observer,
             probe=light.probe,
             position_bound=stage.position_bound if stage.update_positions else None,
+            background=light.background,
         )
         # The network's object belongs to the network's probe, positions and background.
         scale = self.photons_per_unit / light.photons_per_unit

@@ -21,6 +21,7 @@ from ptycho_torch.engines.registry import make_engine, schedule_of
 from ptycho_torch.engines.start import fit_scale
 from ptycho_torch.imaging.alignment import best_scale, covered_region
 from ptycho_torch.physics.noise import noise_model
+from ptycho_torch.physics.patches import Frame
 
 EPOCHS = 8
 """Epochs of the engine."""
@@ -91,6 +92,9 @@ def _improved(
 def _estimate(reconstruction: Reconstruction, device: torch.device) -> Estimate:
     probe = torch.from_numpy(reconstruction.probe).to(device)
     estimate = flat_estimate(torch.from_numpy(reconstruction.positions), probe)
+    # The result's own canvas, which is a wider one where positions were moved.
+    top, left = reconstruction.origin_yx.tolist()
+    estimate.frame = Frame((top, left), reconstruction.object.shape)
     estimate.object = torch.from_numpy(reconstruction.object).to(device)
     if reconstruction.background is not None:
         estimate.background = torch.from_numpy(reconstruction.background).to(device)

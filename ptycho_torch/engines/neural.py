@@ -18,7 +18,7 @@ from ptycho_torch.imaging.stitching import stitch
 from ptycho_torch.networks.batch import Batch, batch_of_scan
 from ptycho_torch.networks.model import PtychoModel
 from ptycho_torch.physics.forward import merge_patches, probe_at
-from ptycho_torch.physics.patches import Frame, frame_of
+from ptycho_torch.physics.patches import Frame, frame_of, split_positions
 from ptycho_torch.physics.probe import power_of
 from ptycho_torch.physics.ranks import ALONE, Ranks
 from ptycho_torch.physics.scene import Lit, Scene, scene_of
@@ -26,7 +26,10 @@ from ptycho_torch.physics.scene import Lit, Scene, scene_of
 log = logging.getLogger(__name__)
 
 TRUSTED = 0.5
-"""Patterns whose patches stitching trusts less than this are not looked at again, nor moved: dead ones, say."""
+"""Patterns whose patches stitching trusts less than this are not looked at again, nor moved."""
+
+DARK = 0.01
+"""Share of the photons of the median pattern below which one is dead: neither looked at again nor moved, either."""
 
 AGAIN = 2
 """Looks at a whole object beyond those of a lesson: they go on improving it."""
@@ -35,7 +38,8 @@ OBJECT_DIVISOR = 8
 """The sides of an object that a network looks at are divisible by this."""
 
 MARGIN = 2
-"""Pixels of canvas beyond the outermost windows, wherever they are moved."""
+"""Pixels of canvas beyond the outermost windows, wherever they are moved. For that it is wider by a multiple of
+:data:`OBJECT_DIVISOR`, which leaves a network that pools the object where it was."""
 
 
 def reconstruct_by_network(
@@ -52,6 +56,7 @@ def reconstruct_by_network(
     metadata: dict[str, Any] | None = None,
     probe: Tensor | None = None,
     position_bound: float | None = None,
+    background: Tensor | None = None,
     ranks: Ranks = ALONE,
 ) -> Reconstruction:
     """Predict the patch of each group's centre and stitch them.
@@ -76,6 +81,7 @@ def reconstruct_by_network(
         position_bound: farthest that a position is moved on either axis, in pixels, to where the network's picture
             explains its pattern best; None: positions stay. A network that looks at the whole moves them between its
             looks, any other before a second pass.
+        background: (N, N) photons in every pattern, zero frequency at [0, 0], that positions are found beside.
         ranks: this process, the first, and those that call :func:`assist` meanwhile.
 
     Raises:
@@ -90,6 +96,7 @@ def reconstruct_by_network(
         precision,
         model.probe if probe is None else probe,
         position_bound,
+        background,
         observer or SilentObserver(),
         ranks,
     )
@@ -133,7 +140,7 @@ def assist(
     """
     silent = SilentObserver()
     work = _Work(
-        model, photons_per_unit, gridsize, centres, batch_size, precision, probe, position_bound, silent, ranks
+        model, photons_per_unit, gridsize, centres, batch_size, precision, probe, position_bound, None, silent, ranks
     )
     work.predict(work.needed(scan).batch)
     if position_bound is not None and not model.looks:
@@ -179,6 +186,7 @@ class _Work:
     precision: str
     probe: Tensor
     bound: float | None
+    background: Tensor | None
     observer: Observer
     ranks: Ranks
 
@@ -201,11 +209,12 @@ class _Work:
         else:
             patches = patches[own]
         batch = batch.take(own)
-        margin = MARGIN if self.bound is None else MARGIN + math.ceil(self.bound)
+        margin = MARGIN + OBJECT_DIVISOR * math.ceil((self.bound or 0) / OBJECT_DIVISOR)
         frame = frame_of(batch.corners, scan.size, margin)
         stitched = stitch(patches, weights[own], batch.corners, frame)
         positions = torch.from_numpy(scan.positions[self.centres])
-        trusted = torch.nonzero(stitched.trust > TRUSTED)[:, 0]
+        photons = batch.counts.sum((1, 2))
+        trusted = torch.nonzero((stitched.trust > TRUSTED) & (photons > DARK * photons.median()))[:, 0]
         return _Picture(stitched.object, stitched.coverage, frame, batch, positions, trusted)
 
     @torch.no_grad()
@@ -280,8 +289,10 @@ class _Work:
             self.observer.end()
         coverage, positions = seen.coverage, seen.positions.clone()
         if settling is not None:
-            coverage = scene.light[:rows, :columns].cpu()
             positions[seen.trusted] = settling.positions
+            corners, fractions = split_positions(positions, self.model.size)
+            moved = seen.batch._replace(corners=corners, fractions=fractions.float())
+            coverage = self._scene(moved, seen.frame, shape).light[:rows, :columns].cpu()
         obj = torch.where(coverage > 0, canvas[:rows, :columns].cpu(), 1)
         return seen._replace(object=obj, coverage=coverage, positions=positions)
 
@@ -293,6 +304,7 @@ class _Work:
             self.probe.detach().to(self.model.device),
             seen.frame,
             self.bound,
+            self.background,
         )
 
     def _scene(self, batch: Batch, frame: Frame, shape: tuple[int, int]) -> Scene:

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 PATIENCE = timedelta(minutes=10)
 """How long a rank waits for one that is silent; one that died is noticed at once."""
+
+STORE_PATIENCE = 3.0
+"""Seconds that a rank waits to be told whether another has spoken."""
 
 GRACE = 10.0
 """Seconds that a rank asked to end has to do so by itself. ``torchrun`` kills what is left after 30."""
@@ -124,10 +127,17 @@ class Ranks:
         """Whether this rank is the first to ask: that one tells people why the run ends, and all others keep silent."""
         if self.store is None:
             return True
-        try:
-            return self.store.add("spoken", 1) == 1
-        except RuntimeError:  # the store is gone, with the machine that held it
-            return True
+        answers: list[bool] = []
+
+        def ask(store: "Store") -> None:
+            # Where the store is gone, with the machine that held it, nobody has spoken that one could know of.
+            with suppress(RuntimeError):
+                answers.append(store.add("spoken", 1) == 1)
+
+        asking = threading.Thread(target=ask, args=(self.store,), daemon=True)
+        asking.start()
+        asking.join(STORE_PATIENCE)  # whoever holds the store may itself be stuck
+        return answers[0] if answers else True
 
     def leave(self) -> None:
         """The work is done, here at least."""

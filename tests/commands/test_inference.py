@@ -150,8 +150,11 @@ def test_a_scan_of_another_size_is_refused(
         (("--batch_size", "0"), "--batch_size is 0"),
         (("--positions", "none.npz"), "no such file"),
         (("--positions", "probe.npz"), "neither positions nor xcoords and ycoords in it; check --positions"),
-        (("--positions", "few.npz"), "positions of shape (2, 2), expected (36, 2)"),
+        (("--positions", "few.npz"), "positions of shape (2, 2) (float64), expected (36, 2)"),
+        (("--positions", "words.npz"), "(<U1), expected (36, 2)"),
+        (("--positions", "uneven.npz"), "xcoords are (36,) and ycoords (35,)"),
         (("--update_positions", "--position_bound", "0"), "--position_bound is 0"),
+        (("--update_positions", "--position_bound", "25"), "off by more than its 24 pixels"),
         (("--photons_per_unit", "nan"), "--photons_per_unit is nan"),
         (("--output_dir", ""), "--output_dir: an empty path"),
         (("--output_dir", "file"), "the output folder cannot be made"),
@@ -172,11 +175,14 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     (tmp_path / "file").write_text("mine")
     np.savez(tmp_path / "probe.npz", probe=np.ones((24, 24)))
     np.savez(tmp_path / "few.npz", positions=np.ones((2, 2)))
+    np.savez(tmp_path / "words.npz", positions=np.full((36, 2), "a"))
+    np.savez(tmp_path / "uneven.npz", xcoords=np.ones(36), ycoords=np.ones(35))
+    given = sorted(tmp_path.iterdir())
     code, out, err = call("inference", *words_for(model_folder, scan_file, Path("r")), "--quiet", *words)
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert err.startswith("inference: ")
     assert said in err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["few.npz", "file", "probe.npz"]
+    assert sorted(tmp_path.iterdir()) == given
 
 
 @pytest.fixture
@@ -227,7 +233,7 @@ def test_an_uncertainty_is_stated_and_checked(
 ) -> None:
     """Inference writes it, its report shows it, and evaluate says how right it is."""
     words = words_for(model_folder, scan_file, tmp_path)
-    assert call("inference", *words, "--uncertainty", "--quiet") == (0, "", "")
+    assert call("inference", *words, "--uncertainty", "--update_positions", "--quiet") == (0, "", "")
     found = load_reconstruction(tmp_path / "reconstruction.npz")
     assert found.uncertainty is not None
     lit = found.coverage > 0

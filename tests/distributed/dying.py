@@ -1,4 +1,4 @@
-"""Run on two ranks: a training whose second rank sends itself the signal that is typed first, after a whole epoch."""
+"""Run on two ranks: a training whose rank FATED (1) sends itself the signal that is typed first, after an epoch."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ def die_after_an_epoch(state: Path, fate: signal.Signals) -> None:
 if __name__ == "__main__":
     _, fate, *words = sys.argv
     folder = Path(words[words.index("--output_dir") + 1])
-    if os.environ["RANK"] == "1":
+    if os.environ["RANK"] == os.environ.get("FATED", "1"):
         state = folder / "checkpoints" / "last" / "state.safetensors"
         threading.Thread(target=die_after_an_epoch, args=(state, signal.Signals[fate]), daemon=True).start()
     raise SystemExit(main(words))

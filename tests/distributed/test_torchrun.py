@@ -95,19 +95,25 @@ def test_a_lost_rank_ends_the_run_with_a_sentence(
     assert (resumed[:-2], len(resumed)) == (kept, len(kept) + 2)
 
 
-def test_sigterm_ends_a_rank_that_waits_for_one_that_says_nothing(tmp_path: Path, scan_file: Path) -> None:
-    """Its main thread is then in a message, where Python calls no handler; the other rank is stopped, not gone."""
+@pytest.mark.parametrize("stopped", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_sigterm_ends_a_rank_that_waits_for_one_that_says_nothing(
+    stopped: int, tmp_path: Path, scan_file: Path
+) -> None:
+    """Its main thread is then in a message, where Python calls no handler; the other rank is stopped, not gone, and
+    holds the store by which ranks agree on who speaks if it is the first.
+    """
     folder = tmp_path / "model"
     words = [sys.executable, HERE / "dying.py", "SIGSTOP", *training(scan_file, folder, *ENDLESS)]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     where = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    other = subprocess.Popen(words, env=where | {"RANK": "1"}, stderr=subprocess.DEVNULL)
-    run = subprocess.Popen(words, env=where | {"RANK": "0"}, stderr=subprocess.PIPE, text=True)
+    where["FATED"] = str(stopped)
+    other = subprocess.Popen(words, env=where | {"RANK": str(stopped)}, stderr=subprocess.DEVNULL)
+    run = subprocess.Popen(words, env=where | {"RANK": str(1 - stopped)}, stderr=subprocess.PIPE, text=True)
     try:
         assert os.WIFSTOPPED(os.waitpid(other.pid, os.WUNTRACED)[1])
-        time.sleep(1)  # by then the first rank waits
+        time.sleep(1)  # by then the other waits
         run.send_signal(signal.SIGTERM)
         _, err = run.communicate(timeout=30)
     finally:
