@@ -5,6 +5,7 @@ comparison tells: with the best flat object under the same probe, after the step
 would take from it, and with what the patterns themselves show.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,13 @@ from ptycho_torch.training.loop import VALIDATION_BATCH, Patterns
 
 NEEDED_SHARE = 0.1
 """Share of what an untaught network leaves beyond counting noise that one must explain to have seen anything."""
+
+NOISY = 0.5
+"""Share of what an untaught network leaves that may be counting noise. Beyond, its steps of physics draw that noise and
+R thanks it for it, so that a good picture may come out worse."""
+
+ALIKE = 0.9
+"""Correlation with the patches of an untaught network from which on nothing has been learned."""
 
 FLAT_SPREAD = 0.25
 """Spread of the patches, as a share of that of the lifted patterns, below which they are called flat."""
@@ -56,6 +64,9 @@ class Verdict(NamedTuple):
     lift_spread: float
     """The same of the lifted patterns, noise and all: what there is to see."""
 
+    likeness: float
+    """Correlation of its patches with those of an untaught one, 0 to 1; means nothing where those are constant."""
+
     texture: float
     """Difference between the patterns over counting noise. A flat sample gives the same pattern everywhere, whatever
     the probe: 1."""
@@ -74,46 +85,59 @@ class Verdict(NamedTuple):
         return self.texture > TEXTURE + CERTAINTY * self.texture_error
 
     @property
+    def flat(self) -> bool:
+        """Whether the picture is."""
+        return self.spread < FLAT_SPREAD * self.lift_spread
+
+    @property
+    def decided(self) -> bool:
+        """Whether R tells how good the network is: not where most of it is noise, and it says something of its own that
+        is about as good as what an untaught one says."""
+        own = not self.flat and self.likeness < ALIKE
+        return not (own and self.r_floor > NOISY * self.r_untaught and abs(self.explained) < NOISY)
+
+    @property
     def collapsed(self) -> bool:
         """Whether there is something to see, and the network sees nothing of it."""
-        return self.textured and self.explained < NEEDED_SHARE
+        return self.textured and self.decided and self.explained < NEEDED_SHARE
 
     def told(self) -> str:
         """In words."""
         figures = f"R {self.r:.4g}, untaught {self.r_untaught:.4g}, counting noise alone {self.r_floor:.4g}"
         if not self.textured:
             return f"the sample is flat, as far as counting noise lets one see ({figures})"
+        if not self.decided and self.explained < NEEDED_SHARE:
+            return f"so few photons do not tell whether the network sees the sample ({figures})"
         if not self.collapsed:
             return f"the network sees the sample ({figures})"
-        flat = self.spread < FLAT_SPREAD * self.lift_spread
-        seen = (
-            "the picture is flat" if flat else "the picture explains the patterns no better than an untaught network's"
-        )
-        return f"{seen} ({figures}; its patches vary by {self.spread:.2g}, lifted patterns by {self.lift_spread:.2g})"
+        seen = "is flat" if self.flat else "explains the patterns no better than an untaught network's"
+        varying = f"its patches vary by {self.spread:.2g}, lifted patterns by {self.lift_spread:.2g}"
+        return f"the picture {seen} ({figures}; {varying})"
 
 
 @torch.no_grad()
 def judge(model: PtychoModel, patterns: Patterns) -> Verdict:
     """Judge ``model`` on ``patterns``, by its own probe or theirs."""
     probe = model.probes[patterns.scan.source] if patterns.probe is None else patterns.probe
-    sums = torch.zeros(9, dtype=torch.float64)
+    sums = torch.zeros(12, dtype=torch.float64)
     for _, indices in patterns.batches(VALIDATION_BATCH, 1, np.random.default_rng(0)):
         sums += _sums(model, patterns.scan.take(indices.to(probe.device)), patterns.probe, probe)
     texture, texture_error = _texture(patterns.scan)
-    error, floor, photons, overlap, power, spread, mean, lift_spread, lift_mean = sums.tolist()
+    error, floor, photons, overlap, power, spread, mean, lift_spread, lift_mean, *alike = sums.tolist()
     return Verdict(
         r=error / photons,
         r_untaught=1 - overlap**2 / max(power, 1e-30) / photons,
         r_floor=floor / photons,
         spread=(spread / max(mean, 1e-30)) ** 0.5,
         lift_spread=(lift_spread / max(lift_mean, 1e-30)) ** 0.5,
+        likeness=math.hypot(*alike[:2]) / max(spread * alike[2], 1e-30) ** 0.5,
         texture=texture,
         texture_error=texture_error,
     )
 
 
 def _sums(model: PtychoModel, batch: Batch, own: Tensor | None, probe: Tensor) -> Tensor:
-    """What :func:`judge` adds up over the batches, (9,) float64 on the CPU."""
+    """What :func:`judge` adds up over the batches, (12,) float64 on the CPU."""
     found = model.explain(batch, own)
     rates, measured = found.fields.intensity, batch.amplitudes
     weights = power_of(found.probes)
@@ -129,16 +153,23 @@ def _sums(model: PtychoModel, batch: Batch, own: Tensor | None, probe: Tensor) -
     )
     over_pixels = [torch.where(counted, values.double(), 0.0).sum() for values in maps]
     lifted = lift(measured, probe_at(probe, batch.fractions))
-    spreads = [part for patches in (found.patches, lifted) for part in _spread(patches, weights)]
-    return torch.stack([*over_pixels, *spreads]).cpu()
-
-
-def _spread(patches: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted variance of each patch about its own mean, and that mean's squared modulus, both summed."""
     share = (weights / weights.sum((-2, -1), keepdim=True)).double()
-    mean = (share * patches).sum((-2, -1), keepdim=True)
+    spreads = [part for patches in (found.patches, lifted) for part in _spread(patches, share)]
+    own, other = (patches - _mean(patches, share) for patches in (found.patches, untaught))
+    common = (share * own * other.conj()).sum()
+    return torch.stack([*over_pixels, *spreads, common.real, common.imag, _spread(untaught, share)[0]]).cpu()
+
+
+def _spread(patches: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Variance of each patch about its own mean, and that mean's squared modulus, both summed; ``share`` adds to 1."""
+    mean = _mean(patches, share)
     variance = (share * (patches - mean).abs().square()).sum()
     return variance, mean.abs().square().sum()
+
+
+def _mean(patches: Tensor, share: Tensor) -> Tensor:
+    """(n, 1, 1): the mean of each patch over the light."""
+    return (share * patches).sum((-2, -1), keepdim=True)
 
 
 def _texture(scan: Batch) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from ptycho_torch.networks.model import PtychoModel
 from ptycho_torch.networks.registry import NetworkConfig
 from ptycho_torch.physics.patches import extract_patches
 from ptycho_torch.training.bundle import load_bundle
-from ptycho_torch.training.collapse import judge
+from ptycho_torch.training.collapse import Verdict, judge
 from ptycho_torch.training.loop import Patterns
 
 Command = Callable[..., Any]
@@ -73,6 +73,7 @@ def test_a_network_of_zero_weights_has_collapsed(
     assert found.collapsed
     assert found.told().startswith("the picture is flat" if network == "lifted_unet" else "the picture ")
     assert found.r >= found.r_untaught * (1 - 1e-6), "no constant is better than the best"
+    assert found.likeness == pytest.approx(1, abs=1e-3) or network == "lifted_unet"
 
 
 @pytest.mark.parametrize("photons", [2e3, 2e4])
@@ -112,6 +113,28 @@ def test_noise_for_a_picture_is_told_apart_from_a_flat_one(scan: Scan) -> None:
     found = judge(model, patterns_of(scan))
     assert found.collapsed
     assert found.told().startswith("the picture explains the patterns no better")
+
+
+@pytest.mark.parametrize(
+    ("changed", "collapsed"),
+    [
+        ({}, False),
+        ({"spread": 0.1}, True),  # flat at any dose
+        ({"likeness": 0.95}, True),  # what an untaught one says
+        ({"r": 0.8}, True),  # far worse than an untaught one
+        ({"r_floor": 0.1}, True),  # at a dose that tells
+        ({"r": 0.35}, False),
+    ],
+)
+def test_few_photons_do_not_tell(changed: dict[str, float], collapsed: bool) -> None:
+    """A good picture may explain them worse than steps of physics that draw their noise, as here: NRMSE 0.3."""
+    measured = Verdict(
+        0.5904, 0.582, 0.3248, spread=1.7, lift_spread=1.0, likeness=0.5, texture=2.0, texture_error=0.01
+    )
+    found = measured._replace(**changed)
+    assert found.collapsed is collapsed
+    assert ("the picture " in found.told()) is collapsed
+    assert ("do not tell" in found.told()) is (not changed)
 
 
 def test_one_pattern_says_nothing(scan: Scan) -> None:
