@@ -52,7 +52,7 @@ class Recipe(NamedTuple):
 FRESH = Recipe(steps=900, learning_rate=3e-3, warm_up=50)
 """From fresh weights."""
 
-TUNING = Recipe(steps=200, learning_rate=2e-3, warm_up=10)
+TUNING = Recipe(steps=200, learning_rate=3e-3, warm_up=10)
 """From the weights of another training."""
 
 
