@@ -18,7 +18,7 @@ from ptycho_torch.imaging.stitching import stitch
 from ptycho_torch.networks.batch import Batch, batch_of_scan
 from ptycho_torch.networks.model import PtychoModel
 from ptycho_torch.physics.forward import merge_patches, probe_at
-from ptycho_torch.physics.patches import Frame, frame_of, split_positions
+from ptycho_torch.physics.patches import Frame, frame_of
 from ptycho_torch.physics.probe import power_of
 from ptycho_torch.physics.ranks import ALONE, Ranks
 from ptycho_torch.physics.scene import Lit, Scene, scene_of
@@ -290,9 +290,8 @@ class _Work:
         coverage, positions = seen.coverage, seen.positions.clone()
         if settling is not None:
             positions[seen.trusted] = settling.positions
-            corners, fractions = split_positions(positions, self.model.size)
-            moved = seen.batch._replace(corners=corners, fractions=fractions.float())
-            coverage = self._scene(moved, seen.frame, shape).light[:rows, :columns].cpu()
+            everything = self._scene(seen.batch.placed_at(positions), seen.frame, shape)
+            coverage = everything.light[:rows, :columns].cpu()
         obj = torch.where(coverage > 0, canvas[:rows, :columns].cpu(), 1)
         return seen._replace(object=obj, coverage=coverage, positions=positions)
 

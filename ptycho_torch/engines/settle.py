@@ -11,7 +11,7 @@ from ptycho_torch.engines.start import fit_scale
 from ptycho_torch.networks.batch import Batch
 from ptycho_torch.physics.fourier import far_field
 from ptycho_torch.physics.noise import noise_model
-from ptycho_torch.physics.patches import Frame, split_positions
+from ptycho_torch.physics.patches import Frame
 from ptycho_torch.physics.probe import power_of
 
 LONGEST_STEP = 1.0
@@ -79,8 +79,7 @@ class Settling:
         for indices in torch.arange(len(moves)).split(TOGETHER):
             moves[indices] = _displacements(optics, indices).to("cpu", torch.float64)
         self.positions = self.first + bounded(self.positions - self.first + moves, self.bound, "free")
-        corners, fractions = split_positions(self.positions, self.probe.shape[-1])
-        return self.batch._replace(corners=corners, fractions=fractions.float())
+        return self.batch.placed_at(self.positions)
 
 
 def _displacements(optics: Optics, indices: Tensor) -> Tensor:

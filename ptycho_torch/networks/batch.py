@@ -76,6 +76,11 @@ class Batch(NamedTuple):
             shown=None if self.shown is None else Shown(*(tensor.to(device) for tensor in self.shown)),
         )
 
+    def placed_at(self, positions: Tensor) -> "Batch":
+        """The same patterns at other ``positions`` (n, 2) float64 (y, x) in object pixels."""
+        corners, fractions = split_positions(positions, self.amplitudes.shape[-1])
+        return self._replace(corners=corners, fractions=fractions.float())
+
     @property
     def counts(self) -> Tensor:
         """Photons, (n, N, N)."""

@@ -155,8 +155,8 @@ def _sums(model: PtychoModel, batch: Batch, own: Tensor | None, probe: Tensor) -
     lifted = lift(measured, probe_at(probe, batch.fractions))
     share = (weights / weights.sum((-2, -1), keepdim=True)).double()
     spreads = [part for patches in (found.patches, lifted) for part in _spread(patches, share)]
-    own, other = (patches - _mean(patches, share) for patches in (found.patches, untaught))
-    common = (share * own * other.conj()).sum()
+    one, other = (patches - _mean(patches, share) for patches in (found.patches, untaught))
+    common = (share * one * other.conj()).sum()
     return torch.stack([*over_pixels, *spreads, common.real, common.imag, _spread(untaught, share)[0]]).cpu()
 
 
