@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from ptycho_torch.core.process import measure
+from ptycho_torch.profiling.processes import measure
 
 MODULE = [sys.executable, "-m"]
 

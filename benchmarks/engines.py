@@ -22,18 +22,18 @@ from statistics import median
 import numpy as np
 import torch
 
-from ptycho_torch.core.config import StageConfig
+from ptycho_torch.config.engines import StageConfig
 from ptycho_torch.core.observer import SilentObserver
-from ptycho_torch.data.npz import load_scan, save_scan
-from ptycho_torch.data.scaling import photon_scale
+from ptycho_torch.data.photons import photon_scale
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.chain import Chain
-from ptycho_torch.engines.problem import flat_estimate
-from ptycho_torch.engines.start import gaussian_probe
-from ptycho_torch.imaging.alignment import best_scale
-from ptycho_torch.imaging.consistency import consistency
-from ptycho_torch.imaging.metrics import compare_with_truth
-from ptycho_torch.networks.batch import probe_in_photons
+from ptycho_torch.engines.initialization import gaussian_probe
+from ptycho_torch.engines.pipeline import Chain
+from ptycho_torch.engines.state import flat_estimate
+from ptycho_torch.evaluation.alignment import best_scale
+from ptycho_torch.evaluation.fourier_error import consistency
+from ptycho_torch.evaluation.metrics import compare_with_truth
+from ptycho_torch.io.npz import load_scan, save_scan
+from ptycho_torch.physics.batch import probe_in_photons
 from ptycho_torch.simulation.probes import incoherent_modes
 from ptycho_torch.simulation.scan import simulate_scan
 

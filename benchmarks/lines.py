@@ -22,18 +22,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ptycho_torch.data.npz import load_scan, save_scan
-from ptycho_torch.data.probe_file import read_probe
 from ptycho_torch.data.reconstruction import Reconstruction, load_reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.imaging.stitching import stitch
-from ptycho_torch.networks.batch import batch_of_scan, probe_in_photons
-from ptycho_torch.networks.model import PtychoModel
+from ptycho_torch.io.npz import load_scan, save_scan
+from ptycho_torch.io.probe_file import read_probe
+from ptycho_torch.models.model import PtychoModel
+from ptycho_torch.models.saved_model import load_bundle
+from ptycho_torch.physics.batch import batch_of_scan, probe_in_photons
 from ptycho_torch.physics.forward import probe_at
 from ptycho_torch.physics.patches import frame_of
 from ptycho_torch.physics.probe import power_of
+from ptycho_torch.prediction.stitching import stitch
 from ptycho_torch.simulation.scan import simulate_scan
-from ptycho_torch.training.bundle import load_bundle
 
 SIDE = 392
 """Side of an object in pixels."""

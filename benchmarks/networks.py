@@ -20,14 +20,15 @@ from pathlib import Path
 
 import torch
 
-from ptycho_torch.core.config import EvaluateConfig, TrainConfig
+from ptycho_torch.config.inference import EvaluateConfig
+from ptycho_torch.config.train import TrainConfig
 from ptycho_torch.core.observer import SilentObserver
-from ptycho_torch.data.npz import load_scan
-from ptycho_torch.engines.neural import reconstruct_by_network
+from ptycho_torch.distributed.devices import select_precision
 from ptycho_torch.evaluate import evaluate
-from ptycho_torch.physics.devices import select_precision
+from ptycho_torch.io.npz import load_scan
+from ptycho_torch.models.saved_model import load_bundle
+from ptycho_torch.prediction.predict import reconstruct_by_network
 from ptycho_torch.train import train
-from ptycho_torch.training.bundle import load_bundle
 
 
 class Budget(SilentObserver):

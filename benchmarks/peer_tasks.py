@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ptycho_torch.core.config import StageConfig
+from ptycho_torch.config.engines import StageConfig
+from ptycho_torch.data.photons import photon_scale
 from ptycho_torch.data.reconstruction import Reconstruction
-from ptycho_torch.data.scaling import photon_scale
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.problem import Estimate, flat_estimate
-from ptycho_torch.engines.start import gaussian_probe, with_modes
-from ptycho_torch.imaging.alignment import align, best_scale, overlap
-from ptycho_torch.imaging.consistency import consistency
-from ptycho_torch.imaging.metrics import nrmse, scanned_box
-from ptycho_torch.networks.batch import probe_in_photons
+from ptycho_torch.engines.initialization import gaussian_probe, with_modes
+from ptycho_torch.engines.state import Estimate, flat_estimate
+from ptycho_torch.evaluation.alignment import align, best_scale, overlap
+from ptycho_torch.evaluation.fourier_error import consistency
+from ptycho_torch.evaluation.metrics import nrmse, scanned_box
+from ptycho_torch.physics.batch import probe_in_photons
 from ptycho_torch.simulation.probes import incoherent_modes
 from ptycho_torch.simulation.scan import simulate_scan
 

@@ -31,11 +31,11 @@ import peer_tasks
 import torch
 from peer_tasks import Peer, Task
 
-from ptycho_torch.core.config import StageConfig
+from ptycho_torch.config.engines import StageConfig
 from ptycho_torch.core.observer import SilentObserver
-from ptycho_torch.data.npz import load_scan
 from ptycho_torch.data.reconstruction import Reconstruction
-from ptycho_torch.engines.chain import Chain, coverage_of
+from ptycho_torch.engines.pipeline import Chain, coverage_of
+from ptycho_torch.io.npz import load_scan
 
 PACKAGES = {"ptychi": "ptychi", "cdtools": "cdtools-py"}
 Trace = list[tuple[float, dict[str, float]]]

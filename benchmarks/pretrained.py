@@ -20,24 +20,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ptycho_torch.core.config import StageConfig
+from ptycho_torch.config.engines import StageConfig
 from ptycho_torch.core.observer import SilentObserver
-from ptycho_torch.data.npz import load_scan
-from ptycho_torch.data.profile import probe_diameter
 from ptycho_torch.data.reconstruction import Reconstruction, load_reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.chain import Chain
-from ptycho_torch.engines.neural import reconstruct_by_network
-from ptycho_torch.engines.problem import flat_estimate
-from ptycho_torch.engines.start import placed_object
-from ptycho_torch.imaging.alignment import best_scale
-from ptycho_torch.imaging.consistency import consistency
-from ptycho_torch.imaging.half_scan import half_scan_correlation
-from ptycho_torch.networks.batch import probe_in_photons
+from ptycho_torch.engines.initialization import placed_object
+from ptycho_torch.engines.pipeline import Chain
+from ptycho_torch.engines.state import flat_estimate
+from ptycho_torch.evaluation.alignment import best_scale
+from ptycho_torch.evaluation.fourier_error import consistency
+from ptycho_torch.evaluation.half_split import half_scan_correlation
+from ptycho_torch.io.npz import load_scan
+from ptycho_torch.io.profile import probe_diameter
+from ptycho_torch.models.saved_model import load_bundle
+from ptycho_torch.physics.batch import probe_in_photons
+from ptycho_torch.prediction.predict import reconstruct_by_network
 from ptycho_torch.simulation.objects import OBJECTS
 from ptycho_torch.simulation.scan import simulate_scan
 from ptycho_torch.simulation.trajectories import TRAJECTORIES
-from ptycho_torch.training.bundle import load_bundle
 
 
 @dataclass

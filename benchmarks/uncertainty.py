@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ptycho_torch.data.npz import load_scan, save_scan
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.doubt import with_uncertainty
-from ptycho_torch.engines.neural import reconstruct_by_network
-from ptycho_torch.imaging.calibration import MULTIPLES, calibration_of, expected_shares
-from ptycho_torch.imaging.metrics import compare_with_truth
+from ptycho_torch.engines.uncertainty import with_uncertainty
+from ptycho_torch.evaluation.metrics import compare_with_truth
+from ptycho_torch.evaluation.uncertainty_calibration import MULTIPLES, calibration_of, expected_shares
+from ptycho_torch.io.npz import load_scan, save_scan
+from ptycho_torch.models.saved_model import Bundle, load_bundle
+from ptycho_torch.prediction.predict import reconstruct_by_network
 from ptycho_torch.simulation.scan import recipe_with, simulate_recipe
-from ptycho_torch.training.bundle import Bundle, load_bundle
 
 
 def trained(folder: Path, photons: float) -> Bundle:

@@ -8,10 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ptycho_torch.data.npz import load_scan, save_scan
     from ptycho_torch.data.reconstruction import Reconstruction, load_reconstruction
     from ptycho_torch.data.scan import Scan
-    from ptycho_torch.training.bundle import Bundle, load_bundle
+    from ptycho_torch.io.npz import load_scan, save_scan
+    from ptycho_torch.models.saved_model import Bundle, load_bundle
 
 __version__ = "0.1.0"
 
@@ -28,12 +28,12 @@ __all__ = [
 
 _HOMES = {
     "Scan": "ptycho_torch.data.scan",
-    "load_scan": "ptycho_torch.data.npz",
-    "save_scan": "ptycho_torch.data.npz",
+    "load_scan": "ptycho_torch.io.npz",
+    "save_scan": "ptycho_torch.io.npz",
     "Reconstruction": "ptycho_torch.data.reconstruction",
     "load_reconstruction": "ptycho_torch.data.reconstruction",
-    "Bundle": "ptycho_torch.training.bundle",
-    "load_bundle": "ptycho_torch.training.bundle",
+    "Bundle": "ptycho_torch.models.saved_model",
+    "load_bundle": "ptycho_torch.models.saved_model",
 }
 
 

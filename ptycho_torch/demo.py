@@ -1,67 +1,9 @@
-"""From nothing to a report: simulate a scan, train on it, infer, stitch and evaluate.
+"""Launcher of ``python -m ptycho_torch.demo``: see :mod:`ptycho_torch.commands.demo`."""
 
-::
+from ptycho_torch.cli.launcher import forward_attributes, make_main
 
-    python -m ptycho_torch.demo --output_dir demo_output
-
-Runs the same commands that a person would type, and shows each.
-"""
-
-import shlex
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-
-from ptycho_torch import cli
-from ptycho_torch.core.config import DemoConfig
-from ptycho_torch.core.errors import PtychoError
-from ptycho_torch.core.files import make_output_dir
-
-EPOCHS = 30
-"""About twice the recipe: a minute or so more, for a picture worth looking at."""
-
-
-def demo(config: DemoConfig) -> Path:
-    """Run the whole road in ``config.output_dir``; return the report to open.
-
-    Raises:
-        PtychoError: a step failed; it has said why.
-    """
-    from importlib import import_module
-
-    folder = make_output_dir(config.output_dir)
-    scan, model, result = folder / "scan.npz", folder / "model", folder / "reconstruction"
-    for words in (
-        f"simulate {_quoted(scan)} --preset run1084 --photons 1e6 --seed {config.seed}",
-        f"describe {_quoted(scan)}",
-        f"train --train_data_file {_quoted(scan)} --output_dir {_quoted(model)} --seed {config.seed}"
-        f" --max_epochs {EPOCHS}",
-        f"inference --model_path {_quoted(model)} --test_data {_quoted(scan)} --output_dir {_quoted(result)}",
-        f"evaluate {_quoted(result / 'reconstruction.npz')} --truth {_quoted(scan)} --scan {_quoted(scan)}"
-        f" --output_dir {_quoted(folder / 'evaluation')}",
-    ):
-        verb, *arguments = shlex.split(words)
-        arguments += ["--quiet"] * config.quiet
-        print(f"\n$ python -m ptycho_torch.{words}", flush=True)
-        code = import_module(f"ptycho_torch.{verb}").main(arguments)
-        if code:
-            raise PtychoError(f"{verb} ended with exit code {code}")
-    return folder / "evaluation" / "report.html"
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
-
-
-def _command(config: DemoConfig) -> None:
-    report = demo(config)
-    print(f"\nThe picture of the object, and how good it is: open {report}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return cli.run_verb(DemoConfig, _command, argv, "ptycho-torch demo")
-
+main = make_main("demo")
+__getattr__ = forward_attributes("demo")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main(None))

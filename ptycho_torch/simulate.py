@@ -1,53 +1,9 @@
-"""Make a scan file from a simulated object.
+"""Launcher of ``python -m ptycho_torch.simulate``: see :mod:`ptycho_torch.commands.simulate`."""
 
-::
+from ptycho_torch.cli.launcher import forward_attributes, make_main
 
-    python -m ptycho_torch.simulate scan.npz --preset run1084 --photons 1e6 --seed 0
-"""
-
-from collections.abc import Sequence
-from pathlib import Path
-
-from ptycho_torch import cli
-from ptycho_torch.core.config import SimulateConfig
-
-
-def simulate(config: SimulateConfig) -> Path:
-    """Write the scan that ``config`` describes; return its path. The same settings give the same bytes.
-
-    Raises:
-        ConfigError: an unknown object or probe, or parts that do not fit together.
-        DataError: the file cannot be written.
-    """
-    from ptycho_torch.data.npz import save_scan
-    from ptycho_torch.simulation.scan import recipe_with, simulate_recipe
-
-    recipe = recipe_with(
-        config.preset,
-        object=config.object,
-        probe=config.probe,
-        trajectory=config.trajectory,
-        size=config.size,
-        positions=config.positions,
-        overlap=config.overlap,
-        jitter=config.jitter,
-        modes=config.modes,
-        photons=config.photons,
-    )
-    save_scan(config.output, simulate_recipe(recipe, config.seed), config.layout)
-    return config.output
-
-
-def _command(config: SimulateConfig) -> None:
-    path = simulate(config)
-    if not config.quiet:
-        print(f"{path}: written; python -m ptycho_torch.describe {path} says what is in it")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return cli.run_verb(SimulateConfig, _command, argv, "ptycho-torch simulate")
-
+main = make_main("simulate")
+__getattr__ = forward_attributes("simulate")
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(None))

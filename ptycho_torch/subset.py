@@ -1,68 +1,9 @@
-"""Cut a small deterministic fixture out of a big scan file, with a JSON record of how it was made.
+"""Launcher of ``python -m ptycho_torch.subset``: see :mod:`ptycho_torch.commands.subset`."""
 
-    python -m ptycho_torch.subset --source scan.npz --output fixture.npz --subset_size 64
+from ptycho_torch.cli.launcher import forward_attributes, make_main
 
-The fixture is a canonical scan file with the same bytes on any day. Patterns, coordinates and all else that belongs to
-a pattern are cut by the same indices, which the file keeps as ``source_index``.
-"""
-
-from collections.abc import Iterator, Sequence
-from typing import Any
-
-from ptycho_torch.cli import run_verb
-from ptycho_torch.core.config import SubsetConfig
-
-
-def subset(config: SubsetConfig) -> dict[str, Any]:
-    """Write the fixture ``config.output`` and its record; return the record.
-
-    Raises:
-        PtychoError: the source cannot be read or breaks the contract, a setting does not fit it, or a file cannot be
-            written; then nothing new is left.
-    """
-    from ptycho_torch.data.subset import cut_file
-
-    return cut_file(config)
-
-
-def _command(config: SubsetConfig) -> None:
-    record = subset(config)
-    if not config.quiet:
-        print("\n".join(_report(record, config)))
-
-
-def _report(record: dict[str, Any], config: SubsetConfig) -> Iterator[str]:
-    count, size, _ = record["fixture"]["arrays"]["diffraction"]["shape"]
-    coverage, groups = record["coverage"], record["groups"]
-    fixture, source = (record["overlap"][name] for name in ("fixture", "source"))
-    yield f"{config.output}: {count} of {record['source']['patterns']} patterns, {size} × {size} pixels"
-    yield (
-        f"  coverage  {coverage['y']:.1%} of the range of y, {coverage['x']:.1%} of x; {coverage['positions']:.1%} of "
-        "the source's positions lie under a kept probe"
-    )
-    yield f"  overlap   {_share(fixture['overlap'])}, in the source {_share(source['overlap'])}"
-    yield f"  groups    {groups['apart']} apart at gridsize {groups['gridsize']}, {groups['with_overlap']} with overlap"
-    yield f"  photons   {_photons(record['photons'])}"
-    broken = [violation["rule"] for violation in record["contract"]["violations"]]
-    yield f"  contract  {'kept' if record['contract']['valid'] else 'broken'}{': ' * bool(broken)}{', '.join(broken)}"
-    yield f"  sha256    {record['fixture']['sha256']}"
-    yield f"  record    {config.metadata_out or config.output.with_suffix('.json')}"
-
-
-def _share(value: float | None) -> str:
-    return "none" if value is None else f"{value:.1%}"
-
-
-def _photons(photons: dict[str, Any]) -> str:
-    if photons["per_unit"] is None:
-        return "nothing says how many; each reader assumes its own"
-    return f"{photons['per_pattern']:.7g} a pattern, known from the {photons['origin']}"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``ptycho-torch subset``."""
-    return run_verb(SubsetConfig, _command, argv, "ptycho-torch subset")
-
+main = make_main("subset")
+__getattr__ = forward_attributes("subset")
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(None))

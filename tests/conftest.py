@@ -10,61 +10,14 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from helpers import Arrays, Complex, Known, Outcome, canonical_arrays, field, legacy_arrays, make_known, make_scan
 
-from ptycho_torch.data.npz import save_scan
 from ptycho_torch.data.scan import Scan
-
-
-class Outcome(NamedTuple):
-    """What a command leaves on the terminal."""
-
-    code: int
-    out: str
-    err: str
-
-
-def a_probe(size: int, modes: int = 1) -> NDArray[np.complex64]:
-    """A bright spot with a curved phase and no symmetry; further modes are weaker and of another shape."""
-    y, x = np.mgrid[:size, :size] - size / 2
-    spot = np.exp(-((y - 1) ** 2 + 1.3 * (x + 0.5) ** 2 + 0.3 * x * y) / (2 * (size / 6) ** 2))
-    curved = spot * np.exp(2j * (y**2 + 0.7 * x**2 + 0.5 * y) / size)
-    return np.stack([curved * (0.3 * (x + mode) / size * 4) ** mode for mode in range(modes)]).astype(np.complex64)
-
-
-def an_object(rows: int, columns: int) -> NDArray[np.complex128]:
-    """Amplitude 0.7 to 1 and phase up to 1 rad: waves, and a bar that no rotation or mirror keeps."""
-    y, x = np.mgrid[:rows, :columns]
-    texture = np.sin(y / 3.1) * np.cos(x / 4.3 + y / 11) / 2 + 0.5
-    bar = (np.abs(y - 0.4 * rows) < 3) & (x > 0.3 * columns)
-    return (1 - 0.3 * texture) * np.exp(1j * (0.6 * texture + 0.4 * bar))
-
-
-def make_scan(n: int = 36, size: int = 24, seed: int = 0, modes: int = 1, photons: float = 2e4) -> Scan:
-    """A jittered raster of ``n`` positions, about 4 px apart, over an object with room to spare; Poisson counts.
-
-    ``photons`` is the mean total of a pattern; 0 leaves out the counting noise (at 1e4 photons).
-    """
-    import torch
-
-    from ptycho_torch.physics.forward import from_object
-
-    rng = np.random.default_rng(seed)
-    columns = int(np.ceil(np.sqrt(n)))
-    grid = np.stack(np.divmod(np.arange(n), columns), 1) * 4.0
-    positions = grid + rng.uniform(-1, 1, (n, 2)) + size // 2 + 4
-    obj = an_object(*(int(extent) + size for extent in positions.max(0) + 4)).astype(np.complex64)
-    probe = a_probe(size, modes)
-    lit, light = (torch.from_numpy(array).to(torch.complex128) for array in (obj, probe))
-    expected = from_object(lit, light, torch.from_numpy(positions)).intensity.numpy()
-    expected *= (photons or 1e4) / expected.sum((1, 2)).mean()
-    counts = rng.poisson(expected) if photons else expected
-    amplitudes = np.fft.fftshift(np.sqrt(counts), axes=(1, 2)).astype(np.float32)
-    return Scan(amplitudes, positions, probe, truth=obj, photons_per_unit=1.0)
+from ptycho_torch.io.npz import save_scan
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +51,7 @@ def legacy_file(tmp_path_factory: pytest.TempPathFactory, scan: Scan) -> Path:
 @pytest.fixture(scope="session")
 def train_to(scan_file: Path) -> Callable[..., Path]:
     """Trains a narrow network on ``scan_file`` for one epoch into a folder; settings may be changed by name."""
-    from ptycho_torch.core.config import TrainConfig
+    from ptycho_torch.config.train import TrainConfig
     from ptycho_torch.train import train
 
     def train_to_folder(folder: Path, **settings: Any) -> Path:
@@ -156,3 +109,45 @@ def command() -> Callable[..., Outcome]:
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return run_command
+
+
+@pytest.fixture(scope="session")
+def known() -> Known:
+    """Without noise."""
+    return make_known()
+
+
+@pytest.fixture(scope="session")
+def simulate() -> Callable[..., Known]:
+    """Makes a known scan from ``size``, ``modes``, ``photons`` and ``noise``."""
+    return make_known
+
+
+@pytest.fixture(scope="session")
+def object_at() -> Callable[..., Complex]:
+    """Samples the object's formula at any rows and columns."""
+    return field
+
+
+@pytest.fixture
+def canonical() -> Callable[..., Arrays]:
+    """Makes the arrays of a valid canonical file from ``n``, ``size`` and ``seed``."""
+    return canonical_arrays
+
+
+@pytest.fixture
+def legacy() -> Callable[..., Arrays]:
+    """Makes the arrays of the same scan in the legacy layout."""
+    return legacy_arrays
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write arrays to an NPZ file and return its path."""
+
+    def write_arrays(arrays: Arrays, name: str = "scan.npz") -> Path:
+        path = tmp_path / name
+        np.savez(path, **arrays)
+        return path
+
+    return write_arrays

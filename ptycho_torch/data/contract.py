@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_torch.core.config import AxisOrder, Measurement
+from ptycho_torch.config.base import AxisOrder, Measurement
 from ptycho_torch.core.errors import ContractError
-from ptycho_torch.data.grid import coordinate_scale
+from ptycho_torch.data.coordinates import coordinate_scale
 from ptycho_torch.data.layout import (
     Arrays,
     Header,

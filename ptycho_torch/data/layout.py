@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_torch.core.config import AxisOrder, Measurement
+from ptycho_torch.config.base import AxisOrder, Measurement
 
 
 class Header(NamedTuple):

@@ -74,7 +74,7 @@ def load_reconstruction(path: str | Path) -> Reconstruction:
     Raises:
         DataError: the file is missing, is no NPZ, lacks a key, or its parts do not fit.
     """
-    from ptycho_torch.data.npz import read_arrays
+    from ptycho_torch.io.npz import read_arrays
 
     arrays = read_arrays(Path(path))
     wanted = ("object", "coverage", "origin_yx", "probe", "positions", "metadata")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 class Scan:
     """A validated ptychographic scan of ``n`` patterns of ``N`` × ``N`` pixels.
 
-    Made by :func:`ptycho_torch.data.npz.load_scan` or :mod:`ptycho_torch.simulation`, which check the rules of
+    Made by :func:`ptycho_torch.io.npz.load_scan` or :mod:`ptycho_torch.simulation`, which check the rules of
     ``specs/data_contracts.md``; :func:`ptycho_torch.data.contract.check_scan` checks one made by hand.
     """
 

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ptycho_torch.core.errors import ConfigError
-from ptycho_torch.engines.loop import Engine
-from ptycho_torch.engines.optics import Optics
-from ptycho_torch.engines.problem import Estimate, Measurement
+from ptycho_torch.engines.measurement_model import Optics
+from ptycho_torch.engines.runner import Engine
+from ptycho_torch.engines.state import Estimate, Measurement
 from ptycho_torch.physics.forward import from_patches, probe_at
 from ptycho_torch.physics.probe import power_of
-from ptycho_torch.physics.regularisers import squared_differences, total_variation
+from ptycho_torch.physics.regularizers import squared_differences, total_variation
 
 Light = TypeVar("Light", float, Tensor)
 

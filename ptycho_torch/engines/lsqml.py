@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ptycho_torch.engines.loop import Engine
-from ptycho_torch.engines.optics import Correction, Optics
+from ptycho_torch.engines.measurement_model import Correction, Optics
+from ptycho_torch.engines.nuisance import Refinement, RefineSettings
 from ptycho_torch.engines.pie import COARSE, sum_of_modes
-from ptycho_torch.engines.problem import Estimate, Measurement
-from ptycho_torch.engines.refine import Refinement, RefineSettings
+from ptycho_torch.engines.runner import Engine
+from ptycho_torch.engines.state import Estimate, Measurement
 from ptycho_torch.physics.probe import power_of
 
 

@@ -4,17 +4,17 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import NamedTuple
 
-from ptycho_torch.core.config import StageConfig
+from ptycho_torch.config.engines import StageConfig
 from ptycho_torch.core.errors import ConfigError
-from ptycho_torch.engines.constraint import Constraint, read_support
+from ptycho_torch.engines.constraints import Constraint, read_support
+from ptycho_torch.engines.difference_map import DifferenceMap, Projections, ProjectionSettings, Raar
+from ptycho_torch.engines.epie import Sequential, SequentialSettings
 from ptycho_torch.engines.gradient import Gradient, GradientSettings
-from ptycho_torch.engines.loop import Engine, Schedule
 from ptycho_torch.engines.lsqml import Lsqml, LsqmlSettings
+from ptycho_torch.engines.nuisance import RefineSettings
 from ptycho_torch.engines.pie import Pie, PieSettings
-from ptycho_torch.engines.problem import Estimate, Measurement
-from ptycho_torch.engines.projections import DifferenceMap, Projections, ProjectionSettings, Raar
-from ptycho_torch.engines.refine import RefineSettings
-from ptycho_torch.engines.sequential import Sequential, SequentialSettings
+from ptycho_torch.engines.runner import Engine, Schedule
+from ptycho_torch.engines.state import Estimate, Measurement
 
 
 class Entry(NamedTuple):
@@ -115,7 +115,7 @@ def _gradient(measurement: Measurement, estimate: Estimate, stage: StageConfig, 
 
 
 REFINED = frozenset({"position_method", "position_model", "update_intensity"})
-"""What engines use that refine by :mod:`~ptycho_torch.engines.refine`."""
+"""What engines use that refine by :mod:`~ptycho_torch.engines.nuisance`."""
 
 ENGINES: dict[str, Entry] = {
     "pie": Entry(_pie, 20, 48, 32, uses=REFINED | {"step", "momentum"}),

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ptycho_torch.distributed.process_group import Ranks
 from ptycho_torch.physics.fourier import far_field, fourier_shift
 from ptycho_torch.physics.patches import extract_patches, place_patches, split_positions
 from ptycho_torch.physics.probe import power_of
-from ptycho_torch.physics.ranks import Ranks
 
 
 class Wavefields(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_torch.simulation.fields import (
+from ptycho_torch.simulation.image_primitives import (
     Field,
     Shape,
     band_limited_noise,
@@ -15,7 +15,7 @@ from ptycho_torch.simulation.fields import (
     text_mask,
 )
 from ptycho_torch.simulation.photographs import load_photographs
-from ptycho_torch.simulation.pictures import PICTURES
+from ptycho_torch.simulation.textures import PICTURES
 
 Object = NDArray[np.complex128]
 
@@ -85,7 +85,7 @@ def contrasted(pictures: NDArray[np.float32], rng: np.random.Generator) -> Objec
 
 
 def drawn(name: str) -> Callable[[Shape, np.random.Generator], Object]:
-    """Objects of the family ``name`` of :data:`~ptycho_torch.simulation.pictures.PICTURES`."""
+    """Objects of the family ``name`` of :data:`~ptycho_torch.simulation.textures.PICTURES`."""
     return lambda shape, rng: contrasted(PICTURES[name](shape, rng), rng)
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_torch.simulation.fields import Shape
+from ptycho_torch.simulation.image_primitives import Shape
 
 NAMES = (
     "astronaut",

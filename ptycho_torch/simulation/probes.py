@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import ConfigError
-from ptycho_torch.simulation.families import FAMILIES
-from ptycho_torch.simulation.waves import pixel_grid as pixel_grid
+from ptycho_torch.simulation.probe_families import FAMILIES
+from ptycho_torch.simulation.wavefields import pixel_grid as pixel_grid
 
 Probe = NDArray[np.complex128]
 
@@ -36,7 +36,7 @@ def gaussian(size: int) -> Probe:
 
 
 def member(family: str, number: int) -> Callable[[int], Probe]:
-    """One probe of a family of :data:`~ptycho_torch.simulation.families.FAMILIES`: the draw of that number."""
+    """One probe of a family of :data:`~ptycho_torch.simulation.probe_families.FAMILIES`: the draw of that number."""
     return lambda size: FAMILIES[family](size, np.random.default_rng(number))
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from ptycho_torch.core.errors import BundleError, ConfigError
 from ptycho_torch.core.files import make_output_dir, write_text
-from ptycho_torch.training.bundle import load_tensors, save_tensors
-from ptycho_torch.training.optimiser import Optimiser
+from ptycho_torch.models.saved_model import load_tensors, save_tensors
+from ptycho_torch.training.optimizer import Optimiser
 
 CHECKPOINT = Path("checkpoints") / "last" / "state.safetensors"
 

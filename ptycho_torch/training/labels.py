@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.networks.batch import Batch
+from ptycho_torch.physics.batch import Batch
 from ptycho_torch.physics.forward import probe_at
 from ptycho_torch.physics.fourier import far_field
 from ptycho_torch.physics.probe import power_of

@@ -13,12 +13,12 @@ import torch
 
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.observer import Observer
-from ptycho_torch.networks.model import PtychoModel
-from ptycho_torch.physics.ranks import ALONE, Ranks
-from ptycho_torch.simulation.stream import Lesson, Stream
+from ptycho_torch.distributed.process_group import ALONE, Ranks
+from ptycho_torch.models.model import PtychoModel
+from ptycho_torch.simulation.dataset import Lesson, Stream
 from ptycho_torch.training.checkpoint import Epoch, load_checkpoint, save_checkpoint
-from ptycho_torch.training.lessons import mark
-from ptycho_torch.training.optimiser import Optimiser, Pace
+from ptycho_torch.training.losses import mark
+from ptycho_torch.training.optimizer import Optimiser, Pace
 from ptycho_torch.training.tracking import Tracker
 
 ROUND = 200

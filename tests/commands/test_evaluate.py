@@ -11,11 +11,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ptycho_torch.core.config import EvaluateConfig
-from ptycho_torch.data.npz import save_scan
+from ptycho_torch.config.inference import EvaluateConfig
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.evaluate import evaluate
+from ptycho_torch.io.npz import save_scan
 from ptycho_torch.physics.forward import from_object
 
 SIZE, PHOTONS_PER_UNIT = 16, 4.0
@@ -164,8 +164,8 @@ def test_the_run1084_twin_is_its_own_truth(tmp_path: Path) -> None:
     Nearly: this file was made by shifting the object between pixels where the package shifts the probe. Their product
     reaches beyond the detector's band, and what wraps round differs: R of 0.0011 without any noise.
     """
-    from ptycho_torch.data.npz import load_scan
-    from ptycho_torch.data.scaling import photon_scale
+    from ptycho_torch.data.photons import photon_scale
+    from ptycho_torch.io.npz import load_scan
 
     path = Path(os.environ["PTYCHO_TORCH_DATA"]) / "run1084" / "Run1084_twin_legacy.npz"
     scan = load_scan(path)
@@ -179,7 +179,7 @@ def test_the_run1084_twin_is_its_own_truth(tmp_path: Path) -> None:
     trial = Reconstruction(
         scan.truth, coverage.astype(np.float32), np.zeros(2, np.int64), scan.probe, scan.positions, unit
     )
-    from ptycho_torch.imaging.consistency import expected_photons
+    from ptycho_torch.evaluation.fourier_error import expected_photons
 
     photons = float(np.sum(scan.amplitudes[:64] ** 2, dtype=np.float64)) * unit
     power = photons / float(expected_photons(trial, scan.positions[:64]).sum())

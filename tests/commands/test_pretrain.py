@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ptycho_torch.data.npz import save_scan
 from ptycho_torch.data.reconstruction import load_reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.training.bundle import load_bundle
+from ptycho_torch.io.npz import save_scan
+from ptycho_torch.models.saved_model import load_bundle
 
 Command = Callable[..., Any]
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import yaml
 
-from ptycho_torch.data.npz import load_scan, save_scan
 from ptycho_torch.data.reconstruction import load_reconstruction
+from ptycho_torch.io.npz import load_scan, save_scan
 
 Call = Callable[..., Any]
 QUICK = ("--epochs", "4", "--batch_size", "8", "--device", "cpu", "--no_report")
@@ -118,7 +118,7 @@ def test_starts_of_probe_and_positions(call: Call, scan_file: Path, tmp_path: Pa
         (("--engine", "pye"), "pie"),
         (("--then", "pie:epochs"), "epochs=20"),
         (("--then", "pye:epochs=2"), "pie"),
-        (("--then", "pie:colour=2"), "--colour"),
+        (("--then", "pie:colour=2"), "unknown setting colour"),
         (("--then", "pie:epochs=-1"), "--epochs"),
         (("--engine", "neural"), "--model_path"),
         (("--then", "neural:model_path=none"), "none"),

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from ptycho_torch.data.npz import load_scan, save_scan
 from ptycho_torch.data.reconstruction import load_reconstruction
+from ptycho_torch.io.npz import load_scan, save_scan
 
 Call = Callable[..., Any]
 QUICK = ("--epochs", "4", "--batch_size", "8", "--device", "cpu")
@@ -112,7 +112,7 @@ def test_a_chain_from_a_network_is_judged_too(call: Call, scan_file: Path, model
         (("--holdout", "-0.1"), "--holdout"),
         (("--holdout", "nan"), "--holdout"),
         (("--holdout", "1e-12"), "draws none"),
-        (("--then", "pie:holdout=0.1"), "--holdout"),
+        (("--then", "pie:holdout=0.1"), "unknown setting holdout"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ptycho_torch.data.npz import load_scan, read_arrays, save_scan
 from ptycho_torch.data.scan import Scan
+from ptycho_torch.io.npz import load_scan, read_arrays, save_scan
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "tools" / "make_pytorch_integration_fixture.py"
 VERB = ("-m", "ptycho_torch.subset")

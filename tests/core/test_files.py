@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ptycho_torch.core.clock import Clock
 from ptycho_torch.core.errors import ContractError, DataError, PtychoError
 from ptycho_torch.core.files import make_output_dir, write_json, write_text, written_whole
+from ptycho_torch.core.timing import Clock
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

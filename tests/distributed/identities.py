@@ -5,17 +5,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from conftest import make_scan
+from helpers import make_scan
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ptycho_torch.networks.batch import Batch, batch_of_scan, probe_in_photons
-from ptycho_torch.networks.model import PtychoModel
-from ptycho_torch.networks.registry import NetworkConfig
+from ptycho_torch.distributed.process_group import ALONE, Ranks, join
+from ptycho_torch.models.model import PtychoModel
+from ptycho_torch.models.registry import NetworkConfig
+from ptycho_torch.physics.batch import Batch, batch_of_scan, probe_in_photons
 from ptycho_torch.physics.patches import extract_patches
-from ptycho_torch.physics.ranks import ALONE, Ranks, join
-from ptycho_torch.training.loop import Patterns, Settings, Trainer
-from ptycho_torch.training.teacher import Teacher
+from ptycho_torch.training.targets import Teacher
+from ptycho_torch.training.trainer import Patterns, Settings, Trainer
 
 EXACT = 1e-10
 

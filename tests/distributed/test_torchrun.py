@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ptycho_torch.training.bundle import load_bundle
+from ptycho_torch.models.saved_model import load_bundle
 
 Command = Callable[..., Any]
 Train = Callable[..., Path]

@@ -2,18 +2,18 @@
 
 import numpy as np
 import torch
-from conftest import make_scan
+from helpers import make_scan
 from torch import Tensor
 
-from ptycho_torch.engines import neural
-from ptycho_torch.networks.batch import batch_of_scan, probe_in_photons
-from ptycho_torch.networks.model import PtychoModel
-from ptycho_torch.networks.registry import NetworkConfig
+from ptycho_torch.distributed.process_group import ALONE, Ranks, join
+from ptycho_torch.models.model import PtychoModel
+from ptycho_torch.models.registry import NetworkConfig
+from ptycho_torch.physics.batch import batch_of_scan, probe_in_photons
 from ptycho_torch.physics.forward import probe_at
-from ptycho_torch.physics.ranks import ALONE, Ranks, join
-from ptycho_torch.physics.scene import Lit, common_step, cut, merged, neighbourhood, sweep
-from ptycho_torch.simulation.stream import Lesson, Stream, StreamSettings
-from ptycho_torch.training.lessons import mark
+from ptycho_torch.physics.updates import Lit, common_step, cut, merged, neighbourhood, sweep
+from ptycho_torch.prediction import predict as neural
+from ptycho_torch.simulation.dataset import Lesson, Stream, StreamSettings
+from ptycho_torch.training.losses import mark
 
 
 def stirred(size: int, probe: Tensor | None = None) -> PtychoModel:

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ptycho_torch.core.config import StageConfig
+from ptycho_torch.config.engines import StageConfig
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.gradient import OPTIMIZERS, Gradient, GradientSettings
-from ptycho_torch.engines.loop import Run, Schedule
-from ptycho_torch.engines.problem import Estimate, Measurement, flat_estimate, measurement_of
 from ptycho_torch.engines.registry import make_engine
+from ptycho_torch.engines.runner import Run, Schedule
+from ptycho_torch.engines.state import Estimate, Measurement, flat_estimate, measurement_of
 from ptycho_torch.physics.forward import from_object
 from ptycho_torch.physics.noise import NOISE_MODELS, noise_model
 from ptycho_torch.physics.patches import Frame

@@ -9,11 +9,11 @@ import torch
 
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.loop import Run, Schedule
 from ptycho_torch.engines.lsqml import Lsqml, LsqmlSettings, least_squares_length, least_squares_lengths
-from ptycho_torch.engines.problem import Estimate, Measurement, flat_estimate, measurement_of
-from ptycho_torch.engines.refine import RefineSettings
-from ptycho_torch.networks.batch import probe_in_photons
+from ptycho_torch.engines.nuisance import RefineSettings
+from ptycho_torch.engines.runner import Run, Schedule
+from ptycho_torch.engines.state import Estimate, Measurement, flat_estimate, measurement_of
+from ptycho_torch.physics.batch import probe_in_photons
 from ptycho_torch.physics.forward import from_object
 from ptycho_torch.physics.noise import noise_model
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ptycho_torch.core.config import StageConfig
+from ptycho_torch.config.engines import StageConfig
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.engines.registry import ENGINES, require_engine, uses
 

@@ -7,10 +7,10 @@ import torch
 
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.observer import SilentObserver
-from ptycho_torch.networks.model import PtychoModel
-from ptycho_torch.networks.registry import NetworkConfig
-from ptycho_torch.simulation.stream import Stream, StreamSettings
-from ptycho_torch.training.optimiser import Pace
+from ptycho_torch.models.model import PtychoModel
+from ptycho_torch.models.registry import NetworkConfig
+from ptycho_torch.simulation.dataset import Stream, StreamSettings
+from ptycho_torch.training.optimizer import Pace
 from ptycho_torch.training.pretraining import Course, Pretrainer
 from ptycho_torch.training.tracking import NoTracker
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from ptycho_torch.core.errors import ConfigError, PtychoError
-from ptycho_torch.data.npz import save_scan
 from ptycho_torch.data.reconstruction import load_reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.training.bundle import load_bundle
+from ptycho_torch.io.npz import save_scan
+from ptycho_torch.models.saved_model import load_bundle
 
 Command = Callable[..., Any]
 Train = Callable[..., Path]
@@ -103,11 +103,11 @@ def test_workers_change_no_byte(tmp_path: Path, train_to: Train, files: tuple[Pa
 
 
 def test_batches_are_of_one_scan_in_random_order(tmp_path: Path, files: tuple[Path, ...]) -> None:
-    from ptycho_torch.core.config import TrainConfig
-    from ptycho_torch.networks.model import PtychoModel
-    from ptycho_torch.networks.registry import NetworkConfig
-    from ptycho_torch.training.loop import Settings, Trainer
-    from ptycho_torch.training.sources import load_sources, patterns_of
+    from ptycho_torch.config.train import TrainConfig
+    from ptycho_torch.models.model import PtychoModel
+    from ptycho_torch.models.registry import NetworkConfig
+    from ptycho_torch.training.datasets import load_sources, patterns_of
+    from ptycho_torch.training.trainer import Settings, Trainer
 
     config = TrainConfig(train_data_file=files, output_dir=tmp_path)
     sources = load_sources(config, torch.device("cpu"))

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from ptycho_torch.core.config import TrainConfig
+from ptycho_torch.config.train import TrainConfig
 from ptycho_torch.data.grouping import nearest_groups
-from ptycho_torch.data.npz import load_scan, save_scan
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.networks.batch import batch_of_scan, probe_in_photons
-from ptycho_torch.networks.model import PtychoModel
-from ptycho_torch.networks.registry import NetworkConfig
+from ptycho_torch.io.npz import load_scan, save_scan
+from ptycho_torch.models.model import PtychoModel
+from ptycho_torch.models.registry import NetworkConfig
+from ptycho_torch.models.saved_model import load_bundle
+from ptycho_torch.physics.batch import batch_of_scan, probe_in_photons
 from ptycho_torch.physics.noise import NOISE_MODELS, masked_mean, noise_model
 from ptycho_torch.train import train
-from ptycho_torch.training.bundle import load_bundle
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import ConfigError, DataError
-from ptycho_torch.data.npz import save_scan
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.neural import reconstruct_by_network
-from ptycho_torch.imaging.metrics import compare_with_truth
-from ptycho_torch.networks.batch import batch_of_scan, probe_in_photons
+from ptycho_torch.evaluation.metrics import compare_with_truth
+from ptycho_torch.io.npz import save_scan
+from ptycho_torch.models.saved_model import load_bundle
+from ptycho_torch.physics.batch import batch_of_scan, probe_in_photons
 from ptycho_torch.physics.forward import probe_at
 from ptycho_torch.physics.patches import extract_patches
-from ptycho_torch.training.bundle import load_bundle
+from ptycho_torch.prediction.predict import reconstruct_by_network
 from ptycho_torch.training.labels import checked_labels, turned
 
 Train = Callable[..., Path]

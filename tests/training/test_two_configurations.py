@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from ptycho_torch.core.config import TrainConfig
+from ptycho_torch.config.train import TrainConfig
 from ptycho_torch.core.errors import ConfigError
 
 FIRST = {"seed": 1, "width": 4, "head": "polar", "loss": "poisson", "batch_size": 6}
@@ -57,7 +57,7 @@ def test_importing_the_package_sets_nothing_up(command: Callable[..., Any]) -> N
     code = (
         "import logging, random, numpy as np, torch\n"
         "before = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().tolist()\n"
-        "import ptycho_torch.train, ptycho_torch.training.loop, ptycho_torch.networks.registry\n"
+        "import ptycho_torch.train, ptycho_torch.training.trainer, ptycho_torch.models.registry\n"
         "after = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().tolist()\n"
         "print(before == after, logging.getLogger('ptycho_torch').handlers, logging.getLogger().handlers)"
     )

@@ -1,0 +1,1 @@
+"""Command lines: parser, runner, progress and logging."""

@@ -1,0 +1,100 @@
+"""Run a command: parse, log, call, and turn errors into one line and an exit code."""
+
+import dataclasses
+import functools
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ptycho_torch.core.errors import ConfigError, PtychoError
+from ptycho_torch.core.observer import SilentObserver
+
+if TYPE_CHECKING:
+    from ptycho_torch.distributed.process_group import Ranks
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def run_command(name: str, config_class: str, words: Sequence[str], *, distributed: bool = False) -> int:
+    """Parse ``words`` into settings, run the command ``name`` with them, and return the exit code.
+
+    Args:
+        name: a command: the module below ``ptycho_torch.commands`` whose ``run`` is called.
+        config_class: the class of its settings, ``module:Class`` below ``ptycho_torch``.
+        words: the command line behind the name of the command.
+        distributed: whether ``torchrun`` may start the command in several processes.
+
+    Returns:
+        The command's own exit code; 2 for bad input, with one line on stderr; 130 after ctrl-C.
+    """
+    prog, debug = f"ptycho-torch {name}", "--debug" in words
+    ranks: Ranks | None = None
+    try:
+        if _is_one_of_several():
+            group = import_module("ptycho_torch.distributed.process_group")
+            ranks = group.join()
+            group.end_when_stuck(functools.partial(_print_reason, EXIT_BAD_INPUT, name, ranks=ranks))
+            if not distributed:
+                raise ConfigError(f"runs in one process, and here are {ranks.size}: start it without torchrun")
+        module, _, class_name = config_class.partition(":")
+        config_type = getattr(import_module(f"ptycho_torch.{module}"), class_name)
+        config = import_module("ptycho_torch.cli.parser").parse(config_type, words, prog)
+        debug = config.debug
+        if ranks and not ranks.first:
+            config = dataclasses.replace(config, quiet=True, debug=False)
+        code = _call(name, config, words, ranks)
+    except PtychoError as error:
+        return _end(EXIT_BAD_INPUT, name, " ".join(str(error).split()), ranks, debug)
+    except ModuleNotFoundError as error:
+        missing = str(error.name).partition(".")[0]
+        if debug or missing == "ptycho_torch":
+            raise
+        reason = (
+            f"{missing} is not installed in this Python ({sys.executable}), and ptycho-torch needs "
+            "it: install the package with its dependencies (pip install ptycho-torch, or make env in a checkout)"
+        )
+        return _end(EXIT_BAD_INPUT, name, reason, ranks)
+    except KeyboardInterrupt:
+        return _end(EXIT_INTERRUPTED, name, "interrupted", ranks)
+    if ranks:
+        ranks.leave()
+    return code
+
+
+def _call(name: str, config: Any, words: Sequence[str], ranks: "Ranks | None") -> int:
+    """Set up the log, import the command, and run it."""
+    progress = import_module("ptycho_torch.cli.progress")
+    progress.set_up_logging(config, mute=bool(ranks and not ranks.first))
+    command = import_module(f"ptycho_torch.commands.{name}")
+    invocation = import_module("ptycho_torch.commands.base").Invocation(
+        command_line=shlex.join(["python", "-m", f"ptycho_torch.{name}", *words]),
+        observer=SilentObserver() if config.quiet else progress.ProgressObserver(),
+        ranks=ranks,
+    )
+    return int(command.run(config, invocation))
+
+
+def _is_one_of_several() -> bool:
+    """Return True if ``torchrun`` or a similar launcher started this process beside others."""
+    size = os.environ.get("WORLD_SIZE", "")
+    return "RANK" in os.environ and size.isdecimal() and int(size) > 1
+
+
+def _end(code: int, name: str, reason: str, ranks: "Ranks | None", debug: bool = False) -> int:
+    """Print on stderr why the command ends, unless another process has; return ``code``."""
+    if ranks:
+        import_module("ptycho_torch.distributed.process_group").end_undisturbed()
+    return _print_reason(code, name, reason, ranks, debug)
+
+
+def _print_reason(code: int, name: str, reason: str, ranks: "Ranks | None", debug: bool = False) -> int:
+    if ranks is None or ranks.speaks():
+        if debug:
+            traceback.print_exc()
+        print(f"{name}: {reason}", file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,1 @@
+"""One module per command: what `python -m ptycho_torch.NAME` runs."""

@@ -1,0 +1,1 @@
+"""Settings of every command and engine, as frozen dataclasses. No module here imports torch."""

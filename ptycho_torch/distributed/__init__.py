@@ -1,0 +1,1 @@
+"""The process group of a run, and the device of each process."""

@@ -1,1 +1,0 @@
-"""Judging and showing results: stitching, alignment, metrics, ring correlation, pictures and the report."""

@@ -1,0 +1,1 @@
+"""Readers and writers of files, one module per format. No module here imports torch."""

@@ -1,0 +1,1 @@
+"""Networks: backbones, physics input, heads, the saved model, and ONNX export."""

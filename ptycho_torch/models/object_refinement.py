@@ -1,0 +1,57 @@
+"""Looks at the object that all patches make together: there, patterns that overlap tell of each other.
+
+A network at a pattern says of its patch what that pattern's photons can. The patches merged, physics takes the object
+towards all patterns, and a network on the object says what to keep of that and what to add; that several times. It is
+an engine unrolled, with a learned regulariser between its sweeps (as Hammernik et al., Magn. Reson. Med. 79, 3055
+(2018), for linear measurements), from a start that one pattern at a time gives.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ptycho_torch.models.unet import UNet
+from ptycho_torch.physics.updates import Scene, common_step, sweep
+
+SWEEPS = 2
+"""Sweeps through the patterns before each look."""
+
+COMPRESSION = 3.0
+"""Modulus beyond which what a look sees is compressed, so that no bright pixel can start an avalanche."""
+
+
+class ObjectLook(nn.Module):
+    """A look at an object and at where its patterns lead it, to be repeated.
+
+    No gradient goes through it to what was before: each look does the best it can from where it finds itself. A
+    gradient that leaves out the steps of physics misleads the looks before them, and one through them is dear and
+    explodes.
+
+    Args:
+        width: channels of the finest scale.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.unet = UNet(7, width, channels_out=4)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw the weights: at first most of the sweeps and half of the step behind is taken, and nothing is added."""
+        self.unet.initialise(generator)
+
+    def forward(self, obj: Tensor, velocity: Tensor, scene: Scene) -> tuple[Tensor, Tensor]:
+        """A better object, and the velocity of its sweeps; (rows, columns) complex, the sides divisible by 8."""
+        obj = swept = obj.detach()
+        for _ in range(SWEEPS):
+            swept, velocity = sweep(scene, swept, velocity)
+        step = common_step(scene, swept)
+        change = swept - obj
+        shown = [part for shown in map(_compressed, (obj - 1, change, step)) for part in (shown.real, shown.imag)]
+        # The light tells how far photons can be trusted.
+        seen = torch.stack([*shown, torch.log1p(scene.light) / 8])[None]
+        said = self.unet(seen.contiguous(memory_format=torch.channels_last))[0].float()
+        kept, taken = torch.sigmoid(said[2] + 2), torch.sigmoid(said[3])
+        return obj + torch.complex(said[0], said[1]) + kept * change + taken * step, velocity
+
+
+def _compressed(values: Tensor) -> Tensor:
+    return values / (1 + (values.real.square() + values.imag.square()) / COMPRESSION**2).sqrt()

@@ -1,0 +1,90 @@
+"""A small U-Net from channels of N × N pixels to channels of N × N pixels."""
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from ptycho_torch.models.backbone import Body
+
+
+class ResidualBlock(nn.Module):
+    """``x + conv(act(x))``. No statistics over the batch, so that patterns stay independent."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.convolution(nn.functional.silu(image)).add_(image)  # in place: memory is what this costs
+
+
+class Unshuffle(nn.Module):
+    """Each square of four pixels becomes four channels, as in torch's pixel_unshuffle, three times as fast on a CPU."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (n, channels, rows, columns) to (n, 4 channels, rows / 2, columns / 2)."""
+        n, channels, rows, columns = image.shape
+        squares = image.reshape(n, channels, rows // 2, 2, columns // 2, 2).permute(0, 1, 3, 5, 2, 4)
+        return squares.reshape(n, 4 * channels, rows // 2, columns // 2)
+
+
+class Upsample(nn.ConvTranspose2d):
+    """A transposed convolution of kernel and stride 2, by one product and a rearrangement.
+
+    Its windows do not overlap, so that each pixel becomes a square of four by itself. On a CPU that is twice as fast
+    as the transposed convolution in both directions.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, 2, stride=2)
+
+    def onto(self, image: Tensor, skip: Tensor) -> Tensor:
+        """Map ``image`` (n, channels_in, rows, columns) and add ``skip`` (n, channels_out, 2 rows, 2 columns)."""
+        n, _, rows, columns = image.shape
+        assert self.bias is not None
+        matrix = self.weight.permute(2, 3, 1, 0).reshape(4 * self.out_channels, self.in_channels)
+        squares = nn.functional.linear(image.permute(0, 2, 3, 1), matrix, self.bias.repeat(4))
+        squares = squares.view(n, rows, columns, 2, 2, self.out_channels).permute(0, 1, 3, 2, 4, 5)
+        enlarged = squares.reshape(n, 2 * rows, 2 * columns, self.out_channels)  # a copy
+        return enlarged.add_(skip.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class UNet(Body):
+    """Three scales, the finest on a grid of half the resolution; skips add; the last layer starts at zero.
+
+    Args:
+        channels_in: channels of the input.
+        width: channels of the finest scale; each coarser one has twice as many.
+        channels_out: channels of the output.
+    """
+
+    part: ClassVar[str] = "unet"
+    divisor: ClassVar[int] = 8
+    """N must be divisible by this: a factor of 2 for the grid of the finest scale and for each coarser one."""
+
+    def __init__(self, channels_in: int, width: int = 16, channels_out: int = 2) -> None:
+        super().__init__(channels_in, width)
+        fine, half, quarter = width, 2 * width, 4 * width
+        self.enter = nn.Sequential(Unshuffle(), nn.Conv2d(4 * channels_in, fine, 3, padding=1), ResidualBlock(fine))
+        self.down_half = nn.Sequential(nn.Conv2d(fine, half, 2, stride=2), ResidualBlock(half))
+        self.down_quarter = nn.Conv2d(half, quarter, 2, stride=2)
+        self.bottom = nn.Sequential(*(ResidualBlock(quarter) for _ in range(2)))
+        self.up_half = Upsample(quarter, half)
+        self.merge_half = ResidualBlock(half)
+        self.up_fine = Upsample(half, fine)
+        self.merge_fine = ResidualBlock(fine)
+        self.leave = nn.Conv2d(fine, 4 * channels_out, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (n, channels_in, N, N) to (n, channels_out, N, N).
+
+        Raises:
+            ConfigError: N is not divisible by 8.
+        """
+        self.require_divisible(image)
+        fine = self.enter(image)
+        half = self.down_half(fine)
+        quarter = self.bottom(self.down_quarter(half))
+        half = self.merge_half(self.up_half.onto(quarter, half))
+        fine = self.merge_fine(self.up_fine.onto(half, fine))
+        return nn.functional.pixel_shuffle(self.leave(nn.functional.silu(fine)), 2)

@@ -1,1 +1,0 @@
-"""Networks from a diffraction pattern to the object under the probe."""

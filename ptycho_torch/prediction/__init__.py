@@ -1,0 +1,1 @@
+"""Prediction by a trained network, and stitching of its patches."""

@@ -1,0 +1,1 @@
+"""Processes measured from outside, and a model of the runtime of training."""

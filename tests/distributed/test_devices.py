@@ -1,0 +1,24 @@
+"""Which arithmetic networks are in: what is asked for, else what the machine is fast by."""
+
+import pytest
+import torch
+
+from ptycho_torch.distributed import devices
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("vendor_id : AuthenticAMD\nflags : avx512f avx512_bf16 amd_lbr_v2", "bf16"),
+        ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16 amx_bf16", "bf16"),
+        ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16", "fp32"),
+        ("vendor_id : AuthenticAMD\nflags : avx2", "fp32"),
+        ("", "fp32"),
+    ],
+)
+def test_bf16_where_a_cpu_is_fast_by_it(told: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_cpu", lambda: told)
+    cpu = torch.device("cpu")
+    assert devices.select_precision("auto", cpu) == expected
+    assert [devices.select_precision(name, cpu) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
+    assert devices.select_precision("auto", torch.device("mps")) == "fp32"

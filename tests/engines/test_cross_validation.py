@@ -1,0 +1,190 @@
+"""Pixels that no engine sees: they change nothing, they tell a fit from an over-fit, and a stage may end by them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from ptycho_torch.config.engines import StageConfig
+from ptycho_torch.core.errors import ConfigError
+from ptycho_torch.core.observer import SilentObserver
+from ptycho_torch.data.holdout import held_out_pixels, without
+from ptycho_torch.data.scan import Scan
+from ptycho_torch.engines.cross_validation import HeldOut
+from ptycho_torch.engines.pipeline import Chain
+from ptycho_torch.engines.registry import ENGINES
+from ptycho_torch.engines.state import flat_estimate
+from ptycho_torch.evaluation.fourier_error import consistency, expected_photons
+from ptycho_torch.evaluation.metrics import compare_with_truth
+from ptycho_torch.physics.batch import probe_in_photons
+
+NAMES = sorted(ENGINES)
+CPU = torch.device("cpu")
+OVERFITTING = {"engine": "gradient", "optimizer": "lbfgs"}
+"""Quasi-Newton steps, which reach the noise in a dozen epochs."""
+
+
+def stage(**settings: Any) -> StageConfig:
+    return StageConfig(**({"epochs": 5, "batch_size": 8} | settings))
+
+
+def pixels_of(scan: Scan, share: float = 0.05) -> NDArray[np.bool_]:
+    return held_out_pixels(scan, share, np.random.default_rng(0))
+
+
+def chain_of(scan: Scan, *stages: StageConfig, held: NDArray[np.bool_] | None = None) -> Chain:
+    seen = scan if held is None else without(scan, held)
+    start = flat_estimate(torch.from_numpy(scan.positions.copy()), probe_in_photons(seen, 1.0))
+    return Chain(scan, 1.0, list(stages), start, held_out=held)
+
+
+def finished(chain: Chain, observer: SilentObserver | None = None) -> Chain:
+    while chain.finished < len(chain.stages):
+        assert chain.next_stage(observer or SilentObserver())
+    return chain
+
+
+def nrmse(chain: Chain) -> float:
+    assert chain.scan.truth is not None
+    return compare_with_truth(chain.result(), chain.scan.truth).nrmse
+
+
+class Errors(SilentObserver):
+    """The true error after each epoch, and ctrl-C in a given one."""
+
+    def __init__(self, chain: Chain, interrupt: int | None = None) -> None:
+        self.chain, self.interrupt = chain, interrupt
+        self.errors: list[float] = []
+
+    def advance(self, steps: int = 1, **figures: float) -> None:
+        self.errors.append(nrmse(self.chain))
+        if len(self.errors) == self.interrupt:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def dim(scan_of: Callable[..., Scan]) -> Scan:
+    """49 patterns of 24 × 24 pixels with 1,000 photons each."""
+    return scan_of(n=49, size=24, seed=2, photons=1e3)
+
+
+@pytest.mark.parametrize("engine", NAMES)
+def test_held_out_pixels_have_no_influence(engine: str, scan: Scan) -> None:
+    held = pixels_of(scan)
+    chosen = stage(engine=engine, update_probe=True, update_positions=True, position_start=1, update_background=True)
+    chains = [
+        finished(
+            chain_of(replace(scan, amplitudes=np.where(held, np.float32(rubbish), scan.amplitudes)), chosen, held=held)
+        )
+        for rubbish in (0, 50)
+    ]
+    results = [chain.result() for chain in chains]
+    for name in ("object", "probe", "positions", "background"):
+        assert getattr(results[0], name).tobytes() == getattr(results[1], name).tobytes(), name
+    first, second = (result.history for result in results)
+    assert first["r"] == second["r"]
+    assert first["held_out_floor"] == second["held_out_floor"]
+    assert max(first["held_out_deviance"]) < min(second["held_out_deviance"])
+
+
+@pytest.mark.parametrize("bright", [False, True])
+def test_at_the_truth_the_deviance_is_that_of_counting(scan_of: Callable[..., Scan], bright: bool) -> None:
+    scan = scan_of(n=42, size=23, seed=5, photons=1e7 if bright else 3e3, modes=2)
+    chain = chain_of(scan)
+    (top, left), (rows, columns) = chain.estimate.frame
+    assert scan.truth is not None
+    chain.estimate.object = torch.from_numpy(scan.truth[top : top + rows, left : left + columns].copy())
+    modelled = expected_photons(chain.result(), scan.positions).sum(dtype=torch.float64)
+    chain.estimate.probe = chain.estimate.probe * float(np.square(scan.amplitudes).sum() / modelled) ** 0.5
+    held = pixels_of(scan, 0.5)
+    judge = HeldOut(scan, held & (scan.amplitudes > 30) if bright else held, 1.0, CPU)
+    found = judge.judge(chain.estimate)
+    # Half of the square of a normal number has a variance of ½.
+    assert found.deviance == pytest.approx(found.floor, abs=4 * (0.5 / len(judge)) ** 0.5)
+    assert found.floor == pytest.approx(0.5, abs=1e-3) if bright else 0.05 < found.floor < 0.4
+
+
+def test_an_overfit_shows_and_the_stop_finds_about_the_best_epoch(dim: Scan) -> None:
+    held = pixels_of(dim)
+    whole = chain_of(dim, stage(**OVERFITTING, epochs=30), held=held)
+    errors = Errors(whole)
+    deviance = finished(whole, errors).history["held_out_deviance"]
+    lowest = int(np.argmin(deviance))
+    assert 0 < lowest < 20
+    assert deviance[0] > deviance[lowest] < 0.97 * deviance[-1]
+    assert whole.history["r"][-1] == min(whole.history["r"])  # what the engine sees still looks better
+    stopped = finished(chain_of(dim, stage(**OVERFITTING, epochs=30, patience=4), held=held))
+    assert len(stopped.history["r"]) == lowest + 1 + 4
+    assert stopped.history["held_out_deviance"] == deviance[: lowest + 5]
+    assert nrmse(stopped) == errors.errors[lowest]
+    assert nrmse(stopped) < 1.1 * min(errors.errors)
+    assert nrmse(stopped) < 0.8 * nrmse(whole)
+
+
+@pytest.mark.parametrize("engine", NAMES)
+def test_with_patience_the_best_epoch_is_what_is_left(engine: str, dim: Scan) -> None:
+    held = pixels_of(dim)
+    chain = finished(chain_of(dim, stage(engine=engine, epochs=8, update_probe=True, patience=2), held=held))
+    deviance = chain.history["held_out_deviance"]
+    assert chain.held_out_figures()["held_out_deviance"] == min(deviance)
+    assert len(deviance) in (8, int(np.argmin(deviance)) + 3)
+
+
+@pytest.mark.parametrize("interrupt", [2, 4])
+@pytest.mark.parametrize("engine", NAMES)
+def test_a_run_that_stops_goes_on_exactly_from_its_checkpoint(
+    engine: str, interrupt: int, dim: Scan, tmp_path: Path
+) -> None:
+    chosen = stage(engine=engine, epochs=10, patience=3, **({"optimizer": "lbfgs"} if engine == "gradient" else {}))
+    held = pixels_of(dim)
+    whole, begun, resumed = (chain_of(dim, chosen, stage(patience=1), held=held) for _ in range(3))
+    finished(whole)
+    assert not begun.next_stage(Errors(begun, interrupt))
+    begun.save(tmp_path / "state.safetensors", {})
+    resumed.load(tmp_path / "state.safetensors", {})
+    finished(resumed)
+    assert resumed.result().object.tobytes() == whole.result().object.tobytes()
+    assert resumed.result().history == whole.result().history
+
+
+def test_a_checkpoint_of_the_very_last_epoch_does_not_go_on(dim: Scan, tmp_path: Path) -> None:
+    held = pixels_of(dim)
+    chosen = stage(**OVERFITTING, epochs=30, patience=2)
+    whole, resumed = (chain_of(dim, chosen, held=held) for _ in range(2))
+    assert whole.next_stage(SilentObserver(), lambda: whole.save(tmp_path / "state.safetensors", {}))
+    resumed.load(tmp_path / "state.safetensors", {})
+    finished(resumed)
+    assert resumed.result().history == whole.result().history
+    assert resumed.result().object.tobytes() == whole.result().object.tobytes()
+
+
+def test_a_chain_is_judged_by_the_same_pixels_throughout(dim: Scan) -> None:
+    stages = stage(epochs=4), stage(engine="lsqml", epochs=3), stage(**OVERFITTING, epochs=2)
+    history = finished(chain_of(dim, *stages, held=pixels_of(dim))).result().history
+    assert history["stage"] == [1] * 4 + [2] * 3 + [3] * 2
+    assert {len(figures) for figures in history.values()} == {9}
+    assert history["held_out_deviance"][4] < history["held_out_deviance"][0]
+
+
+@pytest.mark.parametrize(("patterns", "tolerance"), [(25, 1e-6), (100, 0.03)])
+def test_the_history_holds_the_floor(scan_of: Callable[..., Scan], patterns: int, tolerance: float) -> None:
+    scan = scan_of(n=patterns, size=23, seed=1)
+    scan = replace(scan, mask=np.random.default_rng(0).uniform(size=scan.amplitudes.shape) > 0.1)
+    result = finished(chain_of(scan, stage(epochs=12), stage(epochs=2, update_probe=True))).result()
+    exact = consistency(result, scan, photons_per_unit=1.0).r_floor
+    assert result.history["r_floor"][-1] == pytest.approx(exact, rel=tolerance)
+    assert len(set(result.history["r_floor"])) == 2
+    assert len(result.history["r_floor"]) == 14
+    assert "held_out_deviance" not in result.history
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_patience_without_held_out_pixels_is_refused(dim: Scan, checked: bool) -> None:
+    chain = chain_of(dim, stage(patience=2))
+    with pytest.raises(ConfigError, match="--holdout"):
+        chain.check() if checked else chain.next_stage(SilentObserver())

@@ -1,0 +1,209 @@
+"""Files of other programs become the same scan, whatever their keys, axes, origin, orientation and units."""
+
+import bz2
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ptycho_torch.config.data import ConvertConfig
+from ptycho_torch.core.errors import ConfigError, ContractError, DataError
+from ptycho_torch.data.scan import Scan
+from ptycho_torch.io.generic import convert_file, oriented, read_foreign_arrays
+from ptycho_torch.io.npz import load_scan, read_arrays
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+Make = Callable[..., Arrays]
+Write = Callable[..., Path]
+
+
+def converted(source: Path, **settings: Any) -> Scan:
+    destination = source.parent / "converted.npz"
+    convert_file(ConvertConfig(source=source, destination=destination, **settings))
+    return load_scan(destination)
+
+
+def far_field_intensity(wave: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.abs(np.fft.fftshift(np.fft.fft2(wave))) ** 2
+
+
+def test_a_tike_file_of_counts_is_converted(canonical: Make, write: Write) -> None:
+    arrays = canonical()
+    counts = np.rint(np.square(arrays["diffraction"], dtype=np.float64))
+    scan = np.stack([arrays["ycoords"], arrays["xcoords"]], 1).astype(np.float32)
+    path = write(
+        {
+            "data": np.fft.ifftshift(counts, axes=(1, 2)).astype(np.float32)[None],
+            "probe": arrays["probeGuess"][None, None, None, None],
+            "scan": scan[None],
+        }
+    )
+    packed = path.with_suffix(".npz.bz2")
+    packed.write_bytes(bz2.compress(path.read_bytes()))
+    for source in (path, packed):
+        result = converted(source, measurement="counts", origin="corner")
+        np.testing.assert_array_equal(result.amplitudes, arrays["diffraction"])
+        np.testing.assert_array_equal(result.positions, scan)
+        np.testing.assert_array_equal(result.probe[0], arrays["probeGuess"])
+        assert result.photons_per_unit == 1
+        assert result.metadata["converted"] == {"source": source.name, "measurement": "counts", "origin": "corner"}
+
+
+def test_keys_axes_and_units_are_as_the_settings_say(legacy: Make, write: Write) -> None:
+    arrays = legacy()
+    foreign = {
+        "I": np.square(arrays["diffraction"]),
+        "P": arrays["probeGuess"],
+        "O": arrays["objectGuess"],
+        "px": arrays["xcoords"] * 2e-8,
+        "py": arrays["ycoords"] * 2e-8,
+        "good": np.eye(8),
+    }
+    result = converted(
+        write(foreign),
+        diffraction_key="I",
+        probe_key="P",
+        object_key="O",
+        x_key="px",
+        y_key="py",
+        mask_key="good",
+        measurement="counts",
+        position_unit="metre",
+        pixel_size=2e-8,
+    )
+    np.testing.assert_allclose(result.amplitudes, np.moveaxis(arrays["diffraction"], 2, 0), rtol=1e-6)
+    np.testing.assert_allclose(result.positions[:, 1], arrays["xcoords"], rtol=1e-12)
+    np.testing.assert_array_equal(result.mask, np.eye(8, dtype=bool))
+    assert result.truth is not None
+
+
+@pytest.mark.parametrize("size", [8, 9])
+@pytest.mark.parametrize(("setting", "axis"), [("flip_y", 0), ("flip_x", 1)])
+def test_a_flip_is_the_pattern_of_the_mirrored_wave(size: int, setting: str, axis: int) -> None:
+    """Turning a wave round on an axis turns its far field round about zero frequency, for even and odd sizes."""
+    rng = np.random.default_rng(0)
+    wave = rng.normal(size=(size, size)) + 1j * rng.normal(size=(size, size))
+    mirrored = np.take(wave, -np.arange(size) % size, axis=axis)
+    config = ConvertConfig(source=Path("a"), destination=Path("b"), **{setting: True})
+    np.testing.assert_allclose(oriented(far_field_intensity(wave), config), far_field_intensity(mirrored), rtol=1e-10)
+
+
+def test_a_transposed_pattern_is_that_of_the_transposed_wave() -> None:
+    rng = np.random.default_rng(0)
+    wave = rng.normal(size=(6, 6)) + 1j * rng.normal(size=(6, 6))
+    config = ConvertConfig(source=Path("a"), destination=Path("b"), transpose=True)
+    np.testing.assert_allclose(oriented(far_field_intensity(wave), config), far_field_intensity(wave.T), rtol=1e-10)
+
+
+@pytest.mark.parametrize("size", [8, 9])
+def test_a_corner_origin_comes_to_the_middle(size: int) -> None:
+    pattern = np.zeros((1, size, size))
+    pattern[0, 0, 0], pattern[0, 1, 0] = 1, 0.5
+    config = ConvertConfig(source=Path("a"), destination=Path("b"), origin="corner")
+    centred = oriented(pattern, config)
+    assert centred[0, size // 2, size // 2] == 1
+    assert centred[0, size // 2 + 1, size // 2] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "change"),
+    [
+        ({"swap_xy": True}, lambda y, x: (x, y)),
+        ({"negate_y": True}, lambda y, x: (-y, x)),
+        ({"negate_x": True, "position_scale": 2.0}, lambda y, x: (2 * y, -2 * x)),
+        ({"swap_xy": True, "negate_y": True}, lambda y, x: (-x, y)),
+    ],
+)
+def test_coordinates_are_exchanged_then_negated_and_scaled(
+    canonical: Make, write: Write, settings: dict[str, Any], change: Callable[..., Any]
+) -> None:
+    arrays = canonical()
+    arrays |= {"xcoords_start": arrays["xcoords"] + 1, "ycoords_start": arrays["ycoords"] - 1}
+    result = converted(write(arrays), measurement="amplitude", **settings)
+    expected = np.stack(change(arrays["ycoords"], arrays["xcoords"]), 1)
+    np.testing.assert_allclose(result.positions, expected, rtol=1e-14)
+    nominal = np.stack(change(arrays["ycoords_start"], arrays["xcoords_start"]), 1)
+    np.testing.assert_allclose(result.nominal_positions, nominal, rtol=1e-14)
+
+
+def test_the_mask_turns_with_the_patterns(canonical: Make, write: Write) -> None:
+    mask = np.random.default_rng(0).uniform(size=(8, 8)) > 0.5
+    arrays = canonical() | {"mask": mask, "diffraction": np.broadcast_to(mask, (5, 8, 8)).astype(np.float32)}
+    result = converted(write(arrays), measurement="amplitude", origin="corner", flip_y=True, transpose=True)
+    np.testing.assert_array_equal(result.amplitudes, np.broadcast_to(result.mask, (5, 8, 8)))
+    assert not np.array_equal(result.mask, mask)
+
+
+def test_a_canonical_file_goes_through_unchanged_without_settings(canonical: Make, write: Write) -> None:
+    metadata = '{"axis_order": "nhw", "measurement": "amplitude", "photons_per_unit": 3.5, "sample": "x"}'
+    source = write(canonical() | {"metadata": np.array(metadata)})
+    result, original = converted(source), load_scan(source)
+    np.testing.assert_array_equal(result.amplitudes, original.amplitudes)
+    assert result.photons_per_unit == 3.5
+    assert result.metadata["sample"] == "x"
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_counts_or_amplitude_is_never_guessed(canonical: Make, write: Write, dtype: type) -> None:
+    arrays = canonical()
+    source = write(arrays | {"diffraction": np.square(arrays["diffraction"]).astype(dtype)})
+    with pytest.raises(ConfigError, match="--measurement counts"):
+        converted(source)
+    assert not (source.parent / "converted.npz").exists()
+
+
+def test_the_source_is_never_the_destination(canonical: Make, write: Write) -> None:
+    source = write(canonical())
+    before = source.read_bytes()
+    link = source.parent / "link.npz"
+    link.symlink_to(source)
+    for destination in (source, link):
+        with pytest.raises(ConfigError, match="source itself"):
+            convert_file(ConvertConfig(source=source, destination=destination, measurement="amplitude"))
+    assert source.read_bytes() == before
+
+
+def test_an_existing_destination_is_replaced_and_kept_on_failure(canonical: Make, write: Write) -> None:
+    good, bad = write(canonical(), "good.npz"), write(canonical() | {"xcoords": np.zeros(3)}, "bad.npz")
+    destination = good.parent / "converted.npz"
+    destination.write_bytes(b"old")
+    with pytest.raises(ContractError, match="too few"):
+        converted(bad, measurement="amplitude")
+    assert destination.read_bytes() == b"old"
+    assert len(converted(good, measurement="amplitude")) == 5
+
+
+def test_what_cannot_be_found_is_named_with_the_setting(canonical: Make, write: Write) -> None:
+    arrays = canonical()
+    source = write({("frames" if key == "diffraction" else key): array for key, array in arrays.items()})
+    with pytest.raises(ConfigError, match="set --diffraction_key"):
+        converted(source, measurement="amplitude")
+    with pytest.raises(ConfigError, match="--probe_key P is not in the file"):
+        converted(source, measurement="amplitude", diffraction_key="frames", probe_key="P")
+    with pytest.raises(DataError, match="no folder"):
+        convert_file(ConvertConfig(source=source, destination=source.parent / "none" / "a.npz"))
+    with pytest.raises(DataError, match=r"expected \(n, 2\)"):
+        converted(source, measurement="amplitude", diffraction_key="frames", positions_key="objectGuess")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"hello", "bzip2"), (bz2.compress(b"hello"), "not an NPZ"), (bz2.compress(b"x" * 999)[:-9], "truncated")],
+)
+def test_damaged_packed_files_are_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "scan.npz.bz2"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        read_foreign_arrays(path)
+    with pytest.raises(DataError, match="No such file"):
+        read_foreign_arrays(tmp_path / "none.npz.bz2")
+
+
+def test_the_same_command_writes_the_same_bytes(canonical: Make, write: Write) -> None:
+    source = write(canonical())
+    for name in ("a.npz", "b.npz"):
+        convert_file(ConvertConfig(source=source, destination=source.parent / name, measurement="amplitude"))
+    assert (source.parent / "a.npz").read_bytes() == (source.parent / "b.npz").read_bytes()
+    assert "metadata" in read_arrays(source.parent / "a.npz")

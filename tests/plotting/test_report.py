@@ -1,0 +1,137 @@
+"""The report: one file, wholly readable without a network, in a real browser."""
+
+import base64
+import html
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ptycho_torch.plotting.report import FIGURES, Picture, render_report, shown
+from ptycho_torch.plotting.result_folder import judge, write_judgement
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+)
+COMMAND = "python -m ptycho_torch.evaluate 'a & b <c>.npz' --output_dir D"
+
+
+@pytest.fixture(scope="module")
+def report(known: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with everything in it."""
+    folder = tmp_path_factory.mktemp("report")
+    judgement = judge(known.reconstruction, known.scan, photons_per_unit=2.5, truth=known.truth)
+    write_judgement(folder, known.reconstruction, judgement, command=COMMAND)
+    return folder / "report.html"
+
+
+def test_nothing_points_outside_the_file(report: Path) -> None:
+    text = report.read_text(encoding="utf-8")
+    assert re.findall(r"https?://|//cdn|@import|url\(|<script|<link|<iframe", text) == []
+    sources = re.findall(r'src="([^"]{0,30})', text)
+    assert len(sources) >= 6
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+
+
+def test_it_shows_every_picture_and_the_command(report: Path) -> None:
+    text = report.read_text(encoding="utf-8")
+    titles = re.findall(r"<figure[^>]*><h2>([^<]+)</h2>", text)
+    assert titles == [
+        "Object",
+        "Against the truth",
+        "Illumination",
+        "Diffraction patterns",
+        "Loss",
+        "Fourier ring correlation",
+    ]
+    assert f"<pre>{html.escape(COMMAND)}</pre>" in text
+    assert "<c>" not in text
+    assert "the truth itself" in text
+    for label in ("R, noise floor", "NRMSE, scanned box", "FRC crossing", "photons a pattern"):
+        assert label in text
+
+
+def test_what_is_written_into_it_is_escaped() -> None:
+    nasty = '<script>alert("x")</script>'
+    page = render_report(
+        title=nasty,
+        subtitle=nasty,
+        pictures=[Picture(nasty, PIXEL, nasty)],
+        metrics={"r": 0.5},
+        command=nasty,
+        origin={nasty: nasty},
+    )
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 7
+
+
+def test_every_metric_that_can_arise_is_explained(known: Any) -> None:
+    from ptycho_torch.evaluation.half_split import half_scan_correlation
+    from ptycho_torch.plotting.result_folder import metrics_of
+
+    stated = np.full(known.reconstruction.object.shape, 0.1, np.float32)
+    reconstruction = replace(known.reconstruction, uncertainty=stated)
+    judgement = judge(
+        reconstruction,
+        known.scan,
+        photons_per_unit=2.5,
+        truth=known.truth,
+        validation=known.scan.positions[:, 0].argsort()[:5],
+    )
+    metrics = metrics_of(reconstruction, judgement)
+    metrics |= half_scan_correlation(known.reconstruction, known.reconstruction, pixel_size=1e-8).figures()
+    held_out = {"held_out_deviance", "held_out_deviance_floor", "held_out_pixels"}
+    assert set(metrics) | held_out == set(FIGURES)
+    assert all(figure.label and figure.meaning for figure in FIGURES.values())
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "none"),
+        (1087, "1,087"),
+        (0.0013512, "0.001351"),
+        (999975.7, "999,976"),
+        (3.0, "3"),
+        ([0.25, -1.0], "0.25, -1"),
+        (1.5e-9, "1.5e-09"),
+    ],
+)
+def test_numbers_are_readable(value: Any, text: str) -> None:
+    assert shown(value) == text
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs a browser: chromium, chromium-browser or google-chrome")
+def test_a_browser_shows_all_images(report: Path, tmp_path: Path) -> None:
+    """A copy of the page tells, once it is loaded, how large its images came out and how wide the page is."""
+    probe = (
+        "<script>addEventListener('load', () => { document.body.dataset.widths = "
+        "[...document.images].map(image => image.naturalWidth).join(); "
+        "document.body.dataset.overflow = document.documentElement.scrollWidth - innerWidth; })</script>"
+    )
+    text = report.read_text(encoding="utf-8")
+    copy = tmp_path / "copy.html"
+    copy.write_text(text.replace("</body>", probe + "</body>"), encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1100,900", f"--user-data-dir={tmp_path}/b"]
+    dom = subprocess.run(
+        [str(BROWSER), *options, "--dump-dom", copy.as_uri()],
+        env=os.environ | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout
+    widths = re.search(r'data-widths="([\d,]+)"', dom)
+    assert widths is not None
+    assert len(widths[1].split(",")) == text.count("<img ") == 6
+    assert all(int(width) > 200 for width in widths[1].split(","))
+    overflow = re.search(r'data-overflow="(-?\d+)"', dom)
+    assert overflow is not None
+    assert int(overflow[1]) <= 0

@@ -1,0 +1,139 @@
+"""profiling/processes.py: one command, measured."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ptycho_torch.core.errors import DataError
+from ptycho_torch.profiling.processes import Measured, measure
+
+
+def python(text: str, log: Path, *, limit: float | None = None, **environment: str) -> Measured:
+    return measure([sys.executable, "-S", "-c", text], log, limit=limit, environment=environment)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log.txt"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("pass", 0),
+        ("raise SystemExit(3)", 3),
+        ("import os; os.kill(os.getpid(), 9)", -signal.SIGKILL),
+    ],
+)
+def test_the_exit_code_is_what_the_command_returned(text: str, code: int, log: Path) -> None:
+    result = python(text, log)
+    assert (result.exit_code, result.stopped) == (code, False)
+
+
+def test_wall_time_counts_waiting_and_cpu_time_counts_work(log: Path) -> None:
+    idle = python("import time; time.sleep(0.5)", log)
+    busy = python("import time\nwhile time.process_time() < 0.5: pass", log)
+    assert 0.5 <= idle.wall_seconds < 1.5
+    assert idle.cpu_seconds < 0.3
+    assert 0.5 <= busy.cpu_seconds < 1.0
+    assert busy.cpu_seconds <= busy.wall_seconds + 0.1
+
+
+def test_the_work_of_children_that_were_waited_for_counts(log: Path) -> None:
+    spin = "import time\\nwhile time.process_time() < 0.4: pass"
+    result = python(f"import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', '{spin}'])", log)
+    assert result.cpu_seconds > 0.4
+
+
+MEASURE_IN_A_SMALL_PROCESS = """
+import json, sys
+from pathlib import Path
+from ptycho_torch.profiling.processes import measure
+ballast = bytearray(int(sys.argv[2]) << 20)
+del ballast
+commands = [[sys.executable, "-c", f"bytearray({size} << 20)"] for size in (80, 240)]
+print(json.dumps([measure(command, Path(sys.argv[1])).peak_bytes for command in commands]))
+"""
+
+
+@pytest.mark.parametrize(("ballast", "seen"), [(0, (True, True)), (160, (False, True)), (400, (False, False))])
+def test_the_peak_is_that_of_the_command_or_not_told(
+    ballast: int, seen: tuple[bool, bool], log: Path, command: Callable[..., Any]
+) -> None:
+    """A new process inherits the peak of the one that starts it, so a smaller one must not be reported."""
+    result = command("-c", MEASURE_IN_A_SMALL_PROCESS, log, str(ballast))
+    for peak, size, told in zip(json.loads(result.out), (80, 240), seen, strict=True):
+        assert (peak is not None) is told
+        assert peak is None or size < peak / 2**20 < size + 30
+
+
+def test_the_log_holds_all_that_was_said_and_the_environment_is_added_to(log: Path) -> None:
+    log.write_text("of an earlier run")
+    python("import os, sys; print(os.environ['A'], os.environ['PATH']); print('error', file=sys.stderr)", log, A="b")
+    assert sorted(log.read_text().splitlines()) == sorted([f"b {os.environ['PATH']}", "error"])
+
+
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+
+
+def is_running(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("parent_waits", [True, False])
+def test_no_process_outlives_the_command(parent_waits: bool, log: Path) -> None:
+    """At the limit, or when the command ends by itself, its children go with it, even one that ignores SIGTERM."""
+    start = f"""
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-S", "-c", {STUBBORN!r}], stdout=subprocess.PIPE)
+child.stdout.readline()
+print(child.pid, flush=True)
+{"child.wait()" if parent_waits else "import os; os._exit(0)"}
+"""
+    result = python(start, log, limit=4.0)  # long enough for two Pythons to start on a busy machine
+    assert result.stopped is parent_waits
+    assert result.exit_code == (-signal.SIGTERM if parent_waits else 0)
+    child = int(log.read_text())
+    deadline = time.monotonic() + 5
+    while is_running(child) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_running(child)
+
+
+def test_a_command_that_ignores_the_request_is_killed(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ptycho_torch.profiling.processes.GRACE", 0.2)
+    result = python(STUBBORN, log, limit=3.0)  # long enough for Python to start on a busy machine
+    assert (result.exit_code, result.stopped) == (-signal.SIGKILL, True)
+    assert 3.2 <= result.wall_seconds < 10
+
+
+def test_an_interrupt_takes_the_command_along(log: Path) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    kept = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            python("import os, time; print(os.getpid(), flush=True); time.sleep(60)", log)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, kept)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(log.read_text()), 0)
+
+
+def test_what_cannot_be_started_or_logged_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no-such-program"):
+        measure(["no-such-program"], tmp_path / "log.txt")
+    with pytest.raises(DataError, match=r"none/log\.txt"):
+        measure([sys.executable], tmp_path / "none" / "log.txt")
