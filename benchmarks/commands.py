@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from ptycho_torch.profiling.processes import measure
+from ptycho_torch.profiling.processes import run_measured
 
 MODULE = [sys.executable, "-m"]
 
@@ -25,7 +25,7 @@ def measured(words: list[str]) -> tuple[float, float]:
     """Run a command; return its wall seconds and the peak memory of its largest process in MB. Raises if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.txt"
-        found = measure(MODULE + words, log)
+        found = run_measured(MODULE + words, log)
         if found.exit_code or found.peak_bytes is None:
             raise SystemExit(f"{shlex.join(words)}: exit code {found.exit_code}\n{log.read_text()}")
     return found.wall_seconds, found.peak_bytes / 2**20

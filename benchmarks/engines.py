@@ -26,23 +26,23 @@ from ptycho_torch.config.engines import StageConfig
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.photons import photon_scale
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.initialization import gaussian_probe
-from ptycho_torch.engines.pipeline import Chain
-from ptycho_torch.engines.state import flat_estimate
-from ptycho_torch.evaluation.alignment import best_scale
-from ptycho_torch.evaluation.fourier_error import consistency
+from ptycho_torch.engines.initialization import make_gaussian_probe
+from ptycho_torch.engines.pipeline import Pipeline
+from ptycho_torch.engines.state import make_vacuum_state
+from ptycho_torch.evaluation.alignment import fit_complex_scale
+from ptycho_torch.evaluation.fourier_error import compute_fourier_error
 from ptycho_torch.evaluation.metrics import compare_with_truth
 from ptycho_torch.io.npz import load_scan, save_scan
-from ptycho_torch.physics.batch import probe_in_photons
-from ptycho_torch.simulation.probes import incoherent_modes
-from ptycho_torch.simulation.scan import simulate_scan
+from ptycho_torch.physics.batch import scale_probe_to_photons
+from ptycho_torch.simulation.probes import make_incoherent_modes
+from ptycho_torch.simulation.scan import simulate_measurement
 
 
 @dataclass
 class Outcome:
     """What one run came to."""
 
-    chain: Chain
+    chain: Pipeline
     seconds: float
     """In all, without the scoring."""
 
@@ -71,40 +71,40 @@ def run(
     scan: Scan,
     *stages: StageConfig,
     seed: int = 0,
-    error: Callable[[Chain], float] | None = None,
+    error: Callable[[Pipeline], float] | None = None,
     margin: int = 2,
     probe: np.ndarray | None = None,
 ) -> Outcome:
     """Run ``stages`` from ones with the scan's probe (or ``probe``, of any power)."""
     scale = photon_scale(scan).photons_per_unit
-    lit = probe_in_photons(scan if probe is None else replace(scan, probe=probe.astype(np.complex64)), scale)
+    lit = scale_probe_to_photons(scan if probe is None else replace(scan, probe=probe.astype(np.complex64)), scale)
     started = time.perf_counter()
-    estimate = flat_estimate(torch.from_numpy(scan.positions.copy()), lit, margin)
-    chain = Chain(scan, scale, list(stages), estimate, seed)
+    estimate = make_vacuum_state(torch.from_numpy(scan.positions.copy()), lit, margin)
+    chain = Pipeline(scan, scale, list(stages), estimate, seed)
     scorer = Scorer(lambda: error(chain) if error else float("nan"))
     scorer.started = started
-    while chain.finished < len(stages):
-        chain.next_stage(scorer)
+    while chain.num_finished_stages < len(stages):
+        chain.run_stage(scorer)
     return Outcome(chain, time.perf_counter() - started - scorer.spent, scorer.trace)
 
 
-def nrmse(chain: Chain, positions: np.ndarray | None = None) -> float:
+def nrmse(chain: Pipeline, positions: np.ndarray | None = None) -> float:
     """Over the box of scan positions, after one complex factor."""
     positions = chain.scan.positions if positions is None else positions
     low, high = np.ceil(positions.min(0)).astype(int), np.floor(positions.max(0)).astype(int) + 1
-    top, left = chain.estimate.frame.origin
-    rec = chain.estimate.object.numpy()[low[0] - top : high[0] - top, low[1] - left : high[1] - left]
+    top, left = chain.state.canvas.origin
+    rec = chain.state.object.numpy()[low[0] - top : high[0] - top, low[1] - left : high[1] - left]
     true = chain.scan.truth[low[0] : high[0], low[1] : high[1]]
     rec, true = rec.astype(complex), true.astype(complex)
-    factor = best_scale(rec, true, np.ones(true.shape, bool))
+    factor = fit_complex_scale(rec, true, np.ones(true.shape, bool))
     return float(np.linalg.norm(factor * rec - true) / np.linalg.norm(true))
 
 
 def r_of(outcome: Outcome) -> tuple[float, float]:
     """R over all patterns at the positions found, and its floor."""
     chain = outcome.chain
-    result = chain.result()
-    found = consistency(
+    result = chain.make_reconstruction()
+    found = compute_fourier_error(
         result, replace(chain.scan, positions=result.positions), photons_per_unit=chain.photons_per_unit
     )
     return found.r, found.r_floor
@@ -165,11 +165,11 @@ def of_positions(twin: Scan, repeats: int) -> None:
         jitter = np.random.default_rng(seed).normal(0, 1.5, twin.positions.shape)
         moved = replace(twin, positions=twin.positions + jitter)
         found = run(moved, StageConfig(engine="pie", epochs=40, update_positions=True), seed=seed, margin=7)
-        off = found.chain.result().positions - twin.positions
+        off = found.chain.make_reconstruction().positions - twin.positions
         off -= off.mean(0)
         left.append(float(np.sqrt(np.square(off).sum(1).mean())))
         seconds.append(found.seconds)
-        comparison = compare_with_truth(found.chain.result(), twin.truth, remove_shift=True).figures()
+        comparison = compare_with_truth(found.chain.make_reconstruction(), twin.truth, remove_shift=True).to_metrics()
         errors.append(comparison["nrmse_scanned_box"])
     row(
         "twin, positions off by 1.5 px rms on each axis: pie",
@@ -184,17 +184,17 @@ def of_modes(twin: Scan, repeats: int) -> None:
     errors, overlaps, seconds = [], [], []
     for seed in range(repeats):
         rng = np.random.default_rng(seed)
-        modes = incoherent_modes(twin.probe[0].astype(complex), 2)
+        modes = make_incoherent_modes(twin.probe[0].astype(complex), 2)
         modes *= np.sqrt(np.array([0.8, 0.2]) / np.square(np.abs(modes)).sum((1, 2)))[:, None, None]
-        clean = simulate_scan(twin.truth.astype(complex), modes, twin.positions, 1e6, rng)
+        clean = simulate_measurement(twin.truth.astype(complex), modes, twin.positions, 1e6, rng)
         counts = np.square(clean.amplitudes, dtype=np.float64)
         counts = counts + rng.poisson(0.01 * counts.sum((1, 2)).mean() / counts[0].size, counts.shape)
         mask = rng.uniform(size=counts.shape[1:]) > 0.05
         scan = replace(clean, amplitudes=np.sqrt(counts).astype(np.float32), mask=mask)
         stage = StageConfig(engine="pie", epochs=60, update_probe=True, probe_modes=2, update_background=True)
         found = run(scan, stage, seed=seed, probe=modes[:1])
-        result = found.chain.result()
-        comparison = compare_with_truth(result, twin.truth, remove_shift=True, remove_ramp=True).figures()
+        result = found.chain.make_reconstruction()
+        comparison = compare_with_truth(result, twin.truth, remove_shift=True, remove_ramp=True).to_metrics()
         errors.append(comparison["nrmse_scanned_box"])
         overlaps.append(min(_overlap(a, b) for a, b in zip(result.probe, modes, strict=True)))
         seconds.append(found.seconds)
@@ -230,7 +230,7 @@ def of_blind(twin: Scan, star: Scan | None, engines: list[str], repeats: int) ->
             errors, seconds, times = [], [], []
             for seed in range(repeats):
                 started = time.perf_counter()
-                probe = gaussian_probe(twin, sigma, np.random.default_rng(seed))
+                probe = make_gaussian_probe(twin, sigma, np.random.default_rng(seed))
                 searched = time.perf_counter() - started
                 found = run(twin, stage, seed=seed, probe=probe, error=nrmse_moved)
                 errors.append(nrmse_moved(found.chain))
@@ -244,7 +244,7 @@ def of_blind(twin: Scan, star: Scan | None, engines: list[str], repeats: int) ->
             )
         if star is not None:
             started = time.perf_counter()
-            found = run(star, stage, probe=gaussian_probe(star, None, np.random.default_rng(0)))
+            found = run(star, stage, probe=make_gaussian_probe(star, None, np.random.default_rng(0)))
             told = f"{time.perf_counter() - started:.1f} s in all"
             row(
                 f"star, probe from the patterns alone: {engine}",
@@ -254,16 +254,16 @@ def of_blind(twin: Scan, star: Scan | None, engines: list[str], repeats: int) ->
             )
 
 
-def nrmse_moved(chain: Chain) -> float:
+def nrmse_moved(chain: Pipeline) -> float:
     """Over the box of scan positions, after what an unknown probe leaves free: a shift, a ramp and a complex factor."""
-    found = compare_with_truth(chain.result(), chain.scan.truth, remove_shift=True, remove_ramp=True)
-    return float(found.figures()["nrmse_scanned_box"])
+    found = compare_with_truth(chain.make_reconstruction(), chain.scan.truth, remove_shift=True, remove_ramp=True)
+    return float(found.to_metrics()["nrmse_scanned_box"])
 
 
 def of_dose(twin: Scan, engines: list[str]) -> None:
     """Low doses: engines by noise model, a network trained on the scan alone, and the network followed by an engine."""
     for photons in (1e4, 1e3):
-        scan = simulate_scan(
+        scan = simulate_measurement(
             twin.truth.astype(complex), twin.probe.astype(complex), twin.positions, photons, np.random.default_rng(0)
         )
 

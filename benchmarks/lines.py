@@ -27,13 +27,13 @@ from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.npz import load_scan, save_scan
 from ptycho_torch.io.probe_file import read_probe
 from ptycho_torch.models.model import PtychoModel
-from ptycho_torch.models.saved_model import load_bundle
-from ptycho_torch.physics.batch import batch_of_scan, probe_in_photons
-from ptycho_torch.physics.forward import probe_at
-from ptycho_torch.physics.patches import frame_of
-from ptycho_torch.physics.probe import power_of
+from ptycho_torch.models.saved_model import load_model
+from ptycho_torch.physics.batch import make_batch, scale_probe_to_photons
+from ptycho_torch.physics.forward import shift_probe
+from ptycho_torch.physics.patches import make_canvas
+from ptycho_torch.physics.probe import compute_power
 from ptycho_torch.prediction.stitching import stitch
-from ptycho_torch.simulation.scan import simulate_scan
+from ptycho_torch.simulation.scan import simulate_measurement
 
 SIDE = 392
 """Side of an object in pixels."""
@@ -92,7 +92,7 @@ def lines_scan(obj: NDArray[np.complex128], probe: NDArray[np.complex128], step:
     """A scan of ``obj`` on a grid of ``step`` pixels, from corner to corner."""
     along = np.arange(0, SIDE - SIZE + 1, step) + SIZE // 2
     positions = np.stack(np.meshgrid(along, along, indexing="ij"), -1).reshape(-1, 2).astype(float)
-    return simulate_scan(obj, probe, positions, PHOTONS, rng)
+    return simulate_measurement(obj, probe, positions, PHOTONS, rng)
 
 
 class Score(NamedTuple):
@@ -145,11 +145,11 @@ def by_tiles(model: PtychoModel, scan: Scan, stitched: Reconstruction) -> Recons
     Their networks settle the phase of each patch; here it is that by which the patches agree.
     """
     photons = scan.photons_per_unit or 1.0
-    batch, probe = batch_of_scan(scan, photons), probe_in_photons(scan, photons)
+    batch, probe = make_batch(scan, photons), scale_probe_to_photons(scan, photons)
     parts = [batch.take(some) for some in torch.arange(len(scan)).split(64)]
-    patches = torch.cat([model.predict(part, probe_at(probe, part.fractions)) for part in parts])
-    weights = power_of(probe).expand(len(scan), -1, -1)  # all positions lie on the grid
-    turns = stitch(patches, weights, batch.corners, frame_of(batch.corners, SIZE)).turns
+    patches = torch.cat([model.predict(part, shift_probe(probe, part.fractions)) for part in parts])
+    weights = compute_power(probe).expand(len(scan), -1, -1)  # all positions lie on the grid
+    turns = stitch(patches, weights, batch.corners, make_canvas(batch.corners, SIZE)).phase_factors
     first = (SIZE - TEST_STEP) // 2
     tiles = (patches * turns[:, None, None])[:, first : first + TEST_STEP, first : first + TEST_STEP].numpy()
     canvas = np.ones_like(stitched.object)
@@ -212,7 +212,7 @@ def main() -> None:
     rows = [
         "| | amplitude MAE | phase MAE | amplitude SSIM | phase SSIM | CPU s |\n|---|---|---|---|---|---|",
         row("network", score(found, scan.truth), f"{seconds:.0f} + {spent:.0f}"),
-        row("network, their tiles", score(by_tiles(load_bundle(model).model, scan, found), scan.truth), ""),
+        row("network, their tiles", score(by_tiles(load_model(model).model, scan, found), scan.truth), ""),
     ]
     for name in filter(None, arguments.engines.split(",")):
         spent = verb(

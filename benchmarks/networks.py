@@ -26,8 +26,8 @@ from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.distributed.devices import select_precision
 from ptycho_torch.evaluate import evaluate
 from ptycho_torch.io.npz import load_scan
-from ptycho_torch.models.saved_model import load_bundle
-from ptycho_torch.prediction.predict import reconstruct_by_network
+from ptycho_torch.models.saved_model import load_model
+from ptycho_torch.prediction.predict import predict_scan
 from ptycho_torch.train import train
 
 
@@ -38,7 +38,7 @@ class Budget(SilentObserver):
         self.seconds, self.batches = seconds, batches
         self.steps, self.started, self.spent = 0, 0.0, 0.0
 
-    def begin(self, task: str, total: int) -> None:
+    def start(self, task: str, total: int) -> None:
         del task, total
         self.started = time.process_time()
 
@@ -67,7 +67,7 @@ def one_thread() -> Iterator[None]:
 def groups_of(twin: Path, folder: Path) -> int:
     """Groups that the default recipe trains on, one region being held out."""
     train(TrainConfig(train_data_file=twin, output_dir=folder, max_epochs=0, logger="none", device="cpu"))
-    (scan,) = load_bundle(folder).scans
+    (scan,) = load_model(folder).scans
     return len(load_scan(twin)) - len(scan.held_out)
 
 
@@ -89,10 +89,10 @@ def row(name: str, arguments: argparse.Namespace, folder: Path) -> str:
         device="cpu",
     )
     result = train(config, budget)
-    bundle, scan = load_bundle(folder / "model"), load_scan(arguments.twin)
+    bundle, scan = load_model(folder / "model"), load_scan(arguments.twin)
     precision = select_precision(arguments.precision, bundle.model.device)
     started = time.process_time()
-    found = reconstruct_by_network(bundle.model, scan, bundle.photons_per_unit, precision=precision)
+    found = predict_scan(bundle.model, scan, bundle.photons_per_unit, precision=precision)
     inferred = time.process_time() - started
     found.save(folder / "reconstruction.npz")
     metrics = evaluate(

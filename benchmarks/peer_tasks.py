@@ -11,14 +11,14 @@ from ptycho_torch.config.engines import StageConfig
 from ptycho_torch.data.photons import photon_scale
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.initialization import gaussian_probe, with_modes
-from ptycho_torch.engines.state import Estimate, flat_estimate
-from ptycho_torch.evaluation.alignment import align, best_scale, overlap
-from ptycho_torch.evaluation.fourier_error import consistency
-from ptycho_torch.evaluation.metrics import nrmse, scanned_box
-from ptycho_torch.physics.batch import probe_in_photons
-from ptycho_torch.simulation.probes import incoherent_modes
-from ptycho_torch.simulation.scan import simulate_scan
+from ptycho_torch.engines.initialization import make_gaussian_probe, set_num_modes
+from ptycho_torch.engines.state import ReconstructionState, make_vacuum_state
+from ptycho_torch.evaluation.alignment import align, crop_to_overlap, fit_complex_scale
+from ptycho_torch.evaluation.fourier_error import compute_fourier_error
+from ptycho_torch.evaluation.metrics import compute_nrmse, make_scanned_box_mask
+from ptycho_torch.physics.batch import scale_probe_to_photons
+from ptycho_torch.simulation.probes import make_incoherent_modes
+from ptycho_torch.simulation.scan import simulate_measurement
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Task:
     seconds: float = 10.0
     """After which a peer begins no epoch."""
 
-    def start(self) -> tuple[float, Estimate]:
+    def start(self) -> tuple[float, ReconstructionState]:
         """Photons per unit, and the estimate that all start from: an object of ones, the probe at the counts' power."""
         scale = photon_scale(self.scan).photons_per_unit
         scan = self.scan if self.probe is None else replace(self.scan, probe=self.probe.astype(np.complex64))
-        probe = with_modes(probe_in_photons(scan, scale), self.modes)
-        return scale, flat_estimate(torch.from_numpy(self.scan.positions.copy()), probe, self.margin)
+        probe = set_num_modes(scale_probe_to_photons(scan, scale), self.modes)
+        return scale, make_vacuum_state(torch.from_numpy(self.scan.positions.copy()), probe, self.margin)
 
 
 def error_of(scan: Scan, ramp: bool = False) -> Callable[[Reconstruction], dict[str, float]]:
@@ -63,9 +63,12 @@ def error_of(scan: Scan, ramp: bool = False) -> Callable[[Reconstruction], dict[
         if not np.isfinite(result.object).all():
             return {"NRMSE": float("inf")}
         assert scan.truth is not None
-        pair = overlap(result, scan.truth)
-        box, found = scanned_box(scan.positions, pair), align(pair, remove_shift=True, remove_ramp=ramp).object
-        return {"NRMSE": nrmse(found * best_scale(found, pair.truth, box), pair.truth, box)}
+        pair = crop_to_overlap(result, scan.truth)
+        box, found = (
+            make_scanned_box_mask(scan.positions, pair),
+            align(pair, remove_shift=True, remove_ramp=ramp).object,
+        )
+        return {"NRMSE": compute_nrmse(found * fit_complex_scale(found, pair.truth, box), pair.truth, box)}
 
     return figures
 
@@ -77,7 +80,7 @@ def r_of(scan: Scan) -> Callable[[Reconstruction], dict[str, float]]:
         if not np.isfinite(result.object).all():
             return {"R": float("inf")}
         moved = replace(scan, positions=result.positions)
-        return {"R": consistency(result, moved, photons_per_unit=result.photons_per_unit).r}
+        return {"R": compute_fourier_error(result, moved, photons_per_unit=result.photons_per_unit).r}
 
     return figures
 
@@ -173,7 +176,7 @@ def gaussian_task(twin: Scan, *, curved: bool = False) -> Task:
     spread = (power * ((y - centre[0]) ** 2 + (x - centre[1]) ** 2)).sum() / power.sum()
     start = np.exp(-(y**2 + x**2) / (2 * spread))[None]
     if curved:
-        start = gaussian_probe(twin, float(np.sqrt(spread)), np.random.default_rng(0))
+        start = make_gaussian_probe(twin, float(np.sqrt(spread)), np.random.default_rng(0))
     return Task(
         "twin, probe unknown, start curved as the patterns tell"
         if curved
@@ -222,10 +225,10 @@ def positions_task(twin: Scan) -> Task:
 def modes_task(twin: Scan) -> Task:
     """Two modes 80/20, 1 % background, 5 % of the pixels masked; all start from the first mode."""
     rng = np.random.default_rng(0)
-    modes = incoherent_modes(twin.probe[0].astype(complex), 2)
+    modes = make_incoherent_modes(twin.probe[0].astype(complex), 2)
     modes *= np.sqrt(np.array([0.8, 0.2]) / np.square(np.abs(modes)).sum((1, 2)))[:, None, None]
     assert twin.truth is not None
-    clean = simulate_scan(twin.truth.astype(complex), modes, twin.positions, 1e6, rng)
+    clean = simulate_measurement(twin.truth.astype(complex), modes, twin.positions, 1e6, rng)
     counts = np.square(clean.amplitudes, dtype=np.float64)
     counts = counts + rng.poisson(0.01 * counts.sum((1, 2)).mean() / counts[0].size, counts.shape)
     mask = rng.uniform(size=counts.shape[1:]) > 0.05

@@ -34,7 +34,7 @@ from peer_tasks import Peer, Task
 from ptycho_torch.config.engines import StageConfig
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.reconstruction import Reconstruction
-from ptycho_torch.engines.pipeline import Chain, coverage_of
+from ptycho_torch.engines.pipeline import Pipeline, compute_coverage
 from ptycho_torch.io.npz import load_scan
 
 PACKAGES = {"ptychi": "ptychi", "cdtools": "cdtools-py"}
@@ -83,17 +83,17 @@ def judged(epoch: int) -> bool:
 def run_ours(task: Task, stage: StageConfig, settings: Settings, seed: int) -> Trace:
     """(seconds, figures) after each epoch of ours, set-up included."""
     clock = getattr(time, settings.clock)
-    scorer = Scorer(lambda: task.figures(chain.result()), clock)
+    scorer = Scorer(lambda: task.figures(chain.make_reconstruction()), clock)
     scale, estimate = task.start()
-    chain = Chain(task.scan, scale, [stage], estimate, seed)
-    chain.next_stage(scorer)
+    chain = Pipeline(task.scan, scale, [stage], estimate, seed)
+    chain.run_stage(scorer)
     return scorer.trace
 
 
 def run_peer(task: Task, peer: Peer, settings: Settings, seed: int) -> Trace:
     """(seconds, figures) after each epoch of a peer, set-up not counted."""
     scale, estimate = task.start()
-    origin, scan = np.array(estimate.frame.origin), task.scan
+    origin, scan = np.array(estimate.canvas.origin), task.scan
     options = peer.options | ({"reconstructor_options.random_seed": seed} if peer.package == "ptychi" else {})
     told = {"engine": peer.engine, "options": options, "clock": settings.clock, "epochs": 200}
     with tempfile.TemporaryDirectory() as name:
@@ -119,7 +119,7 @@ def run_peer(task: Task, peer: Peer, settings: Settings, seed: int) -> Trace:
             raise SystemExit(done.stderr)
         with np.load(destination) as out:
             found = [out[name] for name in ("seconds", "object", "probe", "positions")]
-    coverage = coverage_of(estimate).numpy().astype(np.float32)
+    coverage = compute_coverage(estimate).numpy().astype(np.float32)
     trace: Trace = []
     for epoch, (seconds, obj, probe, positions) in enumerate(zip(*found, strict=True), 1):
         if not judged(epoch) and epoch < len(found[0]):

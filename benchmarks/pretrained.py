@@ -24,19 +24,19 @@ from ptycho_torch.config.engines import StageConfig
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.reconstruction import Reconstruction, load_reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.initialization import placed_object
-from ptycho_torch.engines.pipeline import Chain
-from ptycho_torch.engines.state import flat_estimate
-from ptycho_torch.evaluation.alignment import best_scale
-from ptycho_torch.evaluation.fourier_error import consistency
-from ptycho_torch.evaluation.half_split import half_scan_correlation
+from ptycho_torch.engines.initialization import paste_object
+from ptycho_torch.engines.pipeline import Pipeline
+from ptycho_torch.engines.state import make_vacuum_state
+from ptycho_torch.evaluation.alignment import fit_complex_scale
+from ptycho_torch.evaluation.fourier_error import compute_fourier_error
+from ptycho_torch.evaluation.half_split import correlate_half_scans
 from ptycho_torch.io.npz import load_scan
-from ptycho_torch.io.profile import probe_diameter
-from ptycho_torch.models.saved_model import load_bundle
-from ptycho_torch.physics.batch import probe_in_photons
-from ptycho_torch.prediction.predict import reconstruct_by_network
+from ptycho_torch.io.profile import compute_probe_diameter
+from ptycho_torch.models.saved_model import load_model
+from ptycho_torch.physics.batch import scale_probe_to_photons
+from ptycho_torch.prediction.predict import predict_scan
 from ptycho_torch.simulation.objects import OBJECTS
-from ptycho_torch.simulation.scan import simulate_scan
+from ptycho_torch.simulation.scan import simulate_measurement
 from ptycho_torch.simulation.trajectories import TRAJECTORIES
 
 
@@ -86,38 +86,38 @@ def one_pass(
 
     Positions may move by as much as ``position_bound`` pixels to where the picture explains the patterns.
     """
-    model = load_bundle(folder).model
+    model = load_model(folder).model
     photons = scan.photons_per_unit or 1.0
-    lit = probe_in_photons(scan, photons) if probe is None else torch.from_numpy(probe)
-    reconstruct_by_network(model, scan.select(np.arange(min(64, len(scan)))), photons, probe=lit)
+    lit = scale_probe_to_photons(scan, photons) if probe is None else torch.from_numpy(probe)
+    predict_scan(model, scan.select(np.arange(min(64, len(scan)))), photons, probe=lit)
     started = time.perf_counter()
-    found = reconstruct_by_network(model, scan, photons, probe=lit, position_bound=position_bound)
+    found = predict_scan(model, scan, photons, probe=lit, position_bound=position_bound)
     return found, time.perf_counter() - started
 
 
 def refined(scan: Scan, start: Reconstruction, stage: StageConfig) -> tuple[Reconstruction, float]:
     """An engine from where a network left, and its seconds."""
     photons = scan.photons_per_unit or 1.0
-    estimate = flat_estimate(torch.from_numpy(start.positions.copy()), torch.from_numpy(start.probe.copy()))
-    estimate.object = placed_object(estimate, start.object, start.origin_yx)
-    chain = Chain(scan, photons, [stage], estimate, 0)
+    estimate = make_vacuum_state(torch.from_numpy(start.positions.copy()), torch.from_numpy(start.probe.copy()))
+    estimate.object = paste_object(estimate, start.object, start.origin_yx)
+    chain = Pipeline(scan, photons, [stage], estimate, 0)
     started = time.perf_counter()
-    chain.next_stage(SilentObserver())
-    return chain.result(), time.perf_counter() - started
+    chain.run_stage(SilentObserver())
+    return chain.make_reconstruction(), time.perf_counter() - started
 
 
 def by_engine(scan: Scan, stage: StageConfig) -> tuple[Reconstruction, float]:
     """An engine from ones, with the scan's probe, and its seconds."""
     photons = scan.photons_per_unit or 1.0
     started = time.perf_counter()
-    estimate = flat_estimate(torch.from_numpy(scan.positions.copy()), probe_in_photons(scan, photons))
-    chain = Chain(scan, photons, [stage], estimate, 0)
-    chain.next_stage(SilentObserver())
-    return chain.result(), time.perf_counter() - started
+    estimate = make_vacuum_state(torch.from_numpy(scan.positions.copy()), scale_probe_to_photons(scan, photons))
+    chain = Pipeline(scan, photons, [stage], estimate, 0)
+    chain.run_stage(SilentObserver())
+    return chain.make_reconstruction(), time.perf_counter() - started
 
 
 def r_of(found: Reconstruction, scan: Scan) -> str:
-    measured = consistency(
+    measured = compute_fourier_error(
         found, replace(scan, positions=found.positions), photons_per_unit=scan.photons_per_unit or 1.0
     )
     return f"{measured.r:.5f} (floor {measured.r_floor:.4f})"
@@ -135,10 +135,10 @@ def agreement(found: Reconstruction, other: Reconstruction) -> str:
     """
     low = np.maximum(found.origin_yx, other.origin_yx)
     high = np.minimum(*(one.origin_yx + one.object.shape for one in (found, other)))
-    frc = half_scan_correlation(*(part(one, low, high) for one in (found, other))).frc
+    frc = correlate_half_scans(*(part(one, low, high) for one in (found, other))).frc
     fast = 2 * frc.frequency > SLOW
     beyond = frc._replace(frequency=frc.frequency[fast], correlation=frc.correlation[fast])
-    crossing = beyond.crossing_at(0.5)
+    crossing = beyond.find_crossing(0.5)
     return f"{2 * (0.5 if crossing is None else crossing):.2f} ({frc.correlation[~fast].mean():.2f})"
 
 
@@ -191,7 +191,7 @@ def simulated(twin: Scan, name: str, photons: float, step: float, seed: int, pos
     where = where - where.min(0) + twin.size // 2 + 4
     rows, columns = (int(np.ceil(high)) + twin.size // 2 + 6 for high in where.max(0))
     obj = OBJECTS[name]((rows, columns), rng)
-    return simulate_scan(obj, twin.probe.astype(complex), where, photons, rng)
+    return simulate_measurement(obj, twin.probe.astype(complex), where, photons, rng)
 
 
 OVERLAP = ("--network", "overlap_unet")
@@ -206,7 +206,7 @@ def of_dose(bench: Bench) -> None:
     twin = load_scan(bench.twin)
     single = bench.model("twin_probe", "--probe", bench.twin)
     whole = bench.model("twin_overlap", "--probe", bench.twin, *OVERLAP)
-    diameter = probe_diameter(twin.probe)
+    diameter = compute_probe_diameter(twin.probe)
     print(
         "\n| photons a pattern | linear overlap | `unrolled_unet` | `overlap_unet` | lsqml, best of both losses "
         "| overlap_unet / lsqml | overlap_unet, then pie |"
@@ -232,7 +232,7 @@ def of_overlap(bench: Bench) -> None:
     """Little overlap, linear: 1 − step / diameter."""
     twin = load_scan(bench.twin)
     folder = bench.model("twin_probe", "--probe", bench.twin)
-    diameter = probe_diameter(twin.probe)
+    diameter = compute_probe_diameter(twin.probe)
     overlaps = (0.3, 0.5, 0.8)
     print(f"\n| NRMSE at a linear overlap of (1e6 photons) | {' | '.join(f'{100 * o:.0f} %' for o in overlaps)} |")
     print("|---" * (len(overlaps) + 1) + "|")
@@ -251,7 +251,7 @@ def covered_nrmse(found: Reconstruction, scan: Scan) -> float:
     true = scan.truth[top : top + rows, left : left + columns].astype(complex)
     weight = found.coverage[: true.shape[0], : true.shape[1]]
     rec = found.object[: true.shape[0], : true.shape[1]].astype(complex)
-    factor = best_scale(rec, true, weight)
+    factor = fit_complex_scale(rec, true, weight)
     error = (weight * np.square(np.abs(factor * rec - true))).sum()
     return float(np.sqrt(error / (weight * np.square(np.abs(true))).sum()))
 

@@ -19,39 +19,43 @@ import numpy as np
 import torch
 
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.uncertainty import with_uncertainty
+from ptycho_torch.engines.uncertainty import add_uncertainty
 from ptycho_torch.evaluation.metrics import compare_with_truth
-from ptycho_torch.evaluation.uncertainty_calibration import MULTIPLES, calibration_of, expected_shares
+from ptycho_torch.evaluation.uncertainty_calibration import (
+    SIGMA_MULTIPLES,
+    compute_calibration,
+    compute_expected_shares,
+)
 from ptycho_torch.io.npz import load_scan, save_scan
-from ptycho_torch.models.saved_model import Bundle, load_bundle
-from ptycho_torch.prediction.predict import reconstruct_by_network
-from ptycho_torch.simulation.scan import recipe_with, simulate_recipe
+from ptycho_torch.models.saved_model import Model, load_model
+from ptycho_torch.prediction.predict import predict_scan
+from ptycho_torch.simulation.scan import make_simulation_settings, simulate_from_settings
 
 
-def trained(folder: Path, photons: float) -> Bundle:
+def trained(folder: Path, photons: float) -> Model:
     """The network for a dose."""
     scan, model = folder / f"train_{photons:g}.npz", folder / f"model_{photons:g}"
     if not (model / "bundle.json").is_file():
-        save_scan(scan, simulate_recipe(recipe_with("run1084", photons=photons), seed=0))
+        save_scan(scan, simulate_from_settings(make_simulation_settings("run1084", photons=photons), seed=0))
         words = ["--train_data_file", str(scan), "--output_dir", str(model), "--logger", "none", "--quiet"]
         subprocess.run([sys.executable, "-m", "ptycho_torch.train", *words], check=True)
-    return load_bundle(model)
+    return load_model(model)
 
 
-def row(name: str, bundle: Bundle, scan: Scan) -> str:
+def row(name: str, bundle: Model, scan: Scan) -> str:
     """One line of the table."""
     scale = bundle.photons_per_unit
     started = time.process_time()
-    result = reconstruct_by_network(bundle.model, scan, scale)
+    result = predict_scan(bundle.model, scan, scale)
     network = time.process_time() - started
-    stated = with_uncertainty(result, scan)
+    stated = add_uncertainty(result, scan)
     doubt = time.process_time() - started - network
     assert scan.truth is not None
     comparison = compare_with_truth(stated, scan.truth)
-    found = calibration_of(stated, comparison)
+    found = compute_calibration(stated, comparison)
     assert found is not None
-    region = comparison.pair.region
-    size = np.linalg.norm(found.uncertainty[region]) / np.linalg.norm(comparison.pair.truth[region])
+    region = comparison.overlap_region.region
+    size = np.linalg.norm(found.uncertainty[region]) / np.linalg.norm(comparison.overlap_region.truth[region])
     shares = " | ".join(f"{share:.2f}" for share in found.shares)
     figures = f"{comparison.nrmse:.3f} | {size:.3f} | {found.rank_correlation:.2f} | {shares}"
     return f"| {name} | {figures} | {network:.2f} + {doubt:.2f} |"
@@ -67,16 +71,16 @@ def main() -> None:
     config = parser.parse_args()
     config.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    print("| scan | NRMSE | stated | rank | " + " | ".join(f"≤ {k:g} σ" for k in MULTIPLES) + " | CPU s |")
-    print("|---" * (5 + len(MULTIPLES)) + "|")
-    expected = " | ".join(f"{share:.2f}" for share in expected_shares())
+    print("| scan | NRMSE | stated | rank | " + " | ".join(f"≤ {k:g} σ" for k in SIGMA_MULTIPLES) + " | CPU s |")
+    print("|---" * (5 + len(SIGMA_MULTIPLES)) + "|")
+    expected = " | ".join(f"{share:.2f}" for share in compute_expected_shares())
     print(f"| complex Gaussian errors | | | | {expected} | |")
     if config.twin and config.model:
-        print(row("twin, trained on", load_bundle(config.model), load_scan(config.twin)), flush=True)
+        print(row("twin, trained on", load_model(config.model), load_scan(config.twin)), flush=True)
     for photons in config.photons:
         bundle = trained(config.folder, photons)
         for kind in config.objects:
-            scan = simulate_recipe(recipe_with("run1084", object=kind, photons=photons), seed=7)
+            scan = simulate_from_settings(make_simulation_settings("run1084", object=kind, photons=photons), seed=7)
             print(row(f"{kind}, {photons:g} photons", bundle, scan), flush=True)
 
 

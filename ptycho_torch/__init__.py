@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from ptycho_torch.data.reconstruction import Reconstruction, load_reconstruction
     from ptycho_torch.data.scan import Scan
     from ptycho_torch.io.npz import load_scan, save_scan
-    from ptycho_torch.models.saved_model import Bundle, load_bundle
+    from ptycho_torch.models.saved_model import Model, load_model
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Bundle",
+    "Model",
     "Reconstruction",
     "Scan",
     "__version__",
-    "load_bundle",
+    "load_model",
     "load_reconstruction",
     "load_scan",
     "save_scan",
@@ -32,8 +32,8 @@ _HOMES = {
     "save_scan": "ptycho_torch.io.npz",
     "Reconstruction": "ptycho_torch.data.reconstruction",
     "load_reconstruction": "ptycho_torch.data.reconstruction",
-    "Bundle": "ptycho_torch.models.saved_model",
-    "load_bundle": "ptycho_torch.models.saved_model",
+    "Model": "ptycho_torch.models.saved_model",
+    "load_model": "ptycho_torch.models.saved_model",
 }
 
 

@@ -14,14 +14,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Arrays, Complex, Known, Outcome, canonical_arrays, field, legacy_arrays, make_known, make_scan
+from helpers import (
+    Arrays,
+    CommandOutcome,
+    Complex,
+    SimulatedCase,
+    evaluate_object,
+    make_canonical_arrays,
+    make_legacy_arrays,
+    make_scan,
+    make_simulated_case,
+)
 
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.npz import save_scan
 
 
 @pytest.fixture(scope="session")
-def scan_of() -> Callable[..., Scan]:
+def scan_factory() -> Callable[..., Scan]:
     """Makes a scan: see :func:`make_scan`."""
     return make_scan
 
@@ -49,7 +59,7 @@ def legacy_file(tmp_path_factory: pytest.TempPathFactory, scan: Scan) -> Path:
 
 
 @pytest.fixture(scope="session")
-def train_to(scan_file: Path) -> Callable[..., Path]:
+def train_model(scan_file: Path) -> Callable[..., Path]:
     """Trains a narrow network on ``scan_file`` for one epoch into a folder; settings may be changed by name."""
     from ptycho_torch.config.train import TrainConfig
     from ptycho_torch.train import train
@@ -65,13 +75,13 @@ def train_to(scan_file: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory, train_to: Callable[..., Path]) -> Path:
+def model_folder(tmp_path_factory: pytest.TempPathFactory, train_model: Callable[..., Path]) -> Path:
     """A bundle trained for ten epochs. Not to be written to."""
-    return train_to(tmp_path_factory.mktemp("model") / "model", max_epochs=10)
+    return train_model(tmp_path_factory.mktemp("model") / "model", max_epochs=10)
 
 
 @pytest.fixture
-def own_logging() -> Iterator[None]:
+def restore_logging() -> Iterator[None]:
     """Commands set up the package's log; put it back as it was."""
     logger = logging.getLogger("ptycho_torch")
     kept = logger.handlers, logger.propagate, logger.level
@@ -81,22 +91,22 @@ def own_logging() -> Iterator[None]:
 
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], own_logging: None) -> Callable[..., Outcome]:
+def run_main(capsys: pytest.CaptureFixture[str], restore_logging: None) -> Callable[..., CommandOutcome]:
     """Calls ``main`` of a verb in this process: quick, where the process boundary does not matter."""
 
-    def call_main(verb: str, *words: str | Path) -> Outcome:
+    def call_main(verb: str, *words: str | Path) -> CommandOutcome:
         capsys.readouterr()
         code = import_module(f"ptycho_torch.{verb}").main([str(word) for word in words])
-        return Outcome(code, *capsys.readouterr())
+        return CommandOutcome(code, *capsys.readouterr())
 
     return call_main
 
 
 @pytest.fixture(scope="session")
-def command() -> Callable[..., Outcome]:
+def run_process() -> Callable[..., CommandOutcome]:
     """Runs a command line of python in a process of its own: ``command("-m", "ptycho_torch.train", …)``."""
 
-    def run_command(*words: str | Path, cwd: Path | None = None, **environment: str) -> Outcome:
+    def run_command(*words: str | Path, cwd: Path | None = None, **environment: str) -> CommandOutcome:
         done = subprocess.run(
             [sys.executable, *map(str, words)],
             cwd=cwd,
@@ -106,43 +116,43 @@ def command() -> Callable[..., Outcome]:
             check=False,
             timeout=120,
         )
-        return Outcome(done.returncode, done.stdout, done.stderr)
+        return CommandOutcome(done.returncode, done.stdout, done.stderr)
 
     return run_command
 
 
 @pytest.fixture(scope="session")
-def known() -> Known:
+def simulated_case() -> SimulatedCase:
     """Without noise."""
-    return make_known()
+    return make_simulated_case()
 
 
 @pytest.fixture(scope="session")
-def simulate() -> Callable[..., Known]:
+def case_factory() -> Callable[..., SimulatedCase]:
     """Makes a known scan from ``size``, ``modes``, ``photons`` and ``noise``."""
-    return make_known
+    return make_simulated_case
 
 
 @pytest.fixture(scope="session")
-def object_at() -> Callable[..., Complex]:
+def sample_object() -> Callable[..., Complex]:
     """Samples the object's formula at any rows and columns."""
-    return field
+    return evaluate_object
 
 
 @pytest.fixture
-def canonical() -> Callable[..., Arrays]:
+def canonical_arrays() -> Callable[..., Arrays]:
     """Makes the arrays of a valid canonical file from ``n``, ``size`` and ``seed``."""
-    return canonical_arrays
+    return make_canonical_arrays
 
 
 @pytest.fixture
-def legacy() -> Callable[..., Arrays]:
+def legacy_arrays() -> Callable[..., Arrays]:
     """Makes the arrays of the same scan in the legacy layout."""
-    return legacy_arrays
+    return make_legacy_arrays
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[..., Path]:
+def write_npz(tmp_path: Path) -> Callable[..., Path]:
     """Write arrays to an NPZ file and return its path."""
 
     def write_arrays(arrays: Arrays, name: str = "scan.npz") -> Path:

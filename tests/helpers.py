@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.physics.forward import from_object, probe_at
-from ptycho_torch.physics.patches import frame_of, place_patches, split_positions
+from ptycho_torch.physics.forward import from_object, shift_probe
+from ptycho_torch.physics.patches import make_canvas, place_patches, split_positions
 
 Complex = NDArray[np.complex128]
 SHAPE = (85, 74)
@@ -19,7 +19,7 @@ PHOTONS_PER_UNIT = 2.5
 Arrays = dict[str, NDArray[Any]]
 
 
-class Outcome(NamedTuple):
+class CommandOutcome(NamedTuple):
     """What a command leaves on the terminal."""
 
     code: int
@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
     err: str
 
 
-def a_probe(size: int, modes: int = 1) -> NDArray[np.complex64]:
+def make_probe(size: int, modes: int = 1) -> NDArray[np.complex64]:
     """A bright spot with a curved phase and no symmetry; further modes are weaker and of another shape."""
     y, x = np.mgrid[:size, :size] - size / 2
     spot = np.exp(-((y - 1) ** 2 + 1.3 * (x + 0.5) ** 2 + 0.3 * x * y) / (2 * (size / 6) ** 2))
@@ -35,7 +35,7 @@ def a_probe(size: int, modes: int = 1) -> NDArray[np.complex64]:
     return np.stack([curved * (0.3 * (x + mode) / size * 4) ** mode for mode in range(modes)]).astype(np.complex64)
 
 
-def an_object(rows: int, columns: int) -> NDArray[np.complex128]:
+def make_object(rows: int, columns: int) -> NDArray[np.complex128]:
     """Amplitude 0.7 to 1 and phase up to 1 rad: waves, and a bar that no rotation or mirror keeps."""
     y, x = np.mgrid[:rows, :columns]
     texture = np.sin(y / 3.1) * np.cos(x / 4.3 + y / 11) / 2 + 0.5
@@ -52,8 +52,8 @@ def make_scan(n: int = 36, size: int = 24, seed: int = 0, modes: int = 1, photon
     columns = int(np.ceil(np.sqrt(n)))
     grid = np.stack(np.divmod(np.arange(n), columns), 1) * 4.0
     positions = grid + rng.uniform(-1, 1, (n, 2)) + size // 2 + 4
-    obj = an_object(*(int(extent) + size for extent in positions.max(0) + 4)).astype(np.complex64)
-    probe = a_probe(size, modes)
+    obj = make_object(*(int(extent) + size for extent in positions.max(0) + 4)).astype(np.complex64)
+    probe = make_probe(size, modes)
     lit, light = (torch.from_numpy(array).to(torch.complex128) for array in (obj, probe))
     expected = from_object(lit, light, torch.from_numpy(positions)).intensity.numpy()
     expected *= (photons or 1e4) / expected.sum((1, 2)).mean()
@@ -62,7 +62,7 @@ def make_scan(n: int = 36, size: int = 24, seed: int = 0, modes: int = 1, photon
     return Scan(amplitudes, positions, probe, truth=obj, photons_per_unit=1.0)
 
 
-class Known(NamedTuple):
+class SimulatedCase(NamedTuple):
     """A scan, its true object (origin (0, 0)), and that object as a reconstruction on the frame of the scan."""
 
     scan: Scan
@@ -70,7 +70,7 @@ class Known(NamedTuple):
     reconstruction: Reconstruction
 
 
-def field(rows: NDArray[Any], columns: NDArray[Any]) -> Complex:
+def evaluate_object(rows: NDArray[Any], columns: NDArray[Any]) -> Complex:
     """The object at coordinates of any fraction: no symmetry, periods of 5 pixels and more, no zeros."""
     y, x = rows[:, None], columns[None, :]
     rng = np.random.default_rng(3)
@@ -82,7 +82,7 @@ def field(rows: NDArray[Any], columns: NDArray[Any]) -> Complex:
     return np.asarray((0.8 + amplitude) * np.exp(1j * angle), np.complex128)
 
 
-def make_probe(size: int, modes: int, photons: float) -> Complex:
+def make_probe_of_power(size: int, modes: int, photons: float) -> Complex:
     """A lopsided, curved Gaussian and its derivatives, (modes, size, size); ``photons`` in all."""
     axis = np.arange(size) - size // 2
     y, x = axis[:, None] - 0.7, axis[None, :] + 1.2
@@ -91,26 +91,26 @@ def make_probe(size: int, modes: int, photons: float) -> Complex:
     return np.asarray(probe * np.sqrt(photons / np.sum(np.abs(probe) ** 2)), np.complex128)
 
 
-def make_known(size: int = 24, modes: int = 1, photons: float = 1e5, noise: bool = False) -> Known:
+def make_simulated_case(size: int = 24, modes: int = 1, photons: float = 1e5, noise: bool = False) -> SimulatedCase:
     """Simulate 90 jittered positions with the package's own forward model in complex128."""
     rng = np.random.default_rng(5)
-    truth = field(np.arange(SHAPE[0]), np.arange(SHAPE[1]))
+    truth = evaluate_object(np.arange(SHAPE[0]), np.arange(SHAPE[1]))
     edge = size // 2 + 5
     lattice = np.mgrid[edge : SHAPE[0] - edge : 10j, edge : SHAPE[1] - edge : 9j].reshape(2, -1).T
     positions = lattice + rng.uniform(-1, 1, lattice.shape)
-    probe = make_probe(size, modes, photons)
+    probe = make_probe_of_power(size, modes, photons)
     rates = from_object(*map(torch.from_numpy, (truth, probe, positions))).intensity.numpy()
     counts = rng.poisson(rates) if noise else rates
     amplitudes = np.fft.fftshift(np.sqrt(counts / PHOTONS_PER_UNIT), axes=(-2, -1)).astype(np.float32)
     scan = Scan(amplitudes, positions, probe.astype(np.complex64), truth=truth.astype(np.complex64))
-    return Known(scan, truth, on_frame(truth, probe, positions))
+    return SimulatedCase(scan, truth, make_true_reconstruction(truth, probe, positions))
 
 
-def on_frame(truth: Complex, probe: Complex, positions: NDArray[np.float64]) -> Reconstruction:
+def make_true_reconstruction(truth: Complex, probe: Complex, positions: NDArray[np.float64]) -> Reconstruction:
     """The true object cut to the frame of the scan, with its illumination."""
     corners, fractions = split_positions(torch.from_numpy(positions), probe.shape[-1])
-    frame = frame_of(corners, probe.shape[-1])
-    power = probe_at(torch.from_numpy(probe), fractions).abs().square().sum(1)
+    frame = make_canvas(corners, probe.shape[-1])
+    power = shift_probe(torch.from_numpy(probe), fractions).abs().square().sum(1)
     top, left = frame.origin
     return Reconstruction(
         object=truth[top : top + frame.shape[0], left : left + frame.shape[1]].astype(np.complex64),
@@ -124,7 +124,7 @@ def on_frame(truth: Complex, probe: Complex, positions: NDArray[np.float64]) -> 
     )
 
 
-def canonical_arrays(n: int = 5, size: int = 8, seed: int = 0) -> Arrays:
+def make_canonical_arrays(n: int = 5, size: int = 8, seed: int = 0) -> Arrays:
     """The arrays of a valid file in the canonical layout without metadata: Poisson counts, brightest in the middle."""
     rng = np.random.default_rng(seed)
     axis = np.arange(size) - size // 2
@@ -142,9 +142,9 @@ def canonical_arrays(n: int = 5, size: int = 8, seed: int = 0) -> Arrays:
     }
 
 
-def legacy_arrays(n: int = 5, size: int = 8, seed: int = 0) -> Arrays:
+def make_legacy_arrays(n: int = 5, size: int = 8, seed: int = 0) -> Arrays:
     """The same scan in the legacy layout: (H, W, n), float64, complex128."""
-    arrays = canonical_arrays(n, size, seed)
+    arrays = make_canonical_arrays(n, size, seed)
     return arrays | {
         "diffraction": np.moveaxis(arrays["diffraction"], 0, 2).astype(np.float64),
         "probeGuess": arrays["probeGuess"].astype(np.complex128),

@@ -13,7 +13,7 @@ from ptycho_torch.core.errors import ConfigError
 
 Config = TypeVar("Config")
 
-ALIASES = {"--accelerator": "--device", "--disable_mlflow": "--logger=csv"}
+FLAG_ALIASES = {"--accelerator": "--device", "--disable_mlflow": "--logger=csv"}
 """Older spellings that users already type."""
 
 
@@ -31,14 +31,16 @@ def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
         ConfigError: an unknown or missing flag, a bad value, or a ``--config`` file that cannot be used.
     """
     fields = {field.name: field for field in dataclasses.fields(cast(Any, config_type))}
-    namespace = vars(build_parser(config_type, prog).parse_args([_spelling(word) for word in argv]))
+    namespace = vars(build_parser(config_type, prog).parse_args([_normalize_flag(word) for word in argv]))
     typed: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in namespace.items()
     }
     typed = {name: value for name, value in typed.items() if value is not None}
     config_file = typed.pop("config", None)
     values = (read_yaml(Path(config_file), config_type) if config_file else {}) | typed
-    missing = [_flag(field) for field in fields.values() if field.default is MISSING and field.name not in values]
+    missing = [
+        _format_flag(field) for field in fields.values() if field.default is MISSING and field.name not in values
+    ]
     if missing:
         raise ConfigError(f"{', '.join(missing)} missing; see {prog} --help")
     return config_type(**values)
@@ -50,8 +52,8 @@ def build_parser(config_type: type[Any], prog: str) -> argparse.ArgumentParser:
     hints = typing.get_type_hints(config_type)
     for field in dataclasses.fields(config_type):
         help_text = field.metadata["help"]
-        told = isinstance(field.default, bool) or field.default in (MISSING, None, ()) or "default" in help_text
-        if not told:
+        message = isinstance(field.default, bool) or field.default in (MISSING, None, ()) or "default" in help_text
+        if not message:
             help_text += f" (default: {field.default})"
         kind, choices = value_type(hints[field.name])
         keywords: dict[str, Any] = {"help": help_text.replace("%", "%%")}
@@ -59,25 +61,32 @@ def build_parser(config_type: type[Any], prog: str) -> argparse.ArgumentParser:
             parser.add_argument(f"--{field.name}", action=_Switch, nargs=0, **keywords)
         elif field.metadata["positional"]:
             parser.add_argument(
-                field.name, type=_reader(kind), nargs="?", default=None, metavar=field.name.upper(), **keywords
+                field.name,
+                type=_select_converter(kind),
+                nargs="?",
+                default=None,
+                metavar=field.name.upper(),
+                **keywords,
             )
         elif field.metadata["several"]:
             keywords |= {"action": "extend", "nargs": "+", "metavar": kind.__name__.upper()}
-            parser.add_argument(f"--{field.name}", type=_reader(kind), **keywords)
+            parser.add_argument(f"--{field.name}", type=_select_converter(kind), **keywords)
         elif is_repeatable(hints[field.name]):
-            parser.add_argument(f"--{field.name}", type=_reader(kind), action="append", metavar="TEXT", **keywords)
+            parser.add_argument(
+                f"--{field.name}", type=_select_converter(kind), action="append", metavar="TEXT", **keywords
+            )
         else:
             keywords["metavar"] = None if choices else kind.__name__.upper()
-            parser.add_argument(f"--{field.name}", type=_reader(kind), choices=choices, **keywords)
+            parser.add_argument(f"--{field.name}", type=_select_converter(kind), choices=choices, **keywords)
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings by name; what is typed wins over it")
     return parser
 
 
-def _reader(kind: type) -> Callable[[str], Any]:
-    return _path if kind is Path else kind
+def _select_converter(kind: type) -> Callable[[str], Any]:
+    return _parse_path if kind is Path else kind
 
 
-def _path(text: str) -> Path:
+def _parse_path(text: str) -> Path:
     """A path; not an empty one, which would silently be the working folder (what ``.`` says aloud)."""
     if not text:
         raise argparse.ArgumentTypeError("an empty path")
@@ -95,14 +104,14 @@ class _Switch(argparse.Action):
         setattr(namespace, self.dest, not str(option_string).startswith("--no_"))
 
 
-def _spelling(word: str) -> str:
+def _normalize_flag(word: str) -> str:
     """Bring a flag to the spelling of the dataclass: ``--batch-size=4`` becomes ``--batch_size=4``."""
     if not word.startswith("--") or word == "--":
         return word
     name, equals, value = word.partition("=")
     name = name.replace("-", "_").replace("__", "--", 1)
-    return ALIASES.get(name, name) + equals + value
+    return FLAG_ALIASES.get(name, name) + equals + value
 
 
-def _flag(field: dataclasses.Field[Any]) -> str:
+def _format_flag(field: dataclasses.Field[Any]) -> str:
     return field.name.upper() if field.metadata["positional"] else f"--{field.name}"

@@ -5,10 +5,10 @@ import logging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ptycho_torch.config.base import Verbosity
+from ptycho_torch.config.base import CommonOptions
 
 
-def set_up_logging(config: Verbosity, mute: bool = False) -> None:
+def set_up_logging(config: CommonOptions, mute: bool = False) -> None:
     """Send the package's log to stderr: warnings with ``--quiet``, everything with ``--debug``, none if ``mute``."""
     level = logging.DEBUG if config.debug else logging.WARNING if config.quiet else logging.INFO
     level = logging.CRITICAL if mute else level
@@ -39,8 +39,8 @@ class ProgressObserver:
         )
         self._log = logging.getLogger("ptycho_torch")
 
-    def begin(self, task: str, total: int) -> None:
-        self._task, self._total, self._done, self._told = task, total, 0, 0
+    def start(self, task: str, total: int) -> None:
+        self._task, self._total, self._done, self._last_tenth = task, total, 0, 0
         if self._bar:
             self._bar.start()
             self._bar_task = self._bar.add_task(task, total=total, figures="")
@@ -50,10 +50,10 @@ class ProgressObserver:
         self._done += steps
         if self._bar:
             self._bar.update(self._bar_task, advance=steps, figures=text)
-        elif self._done == self._total or self._done * 10 // self._total > self._told:
-            self._told = self._done * 10 // self._total
+        elif self._done == self._total or self._done * 10 // self._total > self._last_tenth:
+            self._last_tenth = self._done * 10 // self._total
             self._log.info("%s: %d of %d  %s", self._task, self._done, self._total, text)
 
-    def end(self) -> None:
+    def finish(self) -> None:
         if self._bar:
             self._bar.stop()

@@ -1,12 +1,9 @@
 """What a command gets besides its settings."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from ptycho_torch.core.observer import Observer, SilentObserver
-
-if TYPE_CHECKING:
-    from ptycho_torch.distributed.process_group import Ranks
+from ptycho_torch.distributed.process_group import ProcessGroup
 
 EXIT_INTERRUPTED = 130
 """Exit code after ctrl-C."""
@@ -22,5 +19,5 @@ class Invocation:
     observer: Observer = field(default_factory=SilentObserver)
     """Receives progress."""
 
-    ranks: "Ranks | None" = None
+    process_group: ProcessGroup | None = None
     """The process group where the command runs in several processes; None: one process."""

@@ -15,7 +15,7 @@ from ptycho_torch.config.workflow import DemoConfig
 from ptycho_torch.core.errors import PtychoError
 from ptycho_torch.core.files import make_output_dir
 
-EPOCHS = 30
+TRAIN_EPOCHS = 30
 """About twice the recipe: a minute or so more, for a picture worth looking at."""
 
 
@@ -30,13 +30,13 @@ def demo(config: DemoConfig) -> Path:
     folder = make_output_dir(config.output_dir)
     scan, model, result = folder / "scan.npz", folder / "model", folder / "reconstruction"
     for words in (
-        f"simulate {_quoted(scan)} --preset run1084 --photons 1e6 --seed {config.seed}",
-        f"describe {_quoted(scan)}",
-        f"train --train_data_file {_quoted(scan)} --output_dir {_quoted(model)} --seed {config.seed}"
-        f" --max_epochs {EPOCHS}",
-        f"inference --model_path {_quoted(model)} --test_data {_quoted(scan)} --output_dir {_quoted(result)}",
-        f"evaluate {_quoted(result / 'reconstruction.npz')} --truth {_quoted(scan)} --scan {_quoted(scan)}"
-        f" --output_dir {_quoted(folder / 'evaluation')}",
+        f"simulate {_quote(scan)} --preset run1084 --photons 1e6 --seed {config.seed}",
+        f"describe {_quote(scan)}",
+        f"train --train_data_file {_quote(scan)} --output_dir {_quote(model)} --seed {config.seed}"
+        f" --max_epochs {TRAIN_EPOCHS}",
+        f"inference --model_path {_quote(model)} --test_data {_quote(scan)} --output_dir {_quote(result)}",
+        f"evaluate {_quote(result / 'reconstruction.npz')} --truth {_quote(scan)} --scan {_quote(scan)}"
+        f" --output_dir {_quote(folder / 'evaluation')}",
     ):
         verb, *arguments = shlex.split(words)
         arguments += ["--quiet"] * config.quiet
@@ -47,7 +47,7 @@ def demo(config: DemoConfig) -> Path:
     return folder / "evaluation" / "report.html"
 
 
-def _quoted(path: Path) -> str:
+def _quote(path: Path) -> str:
     return shlex.quote(str(path))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from ptycho_torch.commands.base import Invocation
 from ptycho_torch.config.base import AxisOrder, Measurement
 from ptycho_torch.config.data import DescribeConfig
-from ptycho_torch.io.profile import Profile, profile
+from ptycho_torch.io.profile import Profile, profile_scan_file
 
 
 def describe(
@@ -31,15 +31,17 @@ def describe(
         DataError: the file cannot be read.
     """
 
-    return profile(Path(path), stats=stats, axis_order=axis_order, measurement=measurement)
+    return profile_scan_file(Path(path), stats=stats, axis_order=axis_order, measurement=measurement)
 
 
-def text_of(found: Profile) -> str:
+def format_profile(profile: Profile) -> str:
     """The findings for people, one a line."""
-    return "\n".join([found.file, *_arrays(found.arrays), "", *_findings(found), "", *_contract(found)])
+    return "\n".join(
+        [profile.file, *_format_arrays(profile.arrays), "", *_format_findings(profile), "", *_format_contract(profile)]
+    )
 
 
-def _arrays(arrays: dict[str, dict[str, Any]]) -> Iterator[str]:
+def _format_arrays(arrays: dict[str, dict[str, Any]]) -> Iterator[str]:
     width = max((len(key) for key in arrays), default=0)
     for key, array in sorted(arrays.items()):
         shape = " × ".join(map(str, array["shape"])) or "scalar"
@@ -51,27 +53,27 @@ def _arrays(arrays: dict[str, dict[str, Any]]) -> Iterator[str]:
         yield line.rstrip()
 
 
-def _findings(found: Profile) -> Iterator[str]:
-    yield f"  axis order   {found.axis_order['order'] or 'open'}: {found.axis_order['reason']}"
-    yield f"  measurement  {found.measurement['kind'] or 'open'}: {found.measurement['reason']}"
-    if found.photons:
+def _format_findings(profile: Profile) -> Iterator[str]:
+    yield f"  axis order   {profile.axis_order['order'] or 'open'}: {profile.axis_order['reason']}"
+    yield f"  measurement  {profile.measurement['kind'] or 'open'}: {profile.measurement['reason']}"
+    if profile.photons:
         origin = {"metadata": "the metadata say so", "lattice": "the counts are whole numbers", "assumed": "assumed"}
         yield (
-            f"  photons      {found.photons['per_pattern']:.7g} a pattern, {found.photons['per_unit']:.9g} for one "
-            f"squared unit of amplitude: {origin[found.photons['origin']]}"
+            f"  photons      {profile.photons['per_pattern']:.7g} a pattern, {profile.photons['per_unit']:.9g} for one "
+            f"squared unit of amplitude: {origin[profile.photons['origin']]}"
         )
-    if found.geometry:
-        yield from _geometry(found.geometry)
-    if found.object:
-        place = "on" if found.object["on_grid"] else "not on"
-        yield f"  object       {place} the coordinate grid; the patterns see {_box(found.object['seen'])}"
-        if found.object["structure"]:
-            yield f"               and it differs from its corner pixel in {_box(found.object['structure'])}"
-        if found.object["coordinate_factor"] != 1:
-            yield f"               with coordinates × {found.object['coordinate_factor']:g} it would be (see R27)"
+    if profile.geometry:
+        yield from _format_geometry(profile.geometry)
+    if profile.object:
+        place = "on" if profile.object["on_grid"] else "not on"
+        yield f"  object       {place} the coordinate grid; the patterns see {_format_box(profile.object['seen'])}"
+        if profile.object["structure"]:
+            yield f"               and it differs from its corner pixel in {_format_box(profile.object['structure'])}"
+        if profile.object["coordinate_factor"] != 1:
+            yield f"               with coordinates × {profile.object['coordinate_factor']:g} it would be (see R27)"
 
 
-def _geometry(geometry: dict[str, Any]) -> Iterator[str]:
+def _format_geometry(geometry: dict[str, Any]) -> Iterator[str]:
     modes = "one probe mode" if geometry["modes"] == 1 else f"{geometry['modes']} probe modes"
     yield f"  patterns     {geometry['patterns']} of {geometry['size']} × {geometry['size']} pixels, {modes}"
     ranges = ", ".join(f"{axis} {geometry[axis][0]:.2f} to {geometry[axis][1]:.2f}" for axis in ("x", "y"))
@@ -83,26 +85,26 @@ def _geometry(geometry: dict[str, Any]) -> Iterator[str]:
         yield f"  overlap      {geometry['overlap']:.1%} (1 - step / probe diameter)"
 
 
-def _box(box: list[float]) -> str:
+def _format_box(box: list[float]) -> str:
     top, bottom, left, right = (f"{edge:.1f}".removesuffix(".0") for edge in box)
     return f"rows {top} to {bottom}, columns {left} to {right}"
 
 
-def _contract(found: Profile) -> Iterator[str]:
-    if not found.violations:
+def _format_contract(profile: Profile) -> Iterator[str]:
+    if not profile.violations:
         yield "  keeps every rule of the contract"
-    for violation in found.violations:
+    for violation in profile.violations:
         yield f"  {violation['level']:<6} {violation['rule']:<4} {violation['message']}"
-    if found.valid and found.violations:
+    if profile.valid and profile.violations:
         yield "  can be loaded: no MUST is broken"
 
 
 def run(config: DescribeConfig, invocation: Invocation) -> int:
     """Run the command; return the exit code."""
     del invocation
-    found = describe(config.file, stats=config.stats, axis_order=config.axis_order, measurement=config.measurement)
+    profile = describe(config.file, stats=config.stats, axis_order=config.axis_order, measurement=config.measurement)
     if config.json:
-        print(json.dumps(found.as_dict(), indent=2, sort_keys=True, allow_nan=False))
+        print(json.dumps(profile.as_dict(), indent=2, sort_keys=True, allow_nan=False))
     else:
-        print(text_of(found))
-    return 0 if found.valid else 1
+        print(format_profile(profile))
+    return 0 if profile.valid else 1

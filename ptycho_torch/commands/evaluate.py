@@ -20,8 +20,8 @@ from ptycho_torch.core.files import make_output_dir
 from ptycho_torch.data.reconstruction import Reconstruction, load_reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.npz import load_scan
-from ptycho_torch.plotting.report import FIGURES, shown
-from ptycho_torch.plotting.result_folder import judge, write_judgement
+from ptycho_torch.plotting.report import METRICS, format_value
+from ptycho_torch.plotting.result_folder import evaluate_result, write_evaluation
 
 log = logging.getLogger("ptycho_torch.evaluate")  # __name__ is "__main__" under python -m
 
@@ -41,30 +41,30 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict[str, Any]:
 
     reconstruction = load_reconstruction(config.reconstruction)
     # The same file twice is read once.
-    scans = {path: _read(path, config) for path in (config.scan, config.truth) if path is not None}
+    scans = {path: _read_scan(path, config) for path in (config.scan, config.truth) if path is not None}
     scan = scans[config.scan] if config.scan is not None else None
     if scan is not None and reconstruction.metadata.get("positions") == "refined":
-        scan = at_refined_positions(scan, reconstruction)
+        scan = apply_refined_positions(scan, reconstruction)
     truth = scans[config.truth].truth if config.truth is not None else None
     if config.truth is not None and truth is None:
         raise DataError(
             f"{config.truth}: no objectGuess in it, expected the true object; leave --truth out to judge by R"
         )
 
-    judgement = judge(
+    evaluation = evaluate_result(
         reconstruction,
         scan,
-        photons_per_unit=_photons_per_unit(config, reconstruction, scan),
+        photons_per_unit=_select_photons_per_unit(config, reconstruction, scan),
         truth=truth,
         remove_ramp=config.remove_ramp,
         remove_shift=config.remove_shift,
     )
-    return write_judgement(
-        make_output_dir(config.output_dir), reconstruction, judgement, command=command, report=config.report
+    return write_evaluation(
+        make_output_dir(config.output_dir), reconstruction, evaluation, command=command, report=config.report
     )
 
 
-def at_refined_positions(scan: Scan, reconstruction: Reconstruction) -> Scan:
+def apply_refined_positions(scan: Scan, reconstruction: Reconstruction) -> Scan:
     """``scan`` at the positions that the reconstruction found, by which alone its patterns can be judged.
 
     Raises:
@@ -78,7 +78,7 @@ def at_refined_positions(scan: Scan, reconstruction: Reconstruction) -> Scan:
     return replace(scan, positions=reconstruction.positions)
 
 
-def _photons_per_unit(config: EvaluateConfig, reconstruction: Reconstruction, scan: Scan | None) -> float:
+def _select_photons_per_unit(config: EvaluateConfig, reconstruction: Reconstruction, scan: Scan | None) -> float:
     """The configuration's, else the reconstruction's; a warning where the scan states another."""
     scale = config.photons_per_unit or reconstruction.photons_per_unit
     stated = scan.photons_per_unit if scan is not None else None
@@ -93,7 +93,7 @@ def _photons_per_unit(config: EvaluateConfig, reconstruction: Reconstruction, sc
     return scale
 
 
-def _read(path: Path, config: EvaluateConfig) -> Scan:
+def _read_scan(path: Path, config: EvaluateConfig) -> Scan:
 
     return load_scan(
         path,
@@ -108,9 +108,9 @@ def _print_table(metrics: dict[str, Any], config: EvaluateConfig) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("metric", "value", "unit"):
         table.add_column(heading, justify="right" if heading == "value" else "left", no_wrap=True)
-    for name, figure in FIGURES.items():
+    for name, figure in METRICS.items():
         if name in metrics:
-            table.add_row(figure.label, shown(metrics[name]), figure.unit)
+            table.add_row(figure.label, format_value(metrics[name]), figure.unit)
     console = Console()
     console.print(table)
     if config.report:

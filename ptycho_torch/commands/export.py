@@ -13,7 +13,7 @@ from ptycho_torch import __version__
 from ptycho_torch.commands.base import Invocation
 from ptycho_torch.config.inference import ExportConfig
 from ptycho_torch.models.onnx import export_network
-from ptycho_torch.models.saved_model import load_bundle
+from ptycho_torch.models.saved_model import load_model
 
 
 def export(config: ExportConfig) -> float:
@@ -27,7 +27,7 @@ def export(config: ExportConfig) -> float:
             be written; then no file is left, and one that was there is as it was.
     """
 
-    bundle = load_bundle(config.model_path)
+    bundle = load_model(config.model_path)
     note = {
         "gridsize": str(bundle.gridsize),
         "photons_per_unit": ", ".join(repr(scan.photons_per_unit) for scan in bundle.scans),

@@ -26,30 +26,36 @@ from ptycho_torch.core.files import make_output_dir, write_json
 from ptycho_torch.core.observer import Observer, SilentObserver
 from ptycho_torch.core.timing import Clock
 from ptycho_torch.distributed.devices import select_precision
-from ptycho_torch.distributed.process_group import ALONE, Ranks
-from ptycho_torch.io.probe_file import probe_size, read_probe
+from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from ptycho_torch.io.probe_file import read_probe, read_probe_size
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NetworkConfig
-from ptycho_torch.models.saved_model import Bundle, save_bundle
-from ptycho_torch.simulation.dataset import Stream, StreamSettings
-from ptycho_torch.simulation.probe_families import FAMILIES
-from ptycho_torch.training.checkpoint import CHECKPOINT, Epoch, history_columns, require_checkpoint, write_history
-from ptycho_torch.training.optimizer import Pace
-from ptycho_torch.training.pretraining import Course, Pretrainer
-from ptycho_torch.training.tracking import NoTracker, Tracker, make_tracker
+from ptycho_torch.models.saved_model import Model, save_model
+from ptycho_torch.simulation.dataset import SimulatedDataset, SimulatedDatasetSettings
+from ptycho_torch.simulation.probe_families import PROBE_FAMILIES
+from ptycho_torch.training.checkpoint import (
+    CHECKPOINT_PATH,
+    EpochRecord,
+    check_checkpoint_exists,
+    make_history_columns,
+    write_history,
+)
+from ptycho_torch.training.optimizer import LearningRateSchedule
+from ptycho_torch.training.pretraining import Pretrainer, PretrainerSettings
+from ptycho_torch.training.tracking import NullTracker, Tracker, make_tracker
 
 log = logging.getLogger("ptycho_torch.pretrain")  # __name__ is __main__ under python -m
 
-WARM_UP = 50
+WARM_UP_STEPS = 50
 """Lessons over which the learning rate rises."""
 
-POWER_ERROR = 0.1
+PROBE_POWER_LOG_SIGMA = 0.1
 """Standard deviation of the logarithm of the probe's power: no scan tells it for each of its neighbourhoods."""
 
 
 def pretrain(
-    config: PretrainConfig, observer: Observer | None = None, ranks: Ranks | None = None
-) -> tuple[list[Epoch], bool]:
+    config: PretrainConfig, observer: Observer | None = None, process_group: ProcessGroup | None = None
+) -> tuple[list[EpochRecord], bool]:
     """Pretrain as ``config`` says and write the bundle into ``config.output_dir``.
 
     ``ranks`` are the processes that share the work, each of which calls this; the first of them writes.
@@ -62,100 +68,102 @@ def pretrain(
     """
 
     clock = Clock()
-    ranks = ranks or ALONE
-    device = ranks.device(config.device)
-    stream = _stream(config)
+    process_group = process_group or SINGLE_PROCESS
+    device = process_group.select_device(config.device)
+    dataset = _make_dataset(config)
     network = NetworkConfig(config.network, config.head, config.width, probe_channel=True)
     generator = torch.Generator().manual_seed(config.seed)
-    model = PtychoModel(network, [], generator=generator, size=stream.settings.size).to(device)
-    trainer = Pretrainer(model, stream, _course(config, device), ranks)
+    model = PtychoModel(network, [], generator=generator, size=dataset.settings.size).to(device)
+    trainer = Pretrainer(model, dataset, _make_settings(config, device), process_group)
     output_dir = Path(config.output_dir)
-    checkpoint = output_dir / CHECKPOINT
+    checkpoint = output_dir / CHECKPOINT_PATH
     if config.resume:
-        require_checkpoint(checkpoint)
+        check_checkpoint_exists(checkpoint)
         trainer.load(checkpoint)
-        log.info("going on after lesson %d", trainer.optimiser.steps)
-    tracker: Tracker = NoTracker()
-    if ranks.first:
+        log.info("going on after lesson %d", trainer.optimizer.steps)
+    tracker: Tracker = NullTracker()
+    if process_group.is_main:
         make_output_dir(output_dir)
         write_config(output_dir / "config.yaml", config)
         tracker = make_tracker(config.logger, output_dir)
-        tracker.parameters(to_plain(config))
-    clock.lap("prepare")
+        tracker.log_parameters(to_plain(config))
+    clock.record("prepare")
     try:
         completed = trainer.run(observer or SilentObserver(), tracker, checkpoint)
     except PtychoError:
         tracker.finish(completed=False)
         raise
-    clock.lap("pretrain")
-    if not ranks.first:
+    clock.record("pretrain")
+    if not process_group.is_main:
         return trainer.history, completed
-    with trainer.optimiser.averaged() as averaged:
-        save_bundle(output_dir, Bundle(averaged, (), 1, _provenance(config, trainer)))
+    with trainer.optimizer.use_averaged_weights() as averaged:
+        save_model(output_dir, Model(averaged, (), 1, _make_provenance(config, trainer)))
         write_history(output_dir / "history.csv", trainer.history)
     tracker.finish(completed)
-    clock.lap("save")
+    clock.record("save")
     write_json(output_dir / "timing.json", clock.seconds)
     return trainer.history, completed
 
 
-def _stream(config: PretrainConfig) -> Stream:
+def _make_dataset(config: PretrainConfig) -> SimulatedDataset:
 
-    given = _given_probes(config)
-    size = given[0].shape[-1] if given else config.size or 64
-    families = config.probe_family or (() if given else ("all",))
-    settings = StreamSettings(
+    probes = _read_probes(config)
+    size = probes[0].shape[-1] if probes else config.size or 64
+    families = config.probe_family or (() if probes else ("all",))
+    settings = SimulatedDatasetSettings(
         size=size,
         patterns=config.batch_size or (16 if size <= 64 else 8),
         seed=config.seed,
-        families=tuple(FAMILIES) if "all" in families else families,
+        families=tuple(PROBE_FAMILIES) if "all" in families else families,
         variation=config.probe_variation,
         photons=(config.min_photons, config.max_photons),
         overlap=(config.min_overlap, config.max_overlap),
         masked=config.masked,
-        power_error=POWER_ERROR,
+        power_error=PROBE_POWER_LOG_SIGMA,
     )
     if config.objects:
         settings = replace(settings, objects=tuple((name, 1.0) for name in config.objects))
-    return Stream(settings, given)
+    return SimulatedDataset(settings, probes)
 
 
-def _given_probes(config: PretrainConfig) -> list[NDArray[Any]]:
+def _read_probes(config: PretrainConfig) -> list[NDArray[Any]]:
     """The probes of the files, all of one N."""
 
     if not config.probe:
         return []
-    size = config.size or probe_size(config.probe[0], "--probe")
+    size = config.size or read_probe_size(config.probe[0], "--probe")
     return [read_probe(path, size, "--probe").modes for path in config.probe]
 
 
-def _course(config: PretrainConfig, device: torch.device) -> Course:
+def _make_settings(config: PretrainConfig, device: torch.device) -> PretrainerSettings:
 
     precision = select_precision(config.precision, device)
-    return Course(Pace(config.learning_rate, WARM_UP), config.lessons, config.time_limit, precision)
+    return PretrainerSettings(
+        LearningRateSchedule(config.learning_rate, WARM_UP_STEPS), config.lessons, config.time_limit, precision
+    )
 
 
-def _provenance(config: PretrainConfig, trainer: Pretrainer) -> dict[str, Any]:
+def _make_provenance(config: PretrainConfig, trainer: Pretrainer) -> dict[str, Any]:
     """Where the network comes from; no clock and no paths but those that were typed."""
 
     return {
         "version": ptycho_torch.__version__,
         "config": to_plain(config),
-        "stream": {name: repr(value) for name, value in asdict(trainer.stream.settings).items()},
-        "lessons": trainer.optimiser.steps,
-        "precision": trainer.course.precision,
+        "stream": {name: repr(value) for name, value in asdict(trainer.dataset.settings).items()},
+        "lessons": trainer.optimizer.steps,
+        "precision": trainer.settings.precision,
         "epochs": len(trainer.history),
-        "history": history_columns(trainer.history),
+        "history": make_history_columns(trainer.history),
         "validation": "simulated lessons that are never learned from",
     }
 
 
 def run(config: PretrainConfig, invocation: Invocation) -> int:
     """Pretrain, and print the result; return the exit code."""
-    ranks = invocation.ranks
-    history, completed = pretrain(config, invocation.observer, ranks)
+    process_group = invocation.process_group
+    history, completed = pretrain(config, invocation.observer, process_group)
     if not completed:
-        if ranks is None or (ranks.first and ranks.speaks()):
+        if process_group is None or (process_group.is_main and process_group.claim_error_report()):
             print(f"interrupted after round {len(history)}; go on with --resume", file=sys.stderr)
         return EXIT_INTERRUPTED
     if not config.quiet:

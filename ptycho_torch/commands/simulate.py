@@ -10,7 +10,7 @@ from pathlib import Path
 from ptycho_torch.commands.base import Invocation
 from ptycho_torch.config.data import SimulateConfig
 from ptycho_torch.io.npz import save_scan
-from ptycho_torch.simulation.scan import recipe_with, simulate_recipe
+from ptycho_torch.simulation.scan import make_simulation_settings, simulate_from_settings
 
 
 def simulate(config: SimulateConfig) -> Path:
@@ -21,7 +21,7 @@ def simulate(config: SimulateConfig) -> Path:
         DataError: the file cannot be written.
     """
 
-    recipe = recipe_with(
+    recipe = make_simulation_settings(
         config.preset,
         object=config.object,
         probe=config.probe,
@@ -33,7 +33,7 @@ def simulate(config: SimulateConfig) -> Path:
         modes=config.modes,
         photons=config.photons,
     )
-    save_scan(config.output, simulate_recipe(recipe, config.seed), config.layout)
+    save_scan(config.output, simulate_from_settings(recipe, config.seed), config.layout)
     return config.output
 
 

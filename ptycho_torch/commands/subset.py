@@ -11,7 +11,7 @@ from typing import Any
 
 from ptycho_torch.commands.base import Invocation
 from ptycho_torch.config.data import SubsetConfig
-from ptycho_torch.io.subset import cut_file
+from ptycho_torch.io.subset import write_subset
 
 
 def subset(config: SubsetConfig) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def subset(config: SubsetConfig) -> dict[str, Any]:
             written; then nothing new is left.
     """
 
-    return cut_file(config)
+    return write_subset(config)
 
 
 def run(config: SubsetConfig, invocation: Invocation) -> int:
@@ -30,11 +30,11 @@ def run(config: SubsetConfig, invocation: Invocation) -> int:
     del invocation
     record = subset(config)
     if not config.quiet:
-        print("\n".join(_report(record, config)))
+        print("\n".join(_format_report(record, config)))
     return 0
 
 
-def _report(record: dict[str, Any], config: SubsetConfig) -> Iterator[str]:
+def _format_report(record: dict[str, Any], config: SubsetConfig) -> Iterator[str]:
     count, size, _ = record["fixture"]["arrays"]["diffraction"]["shape"]
     coverage, groups = record["coverage"], record["groups"]
     fixture, source = (record["overlap"][name] for name in ("fixture", "source"))
@@ -43,20 +43,20 @@ def _report(record: dict[str, Any], config: SubsetConfig) -> Iterator[str]:
         f"  coverage  {coverage['y']:.1%} of the range of y, {coverage['x']:.1%} of x; {coverage['positions']:.1%} of "
         "the source's positions lie under a kept probe"
     )
-    yield f"  overlap   {_share(fixture['overlap'])}, in the source {_share(source['overlap'])}"
+    yield f"  overlap   {_format_fraction(fixture['overlap'])}, in the source {_format_fraction(source['overlap'])}"
     yield f"  groups    {groups['apart']} apart at gridsize {groups['gridsize']}, {groups['with_overlap']} with overlap"
-    yield f"  photons   {_photons(record['photons'])}"
+    yield f"  photons   {_format_photons(record['photons'])}"
     broken = [violation["rule"] for violation in record["contract"]["violations"]]
     yield f"  contract  {'kept' if record['contract']['valid'] else 'broken'}{': ' * bool(broken)}{', '.join(broken)}"
     yield f"  sha256    {record['fixture']['sha256']}"
     yield f"  record    {config.metadata_out or config.output.with_suffix('.json')}"
 
 
-def _share(value: float | None) -> str:
+def _format_fraction(value: float | None) -> str:
     return "none" if value is None else f"{value:.1%}"
 
 
-def _photons(photons: dict[str, Any]) -> str:
+def _format_photons(photons: dict[str, Any]) -> str:
     if photons["per_unit"] is None:
         return "nothing says how many; each reader assumes its own"
     return f"{photons['per_pattern']:.7g} a pattern, known from the {photons['origin']}"

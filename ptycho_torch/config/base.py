@@ -52,7 +52,7 @@ def require_within_reach(config: Any) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verbosity:
+class CommonOptions:
     """What every command offers."""
 
     quiet: bool = option(False, "no progress bar and no messages below a warning")
@@ -60,7 +60,7 @@ class Verbosity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading(Verbosity):
+class ScanReadOptions(CommonOptions):
     """How a scan file is to be read where the file itself leaves it open."""
 
     axis_order: AxisOrder | None = option(

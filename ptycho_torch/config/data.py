@@ -6,9 +6,9 @@ from typing import Literal
 
 from ptycho_torch.config.base import (
     AxisOrder,
+    CommonOptions,
     Measurement,
-    Reading,
-    Verbosity,
+    ScanReadOptions,
     option,
     require_not_negative,
     require_positive,
@@ -17,7 +17,7 @@ from ptycho_torch.core.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulateConfig(Verbosity):
+class SimulateConfig(CommonOptions):
     """Settings of ``python -m ptycho_torch.simulate``. None means: the preset's."""
 
     output: Path = option(MISSING, "scan file (NPZ) to write", positional=True)
@@ -51,7 +51,7 @@ class SimulateConfig(Verbosity):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DescribeConfig(Verbosity):
+class DescribeConfig(CommonOptions):
     """Settings of ``python -m ptycho_torch.describe``."""
 
     file: Path = option(MISSING, "scan file (NPZ) to describe", positional=True)
@@ -62,7 +62,7 @@ class DescribeConfig(Verbosity):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertConfig(Verbosity):
+class ConvertConfig(CommonOptions):
     """Settings of ``python -m ptycho_torch.convert``."""
 
     source: Path = option(MISSING, "foreign NPZ file, also compressed as .npz.bz2", positional=True)
@@ -97,7 +97,7 @@ class ConvertConfig(Verbosity):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubsetConfig(Reading):
+class SubsetConfig(ScanReadOptions):
     """Settings of ``python -m ptycho_torch.subset``."""
 
     source: Path = option(MISSING, "scan file (NPZ) to cut from, canonical or legacy")

@@ -6,10 +6,10 @@ from pathlib import Path
 from ptycho_torch.config.base import (
     DEVICE_HELP,
     PRECISION_HELP,
+    CommonOptions,
     Device,
     Precision,
-    Reading,
-    Verbosity,
+    ScanReadOptions,
     option,
     require_positive,
 )
@@ -17,7 +17,7 @@ from ptycho_torch.core.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferenceConfig(Reading):
+class InferenceConfig(ScanReadOptions):
     """Settings of ``python -m ptycho_torch.inference``."""
 
     model_path: Path = option(MISSING, "folder written by train or pretrain")
@@ -60,7 +60,7 @@ class InferenceConfig(Reading):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig(Verbosity):
+class ExportConfig(CommonOptions):
     """Settings of ``python -m ptycho_torch.export``."""
 
     model_path: Path = option(MISSING, "folder written by train", positional=True)
@@ -72,7 +72,7 @@ class ExportConfig(Verbosity):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(Reading):
+class EvaluateConfig(ScanReadOptions):
     """Settings of ``python -m ptycho_torch.evaluate``."""
 
     reconstruction: Path = option(MISSING, "reconstruction.npz of inference", positional=True)

@@ -7,9 +7,9 @@ from typing import Literal
 from ptycho_torch.config.base import (
     DEVICE_HELP,
     PRECISION_HELP,
+    CommonOptions,
     Device,
     Precision,
-    Verbosity,
     option,
     require_not_negative,
     require_positive,
@@ -19,7 +19,7 @@ from ptycho_torch.core.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(Verbosity):
+class PretrainConfig(CommonOptions):
     """Settings of ``python -m ptycho_torch.pretrain``."""
 
     output_dir: Path = option(MISSING, "folder for the model bundle, history and checkpoints")

@@ -3,13 +3,13 @@
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from ptycho_torch.config.base import DEVICE_HELP, Device, Reading, option, require_not_negative
+from ptycho_torch.config.base import DEVICE_HELP, Device, ScanReadOptions, option, require_not_negative
 from ptycho_torch.config.engines import StageConfig
 from ptycho_torch.core.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructConfig(StageConfig, Reading):
+class ReconstructConfig(StageConfig, ScanReadOptions):
     """Settings of ``python -m ptycho_torch.reconstruct``."""
 
     scan: Path = option(MISSING, "scan file (NPZ) to reconstruct", positional=True)
@@ -38,7 +38,7 @@ class ReconstructConfig(StageConfig, Reading):
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
-        Reading.__post_init__(self)
+        ScanReadOptions.__post_init__(self)
         if not 0 <= self.holdout <= 0.5:
             raise ConfigError(f"--holdout is {self.holdout}: it must be a share from 0 to 0.5")
         require_not_negative(self, "seed")

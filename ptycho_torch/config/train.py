@@ -9,7 +9,7 @@ from ptycho_torch.config.base import (
     PRECISION_HELP,
     Device,
     Precision,
-    Reading,
+    ScanReadOptions,
     option,
     require_not_negative,
     require_positive,
@@ -19,7 +19,7 @@ from ptycho_torch.core.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(Reading):
+class TrainConfig(ScanReadOptions):
     """Settings of ``python -m ptycho_torch.train``."""
 
     train_data_file: tuple[Path, ...] = option(

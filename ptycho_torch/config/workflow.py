@@ -3,11 +3,11 @@
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from ptycho_torch.config.base import Device, Verbosity, option, require_positive
+from ptycho_torch.config.base import CommonOptions, Device, option, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig(Verbosity):
+class SweepConfig(CommonOptions):
     """Settings of ``python -m ptycho_torch.sweep``."""
 
     train_data_file: Path = option(MISSING, "scan file (NPZ) to train on")
@@ -24,7 +24,7 @@ class SweepConfig(Verbosity):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig(Verbosity):
+class DemoConfig(CommonOptions):
     """Settings of ``python -m ptycho_torch.demo``."""
 
     output_dir: Path = option(Path("demo_output"), "folder for the scan, the model and the reconstruction")

@@ -35,5 +35,5 @@ class DeviceError(PtychoError):
     """A device was asked for that this machine does not have."""
 
 
-class RankError(PtychoError):
+class ProcessGroupError(PtychoError):
     """Another process of the same run is gone, or cannot be reached."""

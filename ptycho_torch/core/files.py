@@ -12,7 +12,7 @@ from ptycho_torch.core.errors import DataError
 
 
 @contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a path beside ``path`` to write to; rename it to ``path`` on success, delete it on failure.
 
     The temporary name keeps the suffix of ``path``, because writers choose the format by it.
@@ -26,24 +26,24 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}); choose another output path") from error
     os.close(handle)
-    aside = Path(name)
+    temp_path = Path(name)
     try:
-        yield aside
+        yield temp_path
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(aside, 0o666 & ~umask)  # mkstemp makes private files; results are for the group, as usual
+        os.chmod(temp_path, 0o666 & ~umask)  # mkstemp makes private files; results are for the group, as usual
         try:
-            os.replace(aside, path)
+            os.replace(temp_path, path)
         except OSError as error:
             raise DataError(f"{path}: cannot be written ({error.strerror}); choose another output path") from error
     finally:
-        aside.unlink(missing_ok=True)
+        temp_path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` as UTF-8, whole or not at all."""
-    with written_whole(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+    with atomic_write(path) as temp_path:
+        temp_path.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

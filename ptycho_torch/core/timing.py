@@ -10,7 +10,7 @@ class Clock:
         self.seconds: dict[str, float] = {}
         self._last = perf_counter()
 
-    def lap(self, stage: str) -> None:
+    def record(self, stage: str) -> None:
         """End the stage called ``stage``."""
         now = perf_counter()
         self.seconds[stage] = round(now - self._last, 3)

@@ -10,7 +10,7 @@ from ptycho_torch.core.errors import ConfigError
 Indices = NDArray[np.intp]
 
 
-def nearest_groups(positions: NDArray[np.float64], gridsize: int, centres: Indices) -> Indices:
+def find_nearest_groups(positions: NDArray[np.float64], gridsize: int, centers: Indices) -> Indices:
     """Groups of a position and its ``gridsize² − 1`` nearest neighbours.
 
     Args:
@@ -25,21 +25,21 @@ def nearest_groups(positions: NDArray[np.float64], gridsize: int, centres: Indic
         ConfigError: there are fewer than g² positions.
     """
     members = gridsize**2
-    require_group(gridsize, len(positions))
+    check_group_size(gridsize, len(positions))
     if members == 1:
-        return centres[:, None]
+        return centers[:, None]
     from scipy.spatial import cKDTree
 
     # One more than needed, because a position that stands twice may come before the centre itself.
-    _, near = cKDTree(positions).query(positions[centres], k=min(members + 1, len(positions)))
-    groups = np.empty((len(centres), members), dtype=np.intp)
-    for row, (centre, candidates) in enumerate(zip(centres, near, strict=True)):
-        groups[row, 0] = centre
-        groups[row, 1:] = candidates[candidates != centre][: members - 1]
+    _, near = cKDTree(positions).query(positions[centers], k=min(members + 1, len(positions)))
+    groups = np.empty((len(centers), members), dtype=np.intp)
+    for row, (center, candidates) in enumerate(zip(centers, near, strict=True)):
+        groups[row, 0] = center
+        groups[row, 1:] = candidates[candidates != center][: members - 1]
     return groups
 
 
-def require_group(gridsize: int, positions: int) -> None:
+def check_group_size(gridsize: int, positions: int) -> None:
     """Raise ConfigError unless ``positions`` are enough for one group of ``gridsize``²."""
     if gridsize**2 > positions:
         raise ConfigError(
@@ -48,7 +48,7 @@ def require_group(gridsize: int, positions: int) -> None:
         )
 
 
-def compact_batches(
+def make_compact_batches(
     positions: NDArray[np.float64], batch_size: int, spread: int, rng: np.random.Generator
 ) -> list[Indices]:
     """Deal all positions into batches of neighbours, each position once.
@@ -102,18 +102,18 @@ def draw_groups(
     Raises:
         ConfigError: more groups are asked for than there are, or a group is larger than the field.
     """
-    centres = np.arange(len(allowed))
+    centers = np.arange(len(allowed))
     if count is not None:
         if count > len(allowed):
             raise ConfigError(
                 f"--n_images is {count}, and there are {len(allowed)} groups to choose from"
                 f"{' outside the held-out region' if len(allowed) < len(positions) else ''}; choose at most that many"
             )
-        centres = np.sort(rng.choice(centres, count, replace=False))
-    return allowed[nearest_groups(positions[allowed], gridsize, centres)]
+        centers = np.sort(rng.choice(centers, count, replace=False))
+    return allowed[find_nearest_groups(positions[allowed], gridsize, centers)]
 
 
-class Split(NamedTuple):
+class HoldoutSplit(NamedTuple):
     """Positions to train on, positions held out, and the region that the latter lie in."""
 
     training: Indices
@@ -121,7 +121,7 @@ class Split(NamedTuple):
     region: str
 
 
-def hold_out_region(positions: NDArray[np.float64], share: float = 0.05, at_least: int = 1) -> Split:
+def hold_out_region(positions: NDArray[np.float64], share: float = 0.05, at_least: int = 1) -> HoldoutSplit:
     """Hold out the positions of the lowest rows of the field: ``share`` of them, and at least ``at_least``.
 
     A region rather than a random choice, because neighbouring patterns see the same piece of the object: only
@@ -132,11 +132,11 @@ def hold_out_region(positions: NDArray[np.float64], share: float = 0.05, at_leas
     """
     rows = positions[:, 0]
     bound = min(np.quantile(rows, 1 - share, method="higher"), np.sort(rows)[-min(at_least, len(rows))])
-    held = rows >= bound
-    if held.all():
+    in_region = rows >= bound
+    if in_region.all():
         raise ConfigError(
             f"of {len(positions)} positions none is left when the lowest rows are held out for validation: "
             f"give --test_data_file{' or choose a smaller --gridsize' if at_least > 1 else ''}"
         )
-    region = f"y >= {bound:.2f} px ({held.sum()} of {len(positions)} positions)"
-    return Split(np.flatnonzero(~held), np.flatnonzero(held), region)
+    region = f"y >= {bound:.2f} px ({in_region.sum()} of {len(positions)} positions)"
+    return HoldoutSplit(np.flatnonzero(~in_region), np.flatnonzero(in_region), region)

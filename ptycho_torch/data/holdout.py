@@ -9,7 +9,7 @@ from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.scan import Scan
 
 
-def held_out_pixels(scan: Scan, share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+def draw_holdout_pixels(scan: Scan, share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
     """A random ``share`` of the pixels that count, in every pattern others: (n, N, N) bool, centred as the patterns.
 
     Pixels and not whole patterns, because every pattern is needed for its piece of the object; and the counting noise
@@ -18,18 +18,18 @@ def held_out_pixels(scan: Scan, share: float, rng: np.random.Generator) -> NDArr
     Raises:
         DataError: the scan is so small that none is drawn.
     """
-    counting = np.ones((scan.size, scan.size), bool) if scan.mask is None else scan.mask
-    held = np.empty(scan.amplitudes.shape, bool)
-    for pattern in held:  # one by one: random numbers take several times the memory of a mask
+    unmasked = np.ones((scan.size, scan.size), bool) if scan.mask is None else scan.mask
+    held_out = np.empty(scan.amplitudes.shape, bool)
+    for pattern in held_out:  # one by one: random numbers take several times the memory of a mask
         pattern[:] = rng.random(pattern.shape, np.float32) < share
-    held &= counting
-    if not held.any():
+    held_out &= unmasked
+    if not held_out.any():
         raise DataError(
-            f"--holdout {share:g} draws none of the scan's {held.size} pixels, expected at least one; raise it"
+            f"--holdout {share:g} draws none of the scan's {held_out.size} pixels, expected at least one; raise it"
         )
-    return held
+    return held_out
 
 
-def without(scan: Scan, held: NDArray[np.bool_]) -> Scan:
+def mask_pixels(scan: Scan, held_out: NDArray[np.bool_]) -> Scan:
     """``scan`` with the pixels ``held`` (n, N, N) masked too."""
-    return replace(scan, mask=~held if scan.mask is None else scan.mask & ~held)
+    return replace(scan, mask=~held_out if scan.mask is None else scan.mask & ~held_out)

@@ -5,7 +5,7 @@ What a file leaves open is settled here and nowhere else; :mod:`ptycho_torch.dat
 
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ptycho_torch.config.base import AxisOrder, Measurement
 
 
-class Header(NamedTuple):
+class ArrayHeader(NamedTuple):
     """What an NPZ file says about an array before its values."""
 
     shape: tuple[int, ...]
@@ -21,17 +21,17 @@ class Header(NamedTuple):
     fortran_order: bool
 
     @classmethod
-    def from_numpy(cls, header: "tuple[tuple[int, ...], bool, np.dtype[Any]]") -> "Header":
+    def from_numpy(cls, header: tuple[tuple[int, ...], bool, np.dtype[Any]]) -> Self:
         """From what numpy's header readers return: shape, memory order, dtype."""
         shape, fortran_order, dtype = header
         return cls(shape, dtype, fortran_order)
 
 
-Arrays = Mapping[str, "NDArray[Any] | Header"]
+Arrays = Mapping[str, NDArray[Any] | ArrayHeader]
 """The content of a file by key."""
 
 
-class Layout(NamedTuple):
+class DiffractionLayout(NamedTuple):
     """How the diffraction of a file is to be read, and why."""
 
     axis_order: AxisOrder | None
@@ -41,33 +41,35 @@ class Layout(NamedTuple):
     metadata: dict[str, Any]
 
 
-def diffraction_key(arrays: Arrays) -> str | None:
+def find_diffraction_key(arrays: Arrays) -> str | None:
     """The key of the patterns: ``diffraction``, else its alias ``diff3d``."""
     return next((key for key in ("diffraction", "diff3d") if key in arrays), None)
 
 
-def find_layout(arrays: Arrays, axis_order: AxisOrder | None = None, measurement: Measurement | None = None) -> Layout:
+def find_layout(
+    arrays: Arrays, axis_order: AxisOrder | None = None, measurement: Measurement | None = None
+) -> DiffractionLayout:
     """Settle axis order and measurement: what the caller says, else the metadata, else what the arrays show.
 
     Either stays None where that leaves it open.
     """
     metadata, _ = read_metadata(arrays)
-    key = diffraction_key(arrays)
+    key = find_diffraction_key(arrays)
     if key is None:
-        return Layout(axis_order, "no diffraction", measurement, "no diffraction", metadata)
-    order = _axis_order(arrays, key, axis_order, metadata)
-    kind = _measurement(arrays[key].dtype, measurement, metadata)
-    return Layout(*order, *kind, metadata)
+        return DiffractionLayout(axis_order, "no diffraction", measurement, "no diffraction", metadata)
+    order = _find_axis_order(arrays, key, axis_order, metadata)
+    kind = _find_measurement(arrays[key].dtype, measurement, metadata)
+    return DiffractionLayout(*order, *kind, metadata)
 
 
-def _axis_order(
-    arrays: Arrays, key: str, given: AxisOrder | None, metadata: dict[str, Any]
+def _find_axis_order(
+    arrays: Arrays, key: str, requested: AxisOrder | None, metadata: dict[str, Any]
 ) -> tuple[AxisOrder | None, str]:
-    if given is not None:
-        return given, "given"
+    if requested is not None:
+        return requested, "given"
     if metadata.get("axis_order") in ("nhw", "hwn"):
         return metadata["axis_order"], "the metadata say so"
-    shape = pattern_stack_shape(arrays[key].shape)
+    shape = normalize_stack_shape(arrays[key].shape)
     if len(shape) != 3:
         return None, f"{len(shape)} axes"
     first, middle, last = shape
@@ -86,11 +88,11 @@ def _axis_order(
     return None, "no two neighbouring axes are equal"
 
 
-def _measurement(
-    dtype: np.dtype[Any], given: Measurement | None, metadata: dict[str, Any]
+def _find_measurement(
+    dtype: np.dtype[Any], requested: Measurement | None, metadata: dict[str, Any]
 ) -> tuple[Measurement | None, str]:
-    if given is not None:
-        return given, "given"
+    if requested is not None:
+        return requested, "given"
     if metadata.get("measurement") in ("amplitude", "counts"):
         return metadata["measurement"], "the metadata say so"
     if dtype.kind == "f":
@@ -98,7 +100,7 @@ def _measurement(
     return None, f"{dtype} and nothing is said"
 
 
-def pattern_stack_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+def normalize_stack_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of a stack of patterns without the trailing singleton that some files carry."""
     return shape[:3] if len(shape) == 4 and shape[3] == 1 else shape
 
@@ -137,29 +139,29 @@ def is_positive_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
-def stack_size(array: "NDArray[Any] | Header", layout: Layout) -> tuple[int | None, int | None]:
+def compute_stack_size(array: NDArray[Any] | ArrayHeader, layout: DiffractionLayout) -> tuple[int | None, int | None]:
     """N and n of a stack of patterns, each None where it cannot be told."""
-    shape = pattern_stack_shape(array.shape)
+    shape = normalize_stack_shape(array.shape)
     if len(shape) != 3 or layout.axis_order is None:
         return None, None
     count, side = (shape[0], shape[1:]) if layout.axis_order == "nhw" else (shape[2], shape[:2])
     return (side[0] if side[0] == side[1] else None), count
 
 
-def stack_fits(shape: tuple[int, ...], count: int, size: int, layout: Layout) -> bool:
+def is_matching_stack(shape: tuple[int, ...], count: int, size: int, layout: DiffractionLayout) -> bool:
     """Whether a stack has one N × N plane for each pattern: (n, N, N), or (N, N, n) beside such diffraction."""
-    shape = pattern_stack_shape(shape)
+    shape = normalize_stack_shape(shape)
     return shape == (count, size, size) or (layout.axis_order == "hwn" and shape == (size, size, count))
 
 
-def probe_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+def normalize_probe_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of a probe without a trailing singleton: (N, N, 1) is (N, N), (M, N, N, 1) is (M, N, N)."""
     return shape[:-1] if len(shape) in (3, 4) and shape[-1] == 1 and shape[-2] != 1 else shape
 
 
-def moved(array: NDArray[Any], layout: Layout, count: int) -> NDArray[Any]:
+def move_pattern_axis_first(array: NDArray[Any], layout: DiffractionLayout, count: int) -> NDArray[Any]:
     """A stack of planes as (n, N, N), whatever its layout in the file; (N, N) stays as it is."""
-    array = array.reshape(pattern_stack_shape(array.shape))
+    array = array.reshape(normalize_stack_shape(array.shape))
     if array.ndim == 3 and layout.axis_order == "hwn" and (array.shape[2] == count):
         return np.ascontiguousarray(np.moveaxis(array, 2, 0))
     return array

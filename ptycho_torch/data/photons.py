@@ -17,18 +17,18 @@ from ptycho_torch.data.scan import Scan
 
 ASSUMED_PHOTONS_PER_PATTERN = 1e6
 
-ROUNDING = 5e-7
+RELATIVE_ROUNDING_ERROR = 5e-7
 """Relative error of amplitude² after a few float32 operations on the amplitude."""
 
-LARGEST_COUNT = 100_000
+MAX_LATTICE_COUNT = 100_000
 """Counts above this are rounded by up to a twentieth: too coarse to tell whole numbers."""
 
-SAMPLE = 500_000
+MAX_SAMPLED_PIXELS = 500_000
 """About as many pixels, spread over the scan, as the lattice is sought in and verified on."""
 
-SMALLEST_VALUES = 500
-LARGEST_DIVISOR = 12
-NEEDED_EVIDENCE = 5.0
+N_SMALLEST_VALUES = 500
+MAX_GAP_DIVISOR = 12
+MIN_EVIDENCE_DIGITS = 5.0
 """Decimal digits of improbability that values off any lattice would agree so well by chance."""
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def photon_scale(scan: Scan, photons_per_unit: float | None = None) -> PhotonSca
     Raises:
         DataError: ``photons_per_unit`` is not positive, or no pixel that counts has a photon.
     """
-    intensities = _unmasked_intensities(scan)
+    intensities = _select_unmasked_intensities(scan)
     per_pattern = float(intensities.sum(dtype=np.float64)) / len(scan)
     if not per_pattern > 0:
         raise DataError(f"{scan.source or 'scan'}: every pixel that counts is zero, so there are no photons to scale")
@@ -59,7 +59,7 @@ def photon_scale(scan: Scan, photons_per_unit: float | None = None) -> PhotonSca
         return PhotonScale(photons_per_unit, "given", per_pattern * photons_per_unit)
     if scan.photons_per_unit is not None:
         return PhotonScale(scan.photons_per_unit, "metadata", per_pattern * scan.photons_per_unit)
-    factor = lattice_factor(intensities)
+    factor = estimate_lattice_factor(intensities)
     if factor is not None:
         return PhotonScale(factor, "lattice", per_pattern * factor)
     logger.warning(
@@ -71,7 +71,7 @@ def photon_scale(scan: Scan, photons_per_unit: float | None = None) -> PhotonSca
     return PhotonScale(ASSUMED_PHOTONS_PER_PATTERN / per_pattern, "assumed", ASSUMED_PHOTONS_PER_PATTERN)
 
 
-def _unmasked_intensities(scan: Scan) -> NDArray[np.float64]:
+def _select_unmasked_intensities(scan: Scan) -> NDArray[np.float64]:
     """Amplitude² of every pixel that counts, flat, in float64 so that squaring rounds nothing."""
     amplitudes = scan.amplitudes
     if scan.mask is not None:
@@ -80,53 +80,53 @@ def _unmasked_intensities(scan: Scan) -> NDArray[np.float64]:
     return intensities.reshape(-1)
 
 
-def lattice_factor(intensities: NDArray[np.float64]) -> float | None:
+def estimate_lattice_factor(intensities: NDArray[np.float64]) -> float | None:
     """The smallest factor that makes every intensity (flat, not negative) a whole number; None where there is none.
 
     The spacing of the lattice divides the smallest gap between the values. Each small divisor of that gap is refined
     by least squares over ever larger counts, and must then fit every value within what rounding explains. Values too
     large for their rounding to be told from a fraction (above ``LARGEST_COUNT``) say nothing and are left out.
     """
-    values = _distinct(intensities[:: max(1, len(intensities) // SAMPLE)])
-    smallest = values[:SMALLEST_VALUES]
-    for spacing in _candidates(smallest):
-        if _evidence(smallest, spacing) >= NEEDED_EVIDENCE and _evidence(values, spacing):
-            return None if _squares(values, spacing) else _plain(1 / spacing)
+    values = _select_distinct(intensities[:: max(1, len(intensities) // MAX_SAMPLED_PIXELS)])
+    smallest = values[:N_SMALLEST_VALUES]
+    for spacing in _generate_spacings(smallest):
+        if _compute_evidence(smallest, spacing) >= MIN_EVIDENCE_DIGITS and _compute_evidence(values, spacing):
+            return None if _has_only_squares(values, spacing) else _round_near_integer(1 / spacing)
     return None
 
 
-def _plain(factor: float) -> float:
+def _round_near_integer(factor: float) -> float:
     """A whole factor (most often 1) is meant exactly."""
     whole = round(factor)
     return float(whole) if whole and abs(factor / whole - 1) < 1e-7 else factor
 
 
-def _distinct(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _select_distinct(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Sorted positive values, those nearer than rounding can tell taken as one.
 
     Subnormal amplitudes are left out: float32 itself puts those on a lattice.
     """
     values = np.unique(values[values > float(np.finfo(np.float32).tiny) ** 2])
-    apart: NDArray[np.bool_] = np.diff(values, prepend=-np.inf) > 2 * ROUNDING * values
+    apart: NDArray[np.bool_] = np.diff(values, prepend=-np.inf) > 2 * RELATIVE_ROUNDING_ERROR * values
     distinct: NDArray[np.float64] = values[apart]
     return distinct
 
 
-def _candidates(values: NDArray[np.float64]) -> Iterator[float]:
+def _generate_spacings(values: NDArray[np.float64]) -> Iterator[float]:
     """Spacings to try, coarsest first: the smallest gap (or value) divided by 1, 2, 3, …, each refined."""
     if len(values) < 2:
         return
     smallest = min(values[0], np.diff(values).min())
-    for divisor in range(1, LARGEST_DIVISOR + 1):
+    for divisor in range(1, MAX_GAP_DIVISOR + 1):
         # Gaps first: they are small multiples of the spacing even where the values are large ones.
-        spacing = _refined(smallest / divisor, values - values[0])
-        yield _refined(spacing, values)
+        spacing = _refine_spacing(smallest / divisor, values - values[0])
+        yield _refine_spacing(spacing, values)
 
 
-def _refined(spacing: float, values: NDArray[np.float64]) -> float:
+def _refine_spacing(spacing: float, values: NDArray[np.float64]) -> float:
     """Least-squares spacing of ``values``, counting first the small multiples, which are beyond doubt, then larger."""
     limit = 4.0
-    while limit <= LARGEST_COUNT:
+    while limit <= MAX_LATTICE_COUNT:
         near = values[values <= limit * spacing]
         multiples = np.rint(near / spacing)
         if multiples.any():
@@ -135,24 +135,24 @@ def _refined(spacing: float, values: NDArray[np.float64]) -> float:
     return spacing
 
 
-def _told(values: NDArray[np.float64], spacing: float) -> NDArray[np.float64]:
+def _compute_lattice_multiples(values: NDArray[np.float64], spacing: float) -> NDArray[np.float64]:
     """The values small enough to be told from a fraction, in spacings."""
-    return values[: int(np.searchsorted(values, LARGEST_COUNT * spacing, "right"))] / spacing
+    return values[: int(np.searchsorted(values, MAX_LATTICE_COUNT * spacing, "right"))] / spacing
 
 
-def _evidence(values: NDArray[np.float64], spacing: float) -> float:
+def _compute_evidence(values: NDArray[np.float64], spacing: float) -> float:
     """Decimal digits of improbability that unrelated (sorted) values fit as well; zero where one does not fit.
 
     The smallest value is not evidence: the spacing may have been chosen by it.
     """
-    multiples = _told(values, spacing)
-    tolerance = ROUNDING * (multiples + 1)
+    multiples = _compute_lattice_multiples(values, spacing)
+    tolerance = RELATIVE_ROUNDING_ERROR * (multiples + 1)
     if len(multiples) < 2 or (np.abs(multiples - np.rint(multiples)) > tolerance).any():
         return 0.0
     return float(-np.log10(2 * tolerance[1:]).sum())
 
 
-def _squares(values: NDArray[np.float64], spacing: float) -> bool:
+def _has_only_squares(values: NDArray[np.float64], spacing: float) -> bool:
     """Whether only perfect squares occur: then the amplitudes are whole numbers, and nothing is said about counts."""
-    roots = np.sqrt(np.rint(_told(values, spacing)))
+    roots = np.sqrt(np.rint(_compute_lattice_multiples(values, spacing)))
     return bool((roots == np.rint(roots)).all())

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import DataError
-from ptycho_torch.core.files import written_whole
+from ptycho_torch.core.files import atomic_write
+from ptycho_torch.io.npz import read_arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +54,12 @@ class Reconstruction:
     def save(self, path: str | Path) -> None:
         """Write to ``path`` (NPZ), whole or not at all; the same values give the same bytes."""
         extra = {"photons_per_unit": self.photons_per_unit, "history": self.history, "metadata": self.metadata}
-        found = {"background": self.background, "intensities": self.intensities, "uncertainty": self.uncertainty}
-        further: dict[str, Any] = {name: array for name, array in found.items() if array is not None}
-        with written_whole(path) as aside:
+        optional = {"background": self.background, "intensities": self.intensities, "uncertainty": self.uncertainty}
+        present: dict[str, Any] = {name: array for name, array in optional.items() if array is not None}
+        with atomic_write(path) as temp_path:
             np.savez(
-                aside,
-                **further,
+                temp_path,
+                **present,
                 object=self.object,
                 coverage=self.coverage,
                 origin_yx=self.origin_yx,
@@ -74,11 +75,10 @@ def load_reconstruction(path: str | Path) -> Reconstruction:
     Raises:
         DataError: the file is missing, is no NPZ, lacks a key, or its parts do not fit.
     """
-    from ptycho_torch.io.npz import read_arrays
 
     arrays = read_arrays(Path(path))
-    wanted = ("object", "coverage", "origin_yx", "probe", "positions", "metadata")
-    missing = [key for key in wanted if key not in arrays]
+    required = ("object", "coverage", "origin_yx", "probe", "positions", "metadata")
+    missing = [key for key in required if key not in arrays]
     if missing:
         raise DataError(
             f"{path}: no reconstruction: {', '.join(missing)} missing "
@@ -98,13 +98,13 @@ def load_reconstruction(path: str | Path) -> Reconstruction:
         photons_per_unit=scale,
         background=arrays.get("background"),
         intensities=arrays.get("intensities"),
-        uncertainty=_of_shape(arrays.get("uncertainty"), arrays["object"].shape, path),
+        uncertainty=_check_shape(arrays.get("uncertainty"), arrays["object"].shape, path),
         history=history,
         metadata=metadata,
     )
 
 
-def _of_shape(array: NDArray[Any] | None, shape: tuple[int, ...], path: str | Path) -> NDArray[Any] | None:
+def _check_shape(array: NDArray[Any] | None, shape: tuple[int, ...], path: str | Path) -> NDArray[Any] | None:
     if array is not None and array.shape != shape:
         raise DataError(
             f"{path}: its uncertainty is {array.shape} and its object {shape} pixels, expected one shape; infer again"

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.data.scan import Scan
 
-SMALLEST_SIZE = 8
+MIN_PATTERN_SIZE_PX = 8
 """Fewest pixels a side that a resampled pattern may have."""
 
-LARGEST_LOSS = 0.01
+MAX_PROBE_POWER_LOSS = 0.01
 """Largest share of the probe's power that may lie outside its central part when pixels are summed."""
 
 Complex = NDArray[np.complex128]
 
 
-def require_size(size: int, crop: int, bin: int) -> None:
+def check_resampled_size(size: int, crop: int, bin: int) -> None:
     """Check that patterns of ``size`` pixels can be cropped by ``crop`` and then binned by ``bin``.
 
     Raises:
@@ -32,9 +32,9 @@ def require_size(size: int, crop: int, bin: int) -> None:
     for name, factor, before in (("crop", crop, size), ("bin", bin, size // crop)):
         if before % factor:
             raise ConfigError(f"--{name} is {factor}: it must divide the {before} pixels of a pattern")
-    if crop * bin > 1 and left < SMALLEST_SIZE:
+    if crop * bin > 1 and left < MIN_PATTERN_SIZE_PX:
         raise ConfigError(
-            f"--crop {crop} and --bin {bin} leave {left} of {size} pixels; at least {SMALLEST_SIZE} are needed: "
+            f"--crop {crop} and --bin {bin} leave {left} of {size} pixels; at least {MIN_PATTERN_SIZE_PX} are needed: "
             "choose smaller ones"
         )
     if crop > 1 and (size // crop) % 2:
@@ -44,7 +44,7 @@ def require_size(size: int, crop: int, bin: int) -> None:
         )
 
 
-def cropped(scan: Scan, factor: int) -> Scan:
+def crop_scan(scan: Scan, factor: int) -> Scan:
     """Keep the central ``N / factor`` detector pixels, so that the object pixel grows by ``factor``.
 
     Probe and object keep their band that these pixels see; coordinates are divided by ``factor``. Pixel ``p`` of the
@@ -54,27 +54,29 @@ def cropped(scan: Scan, factor: int) -> Scan:
         ConfigError: the factor does not divide N, or leaves less than 8 or an odd number of pixels.
         DataError: the kept pixels hold no light, or the kept band nothing of the probe.
     """
-    require_size(scan.size, factor, 1)
+    check_resampled_size(scan.size, factor, 1)
     if factor == 1:
         return scan
-    middle = _middle(scan.size, scan.size // factor)
+    middle = _make_central_slice(scan.size, scan.size // factor)
     new = replace(
         scan,
         amplitudes=np.ascontiguousarray(scan.amplitudes[:, middle, middle]),
         positions=scan.positions / factor,
-        probe=_narrowed(scan.probe, middle).astype(np.complex64),
+        probe=_crop_probe_band(scan.probe, middle).astype(np.complex64),
         mask=None if scan.mask is None else np.ascontiguousarray(scan.mask[..., middle, middle]),
-        truth=None if scan.truth is None else _resolved(scan.truth, factor).astype(np.complex64),
+        truth=None if scan.truth is None else _resample_transmission(scan.truth, factor).astype(np.complex64),
         nominal_positions=None if scan.nominal_positions is None else scan.nominal_positions / factor,
-        labels=None if scan.labels is None else _resolved(scan.labels, factor).astype(np.complex64),
+        labels=None if scan.labels is None else _resample_transmission(scan.labels, factor).astype(np.complex64),
     )
-    _require_light(new, f"--crop {factor}")
-    if not power(new.probe) > 1e-6 * power(scan.probe):
-        raise DataError(f"{_name(scan)}: --crop {factor} leaves nothing of the probe's power; choose a smaller one")
+    _check_photons_left(new, f"--crop {factor}")
+    if not compute_probe_power(new.probe) > 1e-6 * compute_probe_power(scan.probe):
+        raise DataError(
+            f"{_format_source(scan)}: --crop {factor} leaves nothing of the probe's power; choose a smaller one"
+        )
     return new
 
 
-def binned(scan: Scan, factor: int) -> Scan:
+def bin_scan(scan: Scan, factor: int) -> Scan:
     """Sum the counts of ``factor`` × ``factor`` detector pixels; the object pixel and the coordinates stay.
 
     The field that a pattern resolves shrinks, so the probe and the labels are cut to their central ``N / factor``
@@ -84,76 +86,76 @@ def binned(scan: Scan, factor: int) -> Scan:
         ConfigError: the factor does not divide N or leaves less than 8 pixels, or the cut loses over 1 % of the probe.
         DataError: no pixel with light is left that counts.
     """
-    require_size(scan.size, 1, factor)
+    check_resampled_size(scan.size, 1, factor)
     if factor == 1:
         return scan
-    middle = _middle(scan.size, scan.size // factor)
+    middle = _make_central_slice(scan.size, scan.size // factor)
     probe = scan.probe[:, middle, middle]
-    lost = 1 - power(probe) / power(scan.probe)
-    if lost > LARGEST_LOSS:
+    lost_fraction = 1 - compute_probe_power(probe) / compute_probe_power(scan.probe)
+    if lost_fraction > MAX_PROBE_POWER_LOSS:
         raise ConfigError(
-            f"--bin {factor} cuts the probe to its central {probe.shape[-1]} pixels and loses {lost:.1%} of its power; "
-            f"at most {LARGEST_LOSS:.0%} may be lost: choose a smaller one"
+            f"--bin {factor} cuts the probe to its central {probe.shape[-1]} pixels and loses {lost_fraction:.1%} of its power; "
+            f"at most {MAX_PROBE_POWER_LOSS:.0%} may be lost: choose a smaller one"
         )
-    mask = None if scan.mask is None else np.asarray(_blocks(scan.mask, factor).all((-3, -1)))
-    counts = _blocks(np.square(scan.amplitudes, dtype=np.float64), factor).sum((-3, -1))
+    mask = None if scan.mask is None else np.asarray(_split_into_blocks(scan.mask, factor).all((-3, -1)))
+    counts = _split_into_blocks(np.square(scan.amplitudes, dtype=np.float64), factor).sum((-3, -1))
     new = replace(
         scan,
         amplitudes=np.sqrt(counts).astype(np.float32),
-        probe=(probe * _block_ramp(scan.size, factor)).astype(np.complex64),
+        probe=(probe * _make_block_ramp(scan.size, factor)).astype(np.complex64),
         mask=mask,
         labels=None if scan.labels is None else np.ascontiguousarray(scan.labels[:, middle, middle]),
     )
-    _require_light(new, f"--bin {factor}")
+    _check_photons_left(new, f"--bin {factor}")
     return new
 
 
-def power(probe: NDArray[Any]) -> float:
+def compute_probe_power(probe: NDArray[Any]) -> float:
     """Power of a probe (M, N, N) over all modes, in its own unit."""
     return float(np.square(np.abs(probe.astype(np.complex128))).sum())
 
 
-def _middle(size: int, kept: int) -> slice:
+def _make_central_slice(size: int, new_size: int) -> slice:
     """The central ``kept`` of ``size`` pixels: index size//2 becomes index kept//2."""
-    start = size // 2 - kept // 2
-    return slice(start, start + kept)
+    start = size // 2 - new_size // 2
+    return slice(start, start + new_size)
 
 
-def _narrowed(probe: NDArray[Any], middle: slice) -> Complex:
+def _crop_probe_band(probe: NDArray[Any], middle: slice) -> Complex:
     """The probe (M, N, N) that the central detector pixels see; its power is that of the band."""
     spectrum = np.fft.fftshift(np.fft.fft2(probe.astype(np.complex128), norm="ortho"), axes=(-2, -1))
     band = np.fft.ifftshift(spectrum[:, middle, middle], axes=(-2, -1))
     return np.fft.ifft2(band, norm="ortho").astype(np.complex128)
 
 
-def _resolved(transmission: NDArray[Any], factor: int) -> Complex:
+def _resample_transmission(transmission: NDArray[Any], factor: int) -> Complex:
     """A transmission (*, rows, columns) without what the larger pixel cannot resolve, at each ``factor``-th pixel."""
-    rows_done = _every(transmission.astype(np.complex128), factor)
-    return np.ascontiguousarray(np.swapaxes(_every(np.swapaxes(rows_done, -2, -1), factor), -2, -1))
+    rows_done = _resample_last_axis(transmission.astype(np.complex128), factor)
+    return np.ascontiguousarray(np.swapaxes(_resample_last_axis(np.swapaxes(rows_done, -2, -1), factor), -2, -1))
 
 
-def _every(image: Complex, factor: int) -> Complex:
+def _resample_last_axis(image: Complex, factor: int) -> Complex:
     """The last axis band-limited by a Fourier crop that keeps the mean, so sampled at 0, ``factor``, 2 ``factor``, …
 
     The axis is first brought to a multiple of the factor at its far end, and mirrored there: Fourier space is periodic,
     and a jump from the last pixel to the first would ring.
     """
     length = -(-image.shape[-1] // factor)
-    still = [(0, 0)] * (image.ndim - 1)
-    whole = np.pad(image, [*still, (0, length * factor - image.shape[-1])], mode="edge")
+    no_padding = [(0, 0)] * (image.ndim - 1)
+    whole = np.pad(image, [*no_padding, (0, length * factor - image.shape[-1])], mode="edge")
     spectrum = np.fft.fftshift(np.fft.fft(np.concatenate([whole, whole[..., ::-1]], -1)), axes=-1)
-    band = spectrum[..., _middle(2 * length * factor, 2 * length)]
+    band = spectrum[..., _make_central_slice(2 * length * factor, 2 * length)]
     sampled: Complex = np.fft.ifft(np.fft.ifftshift(band, axes=-1))[..., :length] / factor
     return sampled
 
 
-def _blocks(array: NDArray[Any], factor: int) -> NDArray[Any]:
+def _split_into_blocks(array: NDArray[Any], factor: int) -> NDArray[Any]:
     """(*, N, N) as (*, N / factor, factor, N / factor, factor)."""
     side = array.shape[-1] // factor
     return array.reshape(*array.shape[:-2], side, factor, side, factor)
 
 
-def _block_ramp(size: int, factor: int) -> Complex:
+def _make_block_ramp(size: int, factor: int) -> Complex:
     """The phase (N / factor, N / factor) on the cut probe that puts zero frequency where the summed pixels have it.
 
     The block that holds zero frequency need not be centred on it: its centre lies ``offset`` old pixels further. The
@@ -165,11 +167,11 @@ def _block_ramp(size: int, factor: int) -> Complex:
     return ramp[:, None] * ramp
 
 
-def _require_light(scan: Scan, setting: str) -> None:
+def _check_photons_left(scan: Scan, setting: str) -> None:
     counted = scan.amplitudes if scan.mask is None else scan.amplitudes * scan.mask
     if not counted.any():
-        raise DataError(f"{_name(scan)}: {setting} leaves no light on pixels that count; choose a smaller one")
+        raise DataError(f"{_format_source(scan)}: {setting} leaves no light on pixels that count; choose a smaller one")
 
 
-def _name(scan: Scan) -> str:
+def _format_source(scan: Scan) -> str:
     return str(scan.source or "scan")

@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +68,7 @@ class Scan:
             found.update(b"" if array is None else array.tobytes())
         return found.hexdigest()[:16]
 
-    def select(self, indices: NDArray[np.intp]) -> "Scan":
+    def select(self, indices: NDArray[np.intp]) -> Self:
         """The same scan with only the patterns at ``indices``, in that order; every per-pattern array is cut alike."""
 
         def cut(array: NDArray[Any] | None) -> NDArray[Any] | None:

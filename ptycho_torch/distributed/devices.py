@@ -36,18 +36,18 @@ def select_precision(name: str, device: torch.device) -> str:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = device.type == "cpu" and _fast_bf16(_cpu())
+        fast = device.type == "cpu" and _has_fast_bf16(_read_cpu_info())
     log.debug("networks in %s", "bf16" if fast else "fp32")
     return "bf16" if fast else "fp32"
 
 
-def _cpu() -> str:
+def _read_cpu_info() -> str:
     """What Linux tells of the CPU; empty where there is nothing to read."""
     path = Path("/proc/cpuinfo")
     return path.read_text(errors="replace") if path.is_file() else ""
 
 
-def _fast_bf16(told: str) -> bool:
+def _has_fast_bf16(cpu_info: str) -> bool:
     """Whether a CPU of which Linux tells ``told`` has bf16 that pays."""
-    words = set(told.split())
+    words = set(cpu_info.split())
     return "amx_bf16" in words or {"avx512_bf16", "AuthenticAMD"} <= words

@@ -1,4 +1,4 @@
-"""Ranks: processes that share the work of one run, each with its part of every batch, as ``torchrun`` starts them.
+"""ProcessGroup: processes that share the work of one run, each with its part of every batch, as ``torchrun`` starts them.
 
 Nothing that is computed depends on how many there are, but for rounding. What spans a batch is summed over its parts,
 forward and backward, and every rank then makes the same step; the first alone talks to people and writes.
@@ -14,33 +14,31 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import Store
 
-from ptycho_torch.core.errors import DeviceError, RankError
+from ptycho_torch.core.errors import DeviceError, ProcessGroupError
 from ptycho_torch.distributed.devices import select_device
 
-if TYPE_CHECKING:
-    from torch.distributed.distributed_c10d import Store
-
-PATIENCE = timedelta(minutes=10)
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for one that is silent; one that died is noticed at once."""
 
-STORE_PATIENCE = 3.0
+STORE_TIMEOUT_SECONDS = 3.0
 """Seconds that a rank waits to be told whether another has spoken."""
 
-GRACE = 10.0
+SHUTDOWN_GRACE_SECONDS = 10.0
 """Seconds that a rank asked to end has to do so by itself. ``torchrun`` kills what is left after 30."""
 
 
 @dataclass(frozen=True, eq=False)
-class Ranks:
+class ProcessGroup:
     """One of the processes of a run, and how it reaches the others. As it stands: a process by itself.
 
-    What needs the others is called by all of them, in the same order. It raises :class:`RankError` where one of them is
+    What needs the others is called by all of them, in the same order. It raises :class:`ProcessGroupError` where one of them is
     gone.
     """
 
@@ -50,20 +48,20 @@ class Ranks:
     size: int = 1
     """How many there are."""
 
-    store: "Store | None" = None
+    store: Store | None = None
     """What they leave notes for each other in, dead or alive."""
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one that writes files and shows progress."""
         return self.rank == 0
 
-    def share(self, count: int, rank: int | None = None) -> slice:
+    def shard(self, count: int, rank: int | None = None) -> slice:
         """The part of ``count`` things that falls to this rank, or to ``rank``: all parts are about alike."""
         rank = self.rank if rank is None else rank
         return slice(rank * count // self.size, (rank + 1) * count // self.size)
 
-    def device(self, name: str) -> torch.device:
+    def select_device(self, name: str) -> torch.device:
         """The device called ``name``, as :func:`select_device` finds it; of several GPUs each rank has its own.
 
         Raises:
@@ -83,63 +81,63 @@ class Ranks:
             )
         return state.device
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """The sum of the ranks' tensors, which are of one shape, on every rank. Its gradient is summed as well."""
-        return tensor if self.size == 1 else _Sum.apply(tensor)
+        return tensor if self.size == 1 else _AllReduceSum.apply(tensor)
 
-    def largest(self, tensor: Tensor) -> Tensor:
+    def all_reduce_max(self, tensor: Tensor) -> Tensor:
         """The largest of the ranks' tensors, element by element."""
-        return tensor if self.size == 1 else _reduced(tensor.detach(), "max")
+        return tensor if self.size == 1 else _all_reduce(tensor.detach(), "max")
 
     @torch.no_grad()
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_sum_(self, tensors: Sequence[Tensor]) -> None:
         """Put in the place of each tensor the sum of the ranks' ones: gradients, in one message."""
         if self.size == 1 or not tensors:
             return
-        total = self.sum(torch.cat([tensor.flatten() for tensor in tensors]))
+        total = self.all_reduce_sum(torch.cat([tensor.flatten() for tensor in tensors]))
         for tensor, part in zip(tensors, total.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
     @torch.no_grad()
-    def follow_first(self, tensors: Sequence[Tensor]) -> None:
+    def broadcast_(self, tensors: Sequence[Tensor]) -> None:
         """Put the first rank's tensors in the place of those here."""
         if self.size == 1:
             return
         from accelerate.utils import broadcast
 
-        with _within_reach():
+        with _convert_communication_errors():
             sent = broadcast([tensor.contiguous() for tensor in tensors])
         for tensor, first in zip(tensors, sent, strict=True):
             tensor.copy_(first)
 
-    def collect(self, tensor: Tensor, rows: Sequence[slice]) -> None:
+    def gather_rows(self, tensor: Tensor, rows: Sequence[slice]) -> None:
         """Fill ``tensor`` on the first rank, on the CPU: ``rows[r]`` of it come from rank r. No other gets them."""
         if self.size == 1:
             return
-        with _within_reach():
-            if not self.first:
+        with _convert_communication_errors():
+            if not self.is_main:
                 dist.send(tensor[rows[self.rank]], dst=0)
                 return
             for rank in range(1, self.size):
                 dist.recv(tensor[rows[rank]], src=rank)
 
-    def speaks(self) -> bool:
+    def claim_error_report(self) -> bool:
         """Whether this rank is the first to ask: that one tells people why the run ends, and all others keep silent."""
         if self.store is None:
             return True
-        answers: list[bool] = []
+        claims: list[bool] = []
 
-        def ask(store: "Store") -> None:
+        def claim(store: Store) -> None:
             # Where the store is gone, with the machine that held it, nobody has spoken that one could know of.
             with suppress(RuntimeError):
-                answers.append(store.add("spoken", 1) == 1)
+                claims.append(store.add("spoken", 1) == 1)
 
-        asking = threading.Thread(target=ask, args=(self.store,), daemon=True)
-        asking.start()
-        asking.join(STORE_PATIENCE)  # whoever holds the store may itself be stuck
-        return answers[0] if answers else True
+        thread = threading.Thread(target=claim, args=(self.store,), daemon=True)
+        thread.start()
+        thread.join(STORE_TIMEOUT_SECONDS)  # whoever holds the store may itself be stuck
+        return claims[0] if claims else True
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """The work is done, here at least."""
         if self.size > 1:
             from accelerate import PartialState
@@ -147,34 +145,34 @@ class Ranks:
             PartialState().destroy_process_group()
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = ProcessGroup()
 """A process by itself."""
 
 
-class _Sum(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     """A sum over ranks that all of them get: each part acts on every rank, so that the adjoint is the same sum."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         del ctx
-        return _reduced(tensor, "sum")
+        return _all_reduce(tensor, "sum")
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         del ctx
-        return _reduced(gradients[0], "sum")
+        return _all_reduce(gradients[0], "sum")
 
 
-def _reduced(tensor: Tensor, how: str) -> Tensor:
+def _all_reduce(tensor: Tensor, how: str) -> Tensor:
     """The ``sum`` or the ``max`` of the ranks' tensors, without a gradient: ``accelerate`` has none to other ranks."""
     from accelerate.utils import reduce
 
-    with _within_reach():
+    with _convert_communication_errors():
         return reduce(tensor.resolve_conj().contiguous(), how)
 
 
 @contextmanager
-def _within_reach() -> Iterator[None]:
+def _convert_communication_errors() -> Iterator[None]:
     """Turn the failure of a message into a sentence."""
     try:
         yield
@@ -184,17 +182,17 @@ def _within_reach() -> Iterator[None]:
         rank, size = dist.get_rank(), dist.get_world_size()
         other = f"rank {1 - rank}" if size == 2 else "another rank"
         silent = "timed out" in str(error).lower()
-        raise RankError(
-            f"{other} of {size} {f'has been silent for {PATIENCE}' if silent else 'was lost'}, so this run ends; "
+        raise ProcessGroupError(
+            f"{other} of {size} {f'has been silent for {COLLECTIVE_TIMEOUT}' if silent else 'was lost'}, so this run ends; "
             "start it again: a training goes on from its last whole epoch with --resume, on any number of ranks"
         ) from error
 
 
-def join() -> Ranks:
+def init_process_group() -> ProcessGroup:
     """Join the other processes of this run, which the environment describes as ``torchrun`` sets it.
 
     From then on ctrl-C interrupts once, however often it is sent, and SIGTERM, by which ``torchrun`` ends what is left
-    of a run, is a :class:`RankError`.
+    of a run, is a :class:`ProcessGroupError`.
 
     Raises:
         RankError: the environment is incomplete, or the others cannot be reached.
@@ -202,67 +200,67 @@ def join() -> Ranks:
     from accelerate import PartialState
     from torch.distributed.rendezvous import rendezvous
 
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGINT, _handle_interrupt)
+    signal.signal(signal.SIGTERM, _handle_termination)
     try:
-        store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
+        store, rank, size = next(iter(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT)))
         gpus = torch.cuda.is_available() and dist.is_nccl_available()
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"  # either device, whatever --device will say
-        PartialState(not gpus, backend=backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        PartialState(not gpus, backend=backend, store=store, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        raise RankError(
+        raise ProcessGroupError(
             f"the processes of this run cannot reach each other ({error}); start them all at once by torchrun"
         ) from error
-    return Ranks(rank, size, store)
+    return ProcessGroup(rank, size, store)
 
 
-def end_undisturbed() -> None:
+def ignore_stop_signals() -> None:
     """Signals that ask this process to end come too late from now on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, _ignore)  # a loader's workers are ended too, of which it would complain
+    signal.signal(signal.SIGCHLD, _ignore_signal)  # a loader's workers are ended too, of which it would complain
 
 
-def end_when_stuck(end: Callable[[str], int]) -> None:
+def start_termination_watchdog(report_error: Callable[[str], int]) -> None:
     """Have SIGTERM end this process even while it waits for a message that never comes.
 
     Python calls its handlers between two steps of its own, and there are none while a rank waits for another; gloo has
     been seen to wait on for one that had died. So a thread hears the signal too, and ``GRACE`` seconds later calls
     ``end`` with the reason and leaves with the exit code that this gives.
     """
-    hear, tell = os.pipe()
-    os.set_blocking(tell, False)
-    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    read_fd, write_fd = os.pipe()
+    os.set_blocking(write_fd, False)
+    signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a loader's workers have the pipe too
 
     def wait() -> None:
-        while signal.SIGTERM not in os.read(hear, 64):
+        while signal.SIGTERM not in os.read(read_fd, 64):
             pass
-        time.sleep(GRACE)
-        os._exit(end(_ENDED))
+        time.sleep(SHUTDOWN_GRACE_SECONDS)
+        os._exit(report_error(_TERMINATED_MESSAGE))
 
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _ignore(number: int, frame: Any) -> None:
+def _ignore_signal(number: int, frame: Any) -> None:
     """Unlike SIG_IGN also for a signal that came before and still waits."""
     del number, frame
 
 
-def _interrupt(number: int, frame: Any) -> None:
+def _handle_interrupt(number: int, frame: Any) -> None:
     del number, frame
-    end_undisturbed()  # what is done gets saved
+    ignore_stop_signals()  # what is done gets saved
     raise KeyboardInterrupt
 
 
-def _end(number: int, frame: Any) -> None:
+def _handle_termination(number: int, frame: Any) -> None:
     del number, frame
-    end_undisturbed()
-    raise RankError(_ENDED)
+    ignore_stop_signals()
+    raise ProcessGroupError(_TERMINATED_MESSAGE)
 
 
-_ENDED = (
+_TERMINATED_MESSAGE = (
     "the launcher ended this process, as it does when a rank was lost or when it is itself asked to end; start the "
     "run again: a training goes on from its last whole epoch with --resume, on any number of ranks"
 )

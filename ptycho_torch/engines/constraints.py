@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ptycho_torch.core.errors import DataError
-from ptycho_torch.engines.measurement_model import Scene
-from ptycho_torch.engines.state import Estimate
+from ptycho_torch.engines.measurement_model import ProbeObjectView
+from ptycho_torch.engines.state import ReconstructionState
 from ptycho_torch.io.npz import read_arrays
 
 
@@ -28,34 +28,34 @@ class Constraint:
     def __init__(self, support: Tensor | None, max_amplitude: float | None) -> None:
         self.support, self.max_amplitude = support, max_amplitude
 
-    def hold(self, estimate: Estimate) -> Callable[[Tensor], Tensor]:
+    def apply(self, state: ReconstructionState) -> Callable[[Tensor], Tensor]:
         """Hold the object of ``estimate``.
 
         Returns:
             The same for a momentum of the object (rows, columns): what would drive it out again is taken from it.
         """
-        flatten = self._flattening(estimate)
-        obj = flatten(estimate.object)
+        flatten = self._make_flattener(state)
+        obj = flatten(state.object)
         if self.max_amplitude is None:
-            estimate.object = obj
+            state.object = obj
             return flatten
         amplitude = obj.abs()
         over = amplitude > self.max_amplitude
-        estimate.object = torch.where(over, obj * (self.max_amplitude / amplitude.clamp_min(1e-30)), obj)
+        state.object = torch.where(over, obj * (self.max_amplitude / amplitude.clamp_min(1e-30)), obj)
         return lambda momentum: torch.where(over, torch.zeros_like(momentum), flatten(momentum))
 
-    def _flattening(self, estimate: Estimate) -> Callable[[Tensor], Tensor]:
+    def _make_flattener(self, state: ReconstructionState) -> Callable[[Tensor], Tensor]:
         """Makes a canvas (rows, columns) one value outside the support."""
         if self.support is None:
             return lambda canvas: canvas
         outside = 1 - self.support
-        light = Scene(estimate).light().of()
-        weights = outside * (light + 1e-6 * light.amax())
+        illumination = ProbeObjectView(state).make_illumination_map().sum_positions()
+        weights = outside * (illumination + 1e-6 * illumination.amax())
         weights = weights / weights.sum().clamp_min(1e-30)
         return lambda canvas: canvas + outside * ((weights * canvas).sum() - canvas)
 
 
-def read_support(path: Path, estimate: Estimate) -> Tensor:
+def read_support(path: Path, state: ReconstructionState) -> Tensor:
     """The ``support`` in an NPZ file on the canvas of ``estimate``, (rows, columns) real; 0 where the file has none.
 
     Its [0, 0] pixel is at ``origin_yx``, as in a reconstruction; (0, 0) where the file does not say.
@@ -73,14 +73,14 @@ def read_support(path: Path, estimate: Estimate) -> Tensor:
     origin = np.asarray(arrays.get("origin_yx", (0, 0)))
     if origin.shape != (2,) or not np.equal(np.mod(origin, 1), 0).all():
         raise DataError(f"{path}: origin_yx is {origin.tolist()}, expected two whole numbers; check --support")
-    placed = np.zeros(estimate.frame.shape, np.float32)
-    start = origin.astype(np.int64) - np.array(estimate.frame.origin)
+    placed = np.zeros(state.canvas.shape, np.float32)
+    start = origin.astype(np.int64) - np.array(state.canvas.origin)
     low, high = np.maximum(start, 0), np.minimum(start + found.shape, placed.shape)
     if (high <= low).any():
         raise DataError(
             f"{path}: its support lies at {origin.tolist()} with {found.shape} pixels, and the scan's canvas at "
-            f"{list(estimate.frame.origin)} with {list(placed.shape)}: they share no pixel; check --support"
+            f"{list(state.canvas.origin)} with {list(placed.shape)}: they share no pixel; check --support"
         )
     inside = found[low[0] - start[0] : high[0] - start[0], low[1] - start[1] : high[1] - start[1]]
     placed[low[0] : high[0], low[1] : high[1]] = inside
-    return torch.from_numpy(placed).to(estimate.object.device)
+    return torch.from_numpy(placed).to(state.object.device)

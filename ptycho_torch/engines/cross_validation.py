@@ -9,29 +9,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.measurement_model import Scene
-from ptycho_torch.engines.state import Estimate, Measurement, measurement_of
+from ptycho_torch.engines.measurement_model import ProbeObjectView
+from ptycho_torch.engines.state import Measurement, ReconstructionState, make_measurement
 from ptycho_torch.physics.forward import from_patches
-from ptycho_torch.physics.noise import Poisson, deviance_floor, noise_floor
+from ptycho_torch.physics.noise import Poisson, compute_deviance_floor, compute_noise_floor
 
-FLOOR_PATTERNS = 32
+NOISE_FLOOR_PATTERNS = 32
 """Patterns, spread over the scan, that the noise floor is taken from: good to a few percent, in some milliseconds."""
 
-PART = 64
+PATTERNS_PER_CHUNK = 64
 """Patterns computed together."""
 
 
-class Judged(NamedTuple):
+class HoldoutScore(NamedTuple):
     """What held-out pixels say about an estimate."""
 
     deviance: float
     """Mean over them of −log Poisson(k | λ) less its value at λ = k, with λ the model's photons: lower is better."""
 
-    floor: float
+    noise_floor: float
     """What it would be if the model were the truth: ½ for bright pixels, less for dark ones."""
 
 
-class HeldOut:
+class HoldoutPixels:
     """Pixels that a fit does not see: cross-validation, as it is used to choose regularisation and to stop a fit.
 
     The measure is the Poisson likelihood, whatever an engine minimises, so that all engines are judged alike.
@@ -44,37 +44,39 @@ class HeldOut:
     """
 
     def __init__(self, scan: Scan, pixels: NDArray[np.bool_], photons_per_unit: float, device: torch.device) -> None:
-        seen = measurement_of(replace(scan, mask=pixels), photons_per_unit, Poisson(), device)
-        assert seen.mask is not None
-        self._parts = torch.arange(len(scan)).split(PART)
-        self._places = [seen.mask[part].flatten().nonzero()[:, 0] for part in self._parts]
-        self._counts = seen.counts[seen.mask]
+        measurement = make_measurement(replace(scan, mask=pixels), photons_per_unit, Poisson(), device)
+        assert measurement.mask is not None
+        self._parts = torch.arange(len(scan)).split(PATTERNS_PER_CHUNK)
+        self._places = [measurement.mask[part].flatten().nonzero()[:, 0] for part in self._parts]
+        self._counts = measurement.counts[measurement.mask]
 
     def __len__(self) -> int:
         return len(self._counts)
 
     @torch.no_grad()
-    def judge(self, estimate: Estimate) -> Judged:
+    def score(self, state: ReconstructionState) -> HoldoutScore:
         """Predict the held-out pixels: a forward pass over all patterns, about a third of an epoch."""
-        scene = Scene(estimate)
+        view = ProbeObjectView(state)
         rates = torch.cat(
-            [intensity_of(scene, part).flatten()[at] for part, at in zip(self._parts, self._places, strict=True)]
+            [predict_intensity(view, part).flatten()[at] for part, at in zip(self._parts, self._places, strict=True)]
         )
         deviance = Poisson().deviance(rates, self._counts).mean(dtype=torch.float64)
-        return Judged(float(deviance), float(deviance_floor(rates).mean()))
+        return HoldoutScore(float(deviance), float(compute_deviance_floor(rates).mean()))
 
 
 @torch.no_grad()
-def floor_of(measurement: Measurement, estimate: Estimate, patterns: int = FLOOR_PATTERNS) -> float:
+def estimate_noise_floor(
+    measurement: Measurement, state: ReconstructionState, patterns: int = NOISE_FLOOR_PATTERNS
+) -> float:
     """The R that counting noise alone would leave if ``estimate`` were the truth, from some patterns of the scan."""
     chosen = torch.linspace(0, len(measurement) - 1, min(patterns, len(measurement))).round().long()
-    floor = noise_floor(intensity_of(Scene(estimate), chosen))
-    mask = measurement.mask_of(chosen)
+    floor = compute_noise_floor(predict_intensity(ProbeObjectView(state), chosen))
+    mask = measurement.select_mask(chosen)
     if mask is not None:
         floor = torch.where(mask, floor, torch.zeros_like(floor))
     return float(floor.sum()) / measurement.photons * len(measurement) / len(chosen)
 
 
-def intensity_of(scene: Scene, indices: Tensor) -> Tensor:
+def predict_intensity(view: ProbeObjectView, indices: Tensor) -> Tensor:
     """The model's photons at some positions, (b, N, N), zero frequency at [0, 0]."""
-    return from_patches(scene.patches(indices), scene.probes(indices), scene.estimate.background).intensity
+    return from_patches(view.patches(indices), view.probes(indices), view.state.background).intensity

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ptycho_torch.engines.measurement_model import Optics
-from ptycho_torch.engines.nuisance import Refinement, RefineSettings
-from ptycho_torch.engines.pie import sum_of_modes
+from ptycho_torch.engines.measurement_model import MeasurementModel
+from ptycho_torch.engines.nuisance import Refinement, RefinementSettings
+from ptycho_torch.engines.pie import sum_modes
 from ptycho_torch.engines.runner import Engine
-from ptycho_torch.engines.state import Estimate, Measurement
+from ptycho_torch.engines.state import Measurement, ReconstructionState
 from ptycho_torch.physics.fourier import far_field, inverse_far_field
-from ptycho_torch.physics.probe import power_of
+from ptycho_torch.physics.probe import compute_power
 
-SETTLING = 0.85
+FINAL_RAAR_BETA = 0.85
 """β of the RAAR iterations in which the difference map settles."""
 
 
@@ -26,16 +26,16 @@ class ProjectionSettings:
     relaxation: float
     """β: how far an iteration goes."""
 
-    settle: float = 0.3
+    raar_start: float = 0.3
     """Share of the run after which the difference map settles by RAAR."""
 
-    alternate: float = 0.9
+    alternation_start: float = 0.9
     """Share of the run after which the projections simply alternate."""
 
-    floor: float = 1e-4
+    divisor_floor: float = 1e-4
     """Light added to the divisors everywhere, as a share of the largest."""
 
-    refine: RefineSettings = field(default_factory=RefineSettings)
+    refine: RefinementSettings = field(default_factory=RefinementSettings)
     """What is learned besides the object."""
 
     probe_start: int = 0
@@ -58,26 +58,26 @@ class Projections(Engine):
     during an epoch.
     """
 
-    guarded = False
+    reverts_on_divergence = False
 
     def __init__(
-        self, measurement: Measurement, estimate: Estimate, settings: ProjectionSettings, batch_size: int
+        self, measurement: Measurement, state: ReconstructionState, settings: ProjectionSettings, batch_size: int
     ) -> None:
-        super().__init__(measurement, estimate)
+        super().__init__(measurement, state)
         self.settings = settings
-        self.optics = Optics(measurement, estimate, fixed_probe=settings.refine.fixed_probe)
+        self.optics = MeasurementModel(measurement, state, fixed_probe=settings.refine.fixed_probe)
         # The gauge of the probe is fixed only where no waves are remembered, which would have to follow it.
         refine = replace(settings.refine, update_probe=False)
         self.refinement = Refinement(
             self.optics, refine, stride=1.0
         )  # longer, and iterates that wander lead them astray
-        self.gauge = Refinement(self.optics, RefineSettings(update_probe=True))
+        self.ambiguity_fix = Refinement(self.optics, RefinementSettings(update_probe=True))
         self._parts = torch.arange(len(measurement)).split(batch_size)
-        self._divisor = self._light()
-        self._waves = torch.cat([self._modelled(part) for part in self._parts])
+        self._divisor = self._compute_divisor()
+        self._waves = torch.cat([self._predict_waves(part) for part in self._parts])
 
     @abstractmethod
-    def advanced(self, waves: Tensor, overlap: Tensor, corrected: Tensor, progress: float) -> Tensor:
+    def compute_next_waves(self, waves: Tensor, overlap: Tensor, corrected: Tensor, progress: float) -> Tensor:
         """The next waves: from ψ, O(ψ) and M(2 O(ψ) − ψ), all (b, M, N, N) in the far field."""
 
     def begin_epoch(self, epoch: int, progress: float) -> None:
@@ -85,102 +85,108 @@ class Projections(Engine):
         self._waves = self._waves.clone()  # the loop may come back to those of the last epoch
 
     def step(self, indices: Tensor, progress: float) -> float:
-        model, waves = self._modelled(indices), self._waves[indices]
-        update = self._update(model, indices)
-        if progress >= self.settings.alternate:
+        model, waves = self._predict_waves(indices), self._waves[indices]
+        update = self._compute_modulus_update(model, indices)
+        if progress >= self.settings.alternation_start:
             following = model + update
         else:
             reflected = 2 * model - waves
-            following = self.advanced(waves, model, reflected + self._update(reflected, indices), progress)
+            following = self.compute_next_waves(
+                waves, model, reflected + self._compute_modulus_update(reflected, indices), progress
+            )
         self._waves[indices] = following
-        self._follow(inverse_far_field(following - waves), indices)
+        self._update_object(inverse_far_field(following - waves), indices)
         refine = self.settings.refine
         if refine.update_positions or refine.update_background or refine.update_intensity:
-            self.refinement.learn(self.optics.correction(indices, excess=True), indices, self._epoch)
+            self.refinement.accumulate(self.optics.compute_update(indices, excess=True), indices, self._epoch)
         return float(torch.linalg.vector_norm(torch.view_as_real(update), dtype=torch.float32).square())
 
     def end_epoch(self, epoch: int, progress: float) -> None:
         learning = self.settings.refine.update_probe
         if learning and epoch >= self.settings.probe_start:
-            self._overlap_probe()
+            self._solve_probe()
         self.refinement.end_epoch()
         if not self.settings.refine.fixed_probe:
-            self._divisor = self._light()
-            self._overlap_object()
-        if learning and progress > self.settings.alternate:
-            self.gauge.end_epoch()
-            self.forget()  # the waves follow the gauge; nothing of theirs but the object is used from here on
+            self._divisor = self._compute_divisor()
+            self._solve_object()
+        if learning and progress > self.settings.alternation_start:
+            self.ambiguity_fix.end_epoch()
+            self.reset()  # the waves follow the gauge; nothing of theirs but the object is used from here on
 
-    def follow(self, before: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+    def propagate_constraint(self, before: Tensor, change: Callable[[Tensor], Tensor]) -> None:
         """The waves take part in the object's change, so that it stays the nearest to them."""
-        difference = self.estimate.object - before
+        difference = self.state.object - before
         self._waves = torch.cat(
             [
-                self._waves[part] + far_field(self.optics.probes(part) * self.optics.cut(difference, part)[:, None])
+                self._waves[part] + far_field(self.optics.probes(part) * self.optics.extract(difference, part)[:, None])
                 for part in self._parts
             ]
         )
 
-    def _modelled(self, indices: Tensor) -> Tensor:
+    def _predict_waves(self, indices: Tensor) -> Tensor:
         """O(ψ): far field of probe times object, (b, M, N, N)."""
         return far_field(self.optics.probes(indices) * self.optics.patches(indices)[:, None])
 
-    def _update(self, waves: Tensor, indices: Tensor) -> Tensor:
+    def _compute_modulus_update(self, waves: Tensor, indices: Tensor) -> Tensor:
         """M(ψ) − ψ in the far field, (b, M, N, N); nothing where pixels do not count."""
         measurement = self.measurement
-        intensity = power_of(waves) + self.estimate.background
+        intensity = compute_power(waves) + self.state.background
         update = measurement.noise.wave_update(waves, intensity, measurement.counts[indices])
-        mask = measurement.mask_of(indices)
+        mask = measurement.select_mask(indices)
         return update if mask is None else torch.where(mask[:, None], update, torch.zeros_like(update))
 
-    def _missing(self, indices: Tensor) -> Tensor:
+    def _compute_residual(self, indices: Tensor) -> Tensor:
         """ψ − P O in real space, (b, M, N, N)."""
-        return inverse_far_field(self._waves[indices] - self._modelled(indices))
+        return inverse_far_field(self._waves[indices] - self._predict_waves(indices))
 
-    def _light(self) -> Tensor:
+    def _compute_divisor(self) -> Tensor:
         """Divisor of the object, (rows, columns)."""
-        power = torch.zeros_like(self.estimate.object.real)
+        power = torch.zeros_like(self.state.object.real)
         for part in self._parts:
-            power += self.optics.placed(power_of(self.optics.probes(part)), part)
-        return power + self.settings.floor * power.amax()
+            power += self.optics.place(compute_power(self.optics.probes(part)), part)
+        return power + self.settings.divisor_floor * power.amax()
 
-    def _follow(self, change: Tensor, indices: Tensor) -> None:
+    def _update_object(self, change: Tensor, indices: Tensor) -> None:
         """Let the object nearest to all waves follow a change of some, (b, M, N, N) in real space.
 
         Written as a step, so that what is not lit stays as it is.
         """
-        towards = self.optics.placed(sum_of_modes(self.optics.probes(indices).conj() * change), indices)
-        self.estimate.object = self.estimate.object + towards / self._divisor
+        direction = self.optics.place(sum_modes(self.optics.probes(indices).conj() * change), indices)
+        self.state.object = self.state.object + direction / self._divisor
 
-    def _overlap_object(self) -> None:
+    def _solve_object(self) -> None:
         """The object nearest to the waves, for another probe or other positions."""
-        towards = torch.zeros_like(self.estimate.object)
+        direction = torch.zeros_like(self.state.object)
         for part in self._parts:
-            towards += self.optics.placed(sum_of_modes(self.optics.probes(part).conj() * self._missing(part)), part)
-        self.estimate.object = self.estimate.object + towards / self._divisor
+            direction += self.optics.place(
+                sum_modes(self.optics.probes(part).conj() * self._compute_residual(part)), part
+            )
+        self.state.object = self.state.object + direction / self._divisor
 
-    def _overlap_probe(self) -> None:
+    def _solve_probe(self) -> None:
         """The probe nearest to the waves, to first order in the fractions of pixels."""
-        towards = torch.zeros_like(self.estimate.probe)
-        seen = torch.zeros_like(self.estimate.background)
+        direction = torch.zeros_like(self.state.probe)
+        seen = torch.zeros_like(self.state.background)
         for part in self._parts:
             patches = self.optics.patches(part)
-            towards += self.optics.probe_gradient(patches.conj()[:, None] * self._missing(part), part)
+            direction += self.optics.compute_probe_gradient(
+                patches.conj()[:, None] * self._compute_residual(part), part
+            )
             seen += patches.abs().square().sum(0)
-        self.estimate.probe = self.estimate.probe + towards / (seen + self.settings.floor * seen.amax())
+        self.state.probe = self.state.probe + direction / (seen + self.settings.divisor_floor * seen.amax())
 
-    def memory(self) -> dict[str, Tensor]:
-        return {"waves": self._waves} | self.refinement.memory()
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"waves": self._waves} | self.refinement.state_dict()
 
-    def recall(self, memory: dict[str, Tensor]) -> None:
+    def load_state_dict(self, memory: dict[str, Tensor]) -> None:
         self._waves = memory["waves"]
-        self.refinement.recall(memory)
-        self.gauge.recall(memory)
-        self.optics.moved()
-        self._divisor = self._light()
+        self.refinement.load_state_dict(memory)
+        self.ambiguity_fix.load_state_dict(memory)
+        self.optics.refresh()
+        self._divisor = self._compute_divisor()
 
-    def forget(self) -> None:
-        self._waves = torch.cat([self._modelled(part) for part in self._parts])
+    def reset(self) -> None:
+        self._waves = torch.cat([self._predict_waves(part) for part in self._parts])
 
 
 class DifferenceMap(Projections):
@@ -190,9 +196,9 @@ class DifferenceMap(Projections):
     towards the overlap, takes over from where it has led.
     """
 
-    def advanced(self, waves: Tensor, overlap: Tensor, corrected: Tensor, progress: float) -> Tensor:
-        if progress >= self.settings.settle:
-            return _pulled(waves, overlap, corrected, SETTLING)
+    def compute_next_waves(self, waves: Tensor, overlap: Tensor, corrected: Tensor, progress: float) -> Tensor:
+        if progress >= self.settings.raar_start:
+            return _relax(waves, overlap, corrected, FINAL_RAAR_BETA)
         return waves + self.settings.relaxation * (corrected - overlap)
 
 
@@ -202,9 +208,9 @@ class Raar(Projections):
     The reflection at the overlap comes first here, and the overlap is what is mixed in.
     """
 
-    def advanced(self, waves: Tensor, overlap: Tensor, corrected: Tensor, progress: float) -> Tensor:
-        return _pulled(waves, overlap, corrected, self.settings.relaxation)
+    def compute_next_waves(self, waves: Tensor, overlap: Tensor, corrected: Tensor, progress: float) -> Tensor:
+        return _relax(waves, overlap, corrected, self.settings.relaxation)
 
 
-def _pulled(waves: Tensor, overlap: Tensor, corrected: Tensor, relaxation: float) -> Tensor:
+def _relax(waves: Tensor, overlap: Tensor, corrected: Tensor, relaxation: float) -> Tensor:
     return overlap + relaxation * (waves + corrected - 2 * overlap)

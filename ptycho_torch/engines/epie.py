@@ -4,16 +4,16 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ptycho_torch.engines.measurement_model import Correction, Optics
-from ptycho_torch.engines.nuisance import Refinement, RefineSettings
-from ptycho_torch.engines.pie import sum_of_modes
+from ptycho_torch.engines.measurement_model import ExitWaveUpdate, MeasurementModel
+from ptycho_torch.engines.nuisance import Refinement, RefinementSettings
+from ptycho_torch.engines.pie import sum_modes
 from ptycho_torch.engines.runner import Engine
-from ptycho_torch.engines.state import Estimate, Measurement
-from ptycho_torch.physics.probe import power_of
+from ptycho_torch.engines.state import Measurement, ReconstructionState
+from ptycho_torch.physics.probe import compute_power
 
 
 @dataclass(frozen=True)
-class SequentialSettings:
+class EpieSettings:
     """The steps of the engines."""
 
     alpha: float = 1.0
@@ -22,20 +22,20 @@ class SequentialSettings:
     step: float = 1.0
     """Step of object and probe, in units of the exact one where the probe is brightest."""
 
-    settle: float = 0.5
+    decay_start: float = 0.5
     """Share of the run after which the steps fall."""
 
-    last_step: float = 0.1
+    final_step: float = 0.1
     """Step at the end of the run, in the same units."""
 
-    refine: RefineSettings = field(default_factory=RefineSettings)
+    refine: RefinementSettings = field(default_factory=RefinementSettings)
     """What is learned besides the object."""
 
     probe_start: int = 0
     """Epoch from which on the probe learns."""
 
 
-class Sequential(Engine):
+class Epie(Engine):
     """``O += s P* Δψ / ((1 − α)|P|² + α max|P|²)``, and the probe likewise with the object that it lights.
 
     α = 1 is ePIE: Maiden & Rodenburg, Ultramicroscopy 109, 1256 (2009); below it is rPIE: Maiden, Johnson & Li, Optica
@@ -46,60 +46,60 @@ class Sequential(Engine):
     the noise of the last patterns averages out.
     """
 
-    def __init__(self, measurement: Measurement, estimate: Estimate, settings: SequentialSettings) -> None:
-        super().__init__(measurement, estimate)
+    def __init__(self, measurement: Measurement, state: ReconstructionState, settings: EpieSettings) -> None:
+        super().__init__(measurement, state)
         self.settings = settings
-        self.optics = Optics(measurement, estimate, fixed_probe=settings.refine.fixed_probe)
+        self.optics = MeasurementModel(measurement, state, fixed_probe=settings.refine.fixed_probe)
         self.refinement = Refinement(self.optics, settings.refine)
 
     def begin_epoch(self, epoch: int, progress: float) -> None:
         self._epoch = epoch
 
     def step(self, indices: Tensor, progress: float) -> float:
-        estimate, refine = self.estimate, self.settings.refine
-        found = self.optics.correction(indices, excess=refine.update_background)
-        self.refinement.learn(found, indices, self._epoch)
-        size = self._pace(progress)
-        following = estimate.object + size * self._object_step(found, indices)
+        state, refine = self.state, self.settings.refine
+        update = self.optics.compute_update(indices, excess=refine.update_background)
+        self.refinement.accumulate(update, indices, self._epoch)
+        size = self._compute_step_size(progress)
+        following = state.object + size * self._compute_object_step(update, indices)
         if refine.update_probe and self._epoch >= self.settings.probe_start:
-            estimate.probe = estimate.probe + size * self._probe_step(found, indices)
-        estimate.object = following
-        return found.error
+            state.probe = state.probe + size * self._compute_probe_step(update, indices)
+        state.object = following
+        return update.error
 
     def end_epoch(self, epoch: int, progress: float) -> None:
         self.refinement.end_epoch()
 
-    def _object_step(self, found: Correction, indices: Tensor) -> Tensor:
+    def _compute_object_step(self, update: ExitWaveUpdate, indices: Tensor) -> Tensor:
         """The exact step, (rows, columns)."""
-        light = power_of(found.probes)
-        divisor = self._divisor(light)
-        towards = self.optics.placed(sum_of_modes(found.probes.conj() * found.change) / divisor, indices)
+        illumination = compute_power(update.probes)
+        divisor = self._compute_divisor(illumination)
+        direction = self.optics.place(sum_modes(update.probes.conj() * update.change) / divisor, indices)
         if len(indices) == 1:
-            return towards
-        return towards / self.optics.placed(light / divisor, indices).clamp_min(1)
+            return direction
+        return direction / self.optics.place(illumination / divisor, indices).clamp_min(1)
 
-    def _probe_step(self, found: Correction, indices: Tensor) -> Tensor:
+    def _compute_probe_step(self, update: ExitWaveUpdate, indices: Tensor) -> Tensor:
         """The exact step, (M, N, N), for the probe at whole pixels."""
-        seen = found.patches.abs().square()
-        divisor = self._divisor(seen)
-        waves = (found.patches.conj() / divisor)[:, None] * found.change
-        return self.optics.probe_gradient(waves, indices) / (seen / divisor).sum(0).clamp_min(1)
+        seen = update.patches.abs().square()
+        divisor = self._compute_divisor(seen)
+        waves = (update.patches.conj() / divisor)[:, None] * update.change
+        return self.optics.compute_probe_gradient(waves, indices) / (seen / divisor).sum(0).clamp_min(1)
 
-    def _divisor(self, light: Tensor) -> Tensor:
+    def _compute_divisor(self, illumination: Tensor) -> Tensor:
         """``(1 − α) light + α max light`` of each of (b, N, N)."""
         alpha = self.settings.alpha
-        return (1 - alpha) * light + alpha * light.amax((1, 2), keepdim=True)
+        return (1 - alpha) * illumination + alpha * illumination.amax((1, 2), keepdim=True)
 
-    def _pace(self, progress: float) -> float:
+    def _compute_step_size(self, progress: float) -> float:
         s = self.settings
-        fallen = max(0.0, progress - s.settle) / (1 - s.settle)
-        return s.step * min(1.0, s.last_step / s.step) ** fallen * self.caution
+        fallen = max(0.0, progress - s.decay_start) / (1 - s.decay_start)
+        return s.step * min(1.0, s.final_step / s.step) ** fallen * self.step_scale
 
-    def memory(self) -> dict[str, Tensor]:
-        return self.refinement.memory()
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.refinement.state_dict()
 
-    def recall(self, memory: dict[str, Tensor]) -> None:
-        self.refinement.recall(memory)
+    def load_state_dict(self, memory: dict[str, Tensor]) -> None:
+        self.refinement.load_state_dict(memory)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """There is no momentum; what the refinement remembers stays."""

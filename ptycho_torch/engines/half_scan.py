@@ -4,24 +4,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import DataError
-from ptycho_torch.data.grouping import Indices, compact_batches
-from ptycho_torch.engines.pipeline import Chain
-from ptycho_torch.engines.state import Estimate
+from ptycho_torch.data.grouping import Indices, make_compact_batches
+from ptycho_torch.engines.pipeline import Pipeline
+from ptycho_torch.engines.state import ReconstructionState
 
 
-def half_indices(positions: NDArray[np.float64], rng: np.random.Generator) -> tuple[Indices, Indices]:
+def split_half_indices(positions: NDArray[np.float64], rng: np.random.Generator) -> tuple[Indices, Indices]:
     """Two halves of the positions (n, 2), each in file order, that cover the field alike.
 
     Neighbours are paired, and each pair is dealt out by chance: a half chosen freely would leave holes.
     """
     first, second = [], []
-    for pair in compact_batches(positions, 2, 1, rng):  # each in random order
+    for pair in make_compact_batches(positions, 2, 1, rng):  # each in random order
         first.append(pair[0])
         second += pair[1:].tolist()
     return np.sort(np.array(first, np.int64)), np.sort(np.array(second, np.int64))
 
 
-def half_chains(chain: Chain, rng: np.random.Generator) -> tuple[Chain, Chain]:
+def make_half_pipelines(pipeline: Pipeline, rng: np.random.Generator) -> tuple[Pipeline, Pipeline]:
     """Two chains like ``chain``, which has not begun, each over one half of its positions.
 
     Both start where ``chain`` starts and go through the same stages; nothing that the whole scan taught reaches them,
@@ -30,16 +30,18 @@ def half_chains(chain: Chain, rng: np.random.Generator) -> tuple[Chain, Chain]:
     Raises:
         DataError: there are fewer than two positions.
     """
-    if len(chain.scan) < 2:
-        raise DataError(f"--half_scan_frc on a scan of {len(chain.scan)} position, expected at least 2")
-    first, second = (_part(chain, half) for half in half_indices(chain.estimate.positions.numpy(), rng))
+    if len(pipeline.scan) < 2:
+        raise DataError(f"--half_scan_frc on a scan of {len(pipeline.scan)} position, expected at least 2")
+    first, second = (
+        _make_half_pipeline(pipeline, half) for half in split_half_indices(pipeline.state.positions.numpy(), rng)
+    )
     return first, second
 
 
-def _part(chain: Chain, indices: Indices) -> Chain:
-    held_out = None if chain.held_out is None else chain.held_out[indices]
-    start = chain.estimate
+def _make_half_pipeline(pipeline: Pipeline, indices: Indices) -> Pipeline:
+    held_out = None if pipeline.held_out is None else pipeline.held_out[indices]
+    start = pipeline.state
     of_each = start.positions[indices], start.background, start.intensities[indices]
-    estimate = Estimate(start.object, start.probe, *of_each, start.frame)
-    scan = chain.scan.select(indices)
-    return Chain(scan, chain.photons_per_unit, chain.stages, estimate, chain.seed, held_out=held_out)
+    state = ReconstructionState(start.object, start.probe, *of_each, start.canvas)
+    scan = pipeline.scan.select(indices)
+    return Pipeline(scan, pipeline.photons_per_unit, pipeline.stages, state, pipeline.seed, held_out=held_out)

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ptycho_torch.engines.measurement_model import Correction, Optics
-from ptycho_torch.engines.nuisance import Refinement, RefineSettings
-from ptycho_torch.engines.pie import COARSE, sum_of_modes
+from ptycho_torch.engines.measurement_model import ExitWaveUpdate, MeasurementModel
+from ptycho_torch.engines.nuisance import Refinement, RefinementSettings
+from ptycho_torch.engines.pie import COARSE_BLOCK_PX, sum_modes
 from ptycho_torch.engines.runner import Engine
-from ptycho_torch.engines.state import Estimate, Measurement
-from ptycho_torch.physics.probe import power_of
+from ptycho_torch.engines.state import Measurement, ReconstructionState
+from ptycho_torch.physics.probe import compute_power
 
 
 @dataclass(frozen=True)
@@ -24,19 +24,19 @@ class LsqmlSettings:
     momentum: float | None = None
     """Share of the last step on a pixel that is taken again; None: found from how many patterns light a pixel."""
 
-    settle: float = 0.5
+    decay_start: float = 0.5
     """Share of the run after which the steps fall."""
 
-    last_step: float = 0.05
+    final_step: float = 0.05
     """Step at the end of the run with all its momentum, in the same units."""
 
-    edge: float = 0.2
+    edge_damping: float = 0.2
     """Light of all patterns that is added to the batch's own as divisor: how gently the edge of a batch is treated."""
 
     damping: float = 0.01
     """Share of the mean square of a direction below which a pattern has no say in its step length."""
 
-    refine: RefineSettings = field(default_factory=RefineSettings)
+    refine: RefinementSettings = field(default_factory=RefinementSettings)
     """What is learned besides the object."""
 
     probe_step: float = 1.0
@@ -60,101 +60,106 @@ class Lsqml(Engine):
     the batches averages out.
     """
 
-    def __init__(self, measurement: Measurement, estimate: Estimate, settings: LsqmlSettings, batch_size: int) -> None:
-        super().__init__(measurement, estimate)
+    def __init__(
+        self, measurement: Measurement, state: ReconstructionState, settings: LsqmlSettings, batch_size: int
+    ) -> None:
+        super().__init__(measurement, state)
         self.settings = settings
-        self.optics = Optics(measurement, estimate, fixed_probe=settings.refine.fixed_probe)
+        self.optics = MeasurementModel(measurement, state, fixed_probe=settings.refine.fixed_probe)
         self.refinement = Refinement(self.optics, settings.refine)
-        self.share = min(1.0, batch_size / len(measurement))
-        self.velocity = torch.zeros_like(estimate.object)
-        self._illuminate()
-        self.momentum = self._momentum_of_scan() if settings.momentum is None else settings.momentum
+        self.batch_fraction = min(1.0, batch_size / len(measurement))
+        self.velocity = torch.zeros_like(state.object)
+        self._update_illumination()
+        self.momentum = self._estimate_momentum() if settings.momentum is None else settings.momentum
 
-    def _illuminate(self) -> None:
-        self._light = self.optics.light(COARSE)
-        total = self._light.of()
-        self._usual = self.share * (total + 1e-6 * total.amax())
-        self._edge = self.settings.edge * (total + 0.01 * total.amax())
+    def _update_illumination(self) -> None:
+        self._illumination = self.optics.make_illumination_map(COARSE_BLOCK_PX)
+        total = self._illumination.sum_positions()
+        self._mean_batch_illumination = self.batch_fraction * (total + 1e-6 * total.amax())
+        self._edge = self.settings.edge_damping * (total + 0.01 * total.amax())
 
-    def _momentum_of_scan(self) -> float:
+    def _estimate_momentum(self) -> float:
         """The more patterns share the light of a pixel, the better does a step know where the next one will lead."""
-        power = power_of(self.estimate.probe)
-        density = float(self.optics.light().of().square().sum() / (len(self.measurement) * power.square().sum()))
+        power = compute_power(self.state.probe)
+        density = float(
+            self.optics.make_illumination_map().sum_positions().square().sum()
+            / (len(self.measurement) * power.square().sum())
+        )
         return min(0.9, 1 - max(1.0, density) ** -0.5)
 
     def begin_epoch(self, epoch: int, progress: float) -> None:
         self._epoch = epoch
         if epoch and not self.settings.refine.fixed_probe:
-            self._illuminate()
+            self._update_illumination()
 
     def step(self, indices: Tensor, progress: float) -> float:
-        estimate, refine = self.estimate, self.settings.refine
-        momentum, size = self._pace(progress)
-        own = self._light.of(indices)
-        lit = self._on_canvas((own / self._usual).clamp_max(1))
-        ahead, held = momentum * lit * self.velocity, estimate.object
-        estimate.object = held + ahead  # Nesterov: the change is asked for where the momentum leads
-        found = self.optics.correction(indices, excess=refine.update_background)
-        towards = self.optics.placed(sum_of_modes(found.probes.conj() * found.change), indices)
-        towards = towards / self._on_canvas(own + self._edge)
-        moving = found.probes * self.optics.cut(towards, indices)[:, None]
+        state, refine = self.state, self.settings.refine
+        momentum, size = self._compute_step_size(progress)
+        own = self._illumination.sum_positions(indices)
+        weight = self._upsample_to_canvas((own / self._mean_batch_illumination).clamp_max(1))
+        ahead, current = momentum * weight * self.velocity, state.object
+        state.object = current + ahead  # Nesterov: the change is asked for where the momentum leads
+        update = self.optics.compute_update(indices, excess=refine.update_background)
+        direction = self.optics.place(sum_modes(update.probes.conj() * update.change), indices)
+        direction = direction / self._upsample_to_canvas(own + self._edge)
+        moving = update.probes * self.optics.extract(direction, indices)[:, None]
         if refine.update_probe and self._epoch >= self.settings.probe_start:
-            length = self._step_probe(found, moving, indices)
+            length = self._step_probe(update, moving, indices)
         else:
-            length = least_squares_length(moving, found.change, self.settings.damping)
-        self.refinement.learn(found, indices, self._epoch)
-        change = ahead + size * length * towards
-        self.velocity = (1 - lit) * self.velocity + change
-        estimate.object = held + change
-        return found.error
+            length = compute_step_length(moving, update.change, self.settings.damping)
+        self.refinement.accumulate(update, indices, self._epoch)
+        change = ahead + size * length * direction
+        self.velocity = (1 - weight) * self.velocity + change
+        state.object = current + change
+        return update.error
 
     def end_epoch(self, epoch: int, progress: float) -> None:
         if self.refinement.end_epoch():
-            self.velocity = self.refinement.gauge(self.velocity)
+            self.velocity = self.refinement.apply_ambiguity_fix(self.velocity)
 
-    def follow(self, before: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+    def propagate_constraint(self, before: Tensor, change: Callable[[Tensor], Tensor]) -> None:
         self.velocity = change(self.velocity)
 
-    def _step_probe(self, found: Correction, moving: Tensor, indices: Tensor) -> Tensor:
+    def _step_probe(self, update: ExitWaveUpdate, moving: Tensor, indices: Tensor) -> Tensor:
         """Step the probe.
 
         Returns:
             The length of the object's step beside it.
         """
-        s, estimate = self.settings, self.estimate
-        towards = self.optics.probe_gradient(found.patches.conj()[:, None] * found.change, indices)
-        seen = found.patches.abs().square().sum(0)
-        towards = towards / (seen + 0.1 * seen.amax())
-        lighting = self.optics.moved_to_fractions(towards, indices) * found.patches[:, None]
-        length, probe_length = least_squares_lengths(moving, lighting, found.change, s.damping)
-        estimate.probe = estimate.probe + s.probe_step * self.caution * probe_length * towards
+        s, state = self.settings, self.state
+        direction = self.optics.compute_probe_gradient(update.patches.conj()[:, None] * update.change, indices)
+        seen = update.patches.abs().square().sum(0)
+        direction = direction / (seen + 0.1 * seen.amax())
+        lighting = self.optics.shift_modes(direction, indices) * update.patches[:, None]
+        length, probe_length = compute_step_lengths(moving, lighting, update.change, s.damping)
+        state.probe = state.probe + s.probe_step * self.step_scale * probe_length * direction
         return length
 
-    def _pace(self, progress: float) -> tuple[float, float]:
+    def _compute_step_size(self, progress: float) -> tuple[float, float]:
         """Momentum and step at some ``progress`` of the run."""
         s = self.settings
-        fallen = max(0.0, progress - s.settle) / (1 - s.settle)
-        last = s.last_step * (1 - self.momentum)
-        return self.momentum, s.step * min(1.0, last / s.step) ** fallen * self.caution
+        fallen = max(0.0, progress - s.decay_start) / (1 - s.decay_start)
+        last = s.final_step * (1 - self.momentum)
+        return self.momentum, s.step * min(1.0, last / s.step) ** fallen * self.step_scale
 
-    def _on_canvas(self, coarse: Tensor) -> Tensor:
+    def _upsample_to_canvas(self, coarse: Tensor) -> Tensor:
         """Blocks spread over the pixels of the canvas, (rows, columns)."""
-        rows, columns = self.estimate.frame.shape
-        return coarse.repeat_interleave(COARSE, 0).repeat_interleave(COARSE, 1)[:rows, :columns]
+        rows, columns = self.state.canvas.shape
+        return coarse.repeat_interleave(COARSE_BLOCK_PX, 0).repeat_interleave(COARSE_BLOCK_PX, 1)[:rows, :columns]
 
-    def memory(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         own = {"velocity": self.velocity, "momentum": torch.tensor(self.momentum, dtype=torch.float64)}
-        return own | self.refinement.memory()
+        return own | self.refinement.state_dict()
 
-    def recall(self, memory: dict[str, Tensor]) -> None:
+    def load_state_dict(self, memory: dict[str, Tensor]) -> None:
         self.velocity, self.momentum = memory["velocity"], float(memory["momentum"])
-        self.refinement.recall(memory)
+        self.refinement.load_state_dict(memory)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         self.velocity = torch.zeros_like(self.velocity)
 
 
-def least_squares_length(moving: Tensor, wanted: Tensor, damping: float) -> Tensor:
+def compute_step_length(moving: Tensor, target: Tensor, damping: float) -> Tensor:
     """How far to go along a change of the exit waves, so that each comes nearest to the wanted one; then the mean.
 
     Args:
@@ -165,26 +170,30 @@ def least_squares_length(moving: Tensor, wanted: Tensor, damping: float) -> Tens
     Returns:
         The mean of the b lengths; none is negative.
     """
-    square = _inner(moving, moving)
-    return (_inner(moving, wanted) / (square + _floor(square, damping))).clamp_min(0).mean()
+    square = _compute_inner_products(moving, moving)
+    return (_compute_inner_products(moving, target) / (square + _compute_damping(square, damping))).clamp_min(0).mean()
 
 
-def least_squares_lengths(first: Tensor, second: Tensor, wanted: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+def compute_step_lengths(first: Tensor, second: Tensor, target: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     """The same along two changes at once: what one of them explains is not asked of the other again."""
-    a, b, c = _inner(first, first), _inner(first, second), _inner(second, second)
-    a, c = a + _floor(a, damping), c + _floor(c, damping)
-    right = _inner(first, wanted), _inner(second, wanted)
+    a, b, c = (
+        _compute_inner_products(first, first),
+        _compute_inner_products(first, second),
+        _compute_inner_products(second, second),
+    )
+    a, c = a + _compute_damping(a, damping), c + _compute_damping(c, damping)
+    right = _compute_inner_products(first, target), _compute_inner_products(second, target)
     determinant = a * c - b * b
     along_first = (c * right[0] - b * right[1]) / determinant
     along_second = (a * right[1] - b * right[0]) / determinant
     return along_first.clamp_min(0).mean(), along_second.clamp_min(0).mean()
 
 
-def _inner(left: Tensor, right: Tensor) -> Tensor:
+def _compute_inner_products(left: Tensor, right: Tensor) -> Tensor:
     """Real inner product of each pattern, (b,)."""
     left, right = torch.view_as_real(left.resolve_conj()), torch.view_as_real(right.resolve_conj())
     return torch.linalg.vecdot(left.flatten(1), right.flatten(1))
 
 
-def _floor(squares: Tensor, damping: float) -> Tensor:
+def _compute_damping(squares: Tensor, damping: float) -> Tensor:
     return damping * squares.mean() + torch.finfo(squares.dtype).tiny ** 0.5  # so that its square is not 0 either

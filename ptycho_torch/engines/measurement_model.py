@@ -5,17 +5,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ptycho_torch.engines.state import Estimate, Measurement
+from ptycho_torch.engines.state import Measurement, ReconstructionState
 from ptycho_torch.physics.forward import from_patches
-from ptycho_torch.physics.fourier import inverse_far_field, shift_factors
+from ptycho_torch.physics.fourier import compute_shift_factors, inverse_far_field
 from ptycho_torch.physics.patches import extract_patches, place_patches
-from ptycho_torch.physics.probe import power_of
+from ptycho_torch.physics.probe import compute_power
 
-KEPT_BYTES = 2**29
+MAX_CACHED_PROBE_BYTES = 2**29
 """Probes at every position are kept where they take no more than this."""
 
 
-class Correction(NamedTuple):
+class ExitWaveUpdate(NamedTuple):
     """What the measurement asks of the exit waves of a batch."""
 
     patches: Tensor
@@ -34,38 +34,38 @@ class Correction(NamedTuple):
     """Σ (√intensity − √counts)² over the pixels that count, to first order."""
 
 
-class Scene:
+class ProbeObjectView:
     """An estimate seen from its scan positions: probes and patches, and the adjoints of both.
 
-    The estimate is looked at anew for every batch; after its positions or intensities changed, :meth:`moved` must be
+    The estimate is looked at anew for every batch; after its positions or intensities changed, :meth:`refresh` must be
     called.
     """
 
-    def __init__(self, estimate: Estimate) -> None:
-        self.estimate = estimate
-        self._kept: Tensor | None = None
-        self.moved()
+    def __init__(self, state: ReconstructionState) -> None:
+        self.state = state
+        self._cached_probes: Tensor | None = None
+        self.refresh()
 
-    def moved(self) -> None:
+    def refresh(self) -> None:
         """The positions or the intensities changed: find corners and fractions anew."""
-        corners, fractions = self.estimate.placement()
-        probe = self.estimate.probe
+        corners, fractions = self.state.compute_placement()
+        probe = self.state.probe
         self.corners = corners.to(probe.device)
-        down, self._across = shift_factors(fractions.to(probe.device, probe.real.dtype), *probe.shape[-2:])
-        self._down = down * self.estimate.intensities.sqrt()[:, None, None]
+        down, self._across = compute_shift_factors(fractions.to(probe.device, probe.real.dtype), *probe.shape[-2:])
+        self._down = down * self.state.intensities.sqrt()[:, None, None]
 
     def probes(self, indices: Tensor) -> Tensor:
         """The probe at the fractions of some positions, as bright as it was there, (b, M, N, N)."""
-        if self._kept is not None:
-            return self._kept[indices]
-        return self.moved_to_fractions(self.estimate.probe, indices)
+        if self._cached_probes is not None:
+            return self._cached_probes[indices]
+        return self.shift_modes(self.state.probe, indices)
 
-    def moved_to_fractions(self, modes: Tensor, indices: Tensor) -> Tensor:
+    def shift_modes(self, modes: Tensor, indices: Tensor) -> Tensor:
         """Waves (M, N, N) moved by the fraction of each of some positions and as bright as the probe, (b, M, N, N)."""
         return torch.fft.ifft2(torch.fft.fft2(modes) * self._down[indices, None] * self._across[indices, None])
 
-    def probe_gradient(self, waves: Tensor, indices: Tensor) -> Tensor:
-        """The adjoint of :meth:`moved_to_fractions`: waves (b, M, N, N) moved back and summed, (M, N, N)."""
+    def compute_probe_gradient(self, waves: Tensor, indices: Tensor) -> Tensor:
+        """The adjoint of :meth:`shift_modes`: waves (b, M, N, N) moved back and summed, (M, N, N)."""
         spectra = torch.fft.fft2(waves)
         spectra *= self._down[indices, None].conj()
         spectra *= self._across[indices, None].conj()
@@ -73,22 +73,22 @@ class Scene:
 
     def patches(self, indices: Tensor) -> Tensor:
         """The object under some positions, (b, N, N)."""
-        return self.cut(self.estimate.object, indices)
+        return self.extract(self.state.object, indices)
 
-    def cut(self, canvas: Tensor, indices: Tensor) -> Tensor:
+    def extract(self, canvas: Tensor, indices: Tensor) -> Tensor:
         """Windows of a canvas (rows, columns) at some positions, (b, N, N)."""
-        return extract_patches(canvas, self.corners[indices], self.estimate.size)
+        return extract_patches(canvas, self.corners[indices], self.state.size)
 
-    def placed(self, patches: Tensor, indices: Tensor) -> Tensor:
+    def place(self, patches: Tensor, indices: Tensor) -> Tensor:
         """The adjoint of :meth:`patches`: (b, N, N) added up on the canvas."""
-        return place_patches(patches, self.corners[indices], self.estimate.frame.shape)
+        return place_patches(patches, self.corners[indices], self.state.canvas.shape)
 
-    def light(self, coarse: int = 1) -> "Light":
+    def make_illumination_map(self, coarse: int = 1) -> "IlluminationMap":
         """What the probe lights at whole pixels, averaged over blocks of ``coarse`` pixels a side, for speed."""
-        return Light(self.corners, power_of(self.estimate.probe), self.estimate.frame.shape, coarse)
+        return IlluminationMap(self.corners, compute_power(self.state.probe), self.state.canvas.shape, coarse)
 
 
-class Optics(Scene):
+class MeasurementModel(ProbeObjectView):
     """An estimate compared with the measured patterns.
 
     Args:
@@ -97,19 +97,19 @@ class Optics(Scene):
         fixed_probe: whether the probe at every position stays as it is, so that shifted probes may be kept.
     """
 
-    def __init__(self, measurement: Measurement, estimate: Estimate, *, fixed_probe: bool) -> None:
-        super().__init__(estimate)
+    def __init__(self, measurement: Measurement, state: ReconstructionState, *, fixed_probe: bool) -> None:
+        super().__init__(state)
         self.measurement = measurement
-        wanted = len(measurement) * estimate.probe.numel() * estimate.probe.element_size()
-        if fixed_probe and wanted <= KEPT_BYTES:
-            self._kept = torch.cat([self.probes(part) for part in torch.arange(len(measurement)).split(64)])
+        wanted = len(measurement) * state.probe.numel() * state.probe.element_size()
+        if fixed_probe and wanted <= MAX_CACHED_PROBE_BYTES:
+            self._cached_probes = torch.cat([self.probes(part) for part in torch.arange(len(measurement)).split(64)])
 
-    def correction(self, indices: Tensor, *, excess: bool = False) -> Correction:
+    def compute_update(self, indices: Tensor, *, excess: bool = False) -> ExitWaveUpdate:
         """Compare the patterns at ``indices`` with the measured ones."""
         measurement = self.measurement
         patches, probes = self.patches(indices), self.probes(indices)
-        waves = from_patches(patches, probes, self.estimate.background)
-        counts, mask = measurement.counts[indices], measurement.mask_of(indices)
+        waves = from_patches(patches, probes, self.state.background)
+        counts, mask = measurement.counts[indices], measurement.select_mask(indices)
         update = measurement.noise.wave_update(waves.detector, waves.intensity, counts)
         beyond = counts - waves.intensity if excess else None
         if mask is not None:
@@ -117,16 +117,16 @@ class Optics(Scene):
             update = torch.where(mask[:, None], update, torch.zeros_like(update))
             beyond = None if beyond is None else torch.where(mask, beyond, torch.zeros_like(beyond))
         change = inverse_far_field(update)
-        if bool(self.estimate.background.any()):  # the waves are then asked for their share of the misfit alone
+        if bool(self.state.background.any()):  # the waves are then asked for their share of the misfit alone
             misfit = waves.intensity.sqrt() - counts.sqrt()
             asked = misfit if mask is None else torch.where(mask, misfit, torch.zeros_like(misfit))
         else:
             asked = torch.view_as_real(change)
         error = float(torch.linalg.vector_norm(asked, dtype=torch.float32).square())
-        return Correction(patches, probes, change, beyond, error)
+        return ExitWaveUpdate(patches, probes, change, beyond, error)
 
 
-class Light:
+class IlluminationMap:
     """Illumination of the canvas by the probe at whole pixels: a convolution of the positions with its power."""
 
     def __init__(self, corners: Tensor, power: Tensor, shape: tuple[int, int], coarse: int) -> None:
@@ -137,7 +137,7 @@ class Light:
             power = torch.nn.functional.avg_pool2d(power[None, None], coarse, ceil_mode=True)[0, 0]
         self._kernel = torch.fft.rfft2(power, s=self._padded)
 
-    def of(self, indices: Tensor | None = None) -> Tensor:
+    def sum_positions(self, indices: Tensor | None = None) -> Tensor:
         """Probe power summed over some positions (None: all), (rows, columns) in blocks, real."""
         corners = self._corners if indices is None else self._corners[indices]
         weights = self._kernel.real.new_zeros(self._padded)

@@ -8,19 +8,19 @@ from ptycho_torch.config.engines import StageConfig
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.engines.constraints import Constraint, read_support
 from ptycho_torch.engines.difference_map import DifferenceMap, Projections, ProjectionSettings, Raar
-from ptycho_torch.engines.epie import Sequential, SequentialSettings
+from ptycho_torch.engines.epie import Epie, EpieSettings
 from ptycho_torch.engines.gradient import Gradient, GradientSettings
 from ptycho_torch.engines.lsqml import Lsqml, LsqmlSettings
-from ptycho_torch.engines.nuisance import RefineSettings
+from ptycho_torch.engines.nuisance import RefinementSettings
 from ptycho_torch.engines.pie import Pie, PieSettings
-from ptycho_torch.engines.runner import Engine, Schedule
-from ptycho_torch.engines.state import Estimate, Measurement
+from ptycho_torch.engines.runner import Engine, EngineSchedule
+from ptycho_torch.engines.state import Measurement, ReconstructionState
 
 
-class Entry(NamedTuple):
+class EngineEntry(NamedTuple):
     """How to make an engine, and what it runs with unless told otherwise."""
 
-    make: Callable[[Measurement, Estimate, StageConfig, int], Engine]
+    make: Callable[[Measurement, ReconstructionState, StageConfig, int], Engine]
     """From the measurement, the estimate that it improves, the settings and the batch size."""
 
     epochs: int
@@ -29,13 +29,13 @@ class Entry(NamedTuple):
     """Patterns a batch where the probe is learned too."""
 
     batches: str = "random"
-    uses: frozenset[str] = frozenset()
+    specific_settings: frozenset[str] = frozenset()
     """Settings that it uses, of those that not every iterative engine does."""
 
 
-def refinement_of(stage: StageConfig) -> RefineSettings:
+def make_refinement_settings(stage: StageConfig) -> RefinementSettings:
     """What a stage learns besides the object."""
-    return RefineSettings(
+    return RefinementSettings(
         stage.update_probe,
         stage.update_positions,
         stage.position_start,
@@ -47,57 +47,57 @@ def refinement_of(stage: StageConfig) -> RefineSettings:
     )
 
 
-def _pie(measurement: Measurement, estimate: Estimate, stage: StageConfig, batch_size: int) -> Engine:
+def _make_pie(measurement: Measurement, state: ReconstructionState, stage: StageConfig, batch_size: int) -> Engine:
     given = {"step": stage.step, "momentum": stage.momentum}
     settings = PieSettings(
-        refine=refinement_of(stage),
+        refine=make_refinement_settings(stage),
         probe_start=stage.probe_start,
         **{name: value for name, value in given.items() if value is not None},
     )
-    return Pie(measurement, estimate, settings, batch_size)
+    return Pie(measurement, state, settings, batch_size)
 
 
-def _lsqml(measurement: Measurement, estimate: Estimate, stage: StageConfig, batch_size: int) -> Engine:
+def _make_lsqml(measurement: Measurement, state: ReconstructionState, stage: StageConfig, batch_size: int) -> Engine:
     given = {"step": stage.step, "momentum": stage.momentum}
     settings = LsqmlSettings(
-        refine=refinement_of(stage),
+        refine=make_refinement_settings(stage),
         probe_start=stage.probe_start,
         **{name: value for name, value in given.items() if value is not None},
     )
-    return Lsqml(measurement, estimate, settings, batch_size)
+    return Lsqml(measurement, state, settings, batch_size)
 
 
-def _sequential(
+def _make_epie_factory(
     alpha: float,
-) -> Callable[[Measurement, Estimate, StageConfig, int], Engine]:
-    def make(measurement: Measurement, estimate: Estimate, stage: StageConfig, batch_size: int) -> Engine:
+) -> Callable[[Measurement, ReconstructionState, StageConfig, int], Engine]:
+    def make(measurement: Measurement, state: ReconstructionState, stage: StageConfig, batch_size: int) -> Engine:
         del batch_size  # each batch is bounded by its own light
-        settings = SequentialSettings(
+        settings = EpieSettings(
             alpha=alpha if stage.alpha is None else stage.alpha,
-            refine=refinement_of(stage),
+            refine=make_refinement_settings(stage),
             probe_start=stage.probe_start,
             **({} if stage.step is None else {"step": stage.step}),
         )
-        return Sequential(measurement, estimate, settings)
+        return Epie(measurement, state, settings)
 
     return make
 
 
-def _projections(
+def _make_projections_factory(
     kind: type[Projections], relaxation: float
-) -> Callable[[Measurement, Estimate, StageConfig, int], Engine]:
-    def make(measurement: Measurement, estimate: Estimate, stage: StageConfig, batch_size: int) -> Engine:
+) -> Callable[[Measurement, ReconstructionState, StageConfig, int], Engine]:
+    def make(measurement: Measurement, state: ReconstructionState, stage: StageConfig, batch_size: int) -> Engine:
         settings = ProjectionSettings(
             relaxation if stage.relaxation is None else stage.relaxation,
-            refine=refinement_of(stage),
+            refine=make_refinement_settings(stage),
             probe_start=stage.probe_start,
         )
-        return kind(measurement, estimate, settings, batch_size)
+        return kind(measurement, state, settings, batch_size)
 
     return make
 
 
-def _gradient(measurement: Measurement, estimate: Estimate, stage: StageConfig, batch_size: int) -> Engine:
+def _make_gradient(measurement: Measurement, state: ReconstructionState, stage: StageConfig, batch_size: int) -> Engine:
     settings = GradientSettings(
         optimizer=stage.optimizer or "adam",
         step=stage.step,
@@ -111,58 +111,72 @@ def _gradient(measurement: Measurement, estimate: Estimate, stage: StageConfig, 
         tv=stage.tv,
         smoothness=stage.smoothness,
     )
-    return Gradient(measurement, estimate, settings, batch_size)
+    return Gradient(measurement, state, settings, batch_size)
 
 
-REFINED = frozenset({"position_method", "position_model", "update_intensity"})
+REFINEMENT_SETTING_NAMES = frozenset({"position_method", "position_model", "update_intensity"})
 """What engines use that refine by :mod:`~ptycho_torch.engines.nuisance`."""
 
-ENGINES: dict[str, Entry] = {
-    "pie": Entry(_pie, 20, 48, 32, uses=REFINED | {"step", "momentum"}),
-    "epie": Entry(_sequential(1.0), 30, 8, 8, uses=REFINED | {"step"}),
-    "rpie": Entry(_sequential(0.1), 20, 8, 8, uses=REFINED | {"step", "alpha"}),
-    "lsqml": Entry(_lsqml, 16, 16, 16, "compact", uses=REFINED | {"step", "momentum"}),
-    "dm": Entry(_projections(DifferenceMap, 0.8), 60, 64, 64, uses=REFINED | {"relaxation"}),
-    "raar": Entry(_projections(Raar, 0.9), 60, 64, 64, uses=REFINED | {"relaxation"}),
-    "gradient": Entry(_gradient, 24, 32, 32, uses=frozenset({"step", "momentum", "optimizer", "tv", "smoothness"})),
+ENGINES: dict[str, EngineEntry] = {
+    "pie": EngineEntry(_make_pie, 20, 48, 32, specific_settings=REFINEMENT_SETTING_NAMES | {"step", "momentum"}),
+    "epie": EngineEntry(_make_epie_factory(1.0), 30, 8, 8, specific_settings=REFINEMENT_SETTING_NAMES | {"step"}),
+    "rpie": EngineEntry(
+        _make_epie_factory(0.1), 20, 8, 8, specific_settings=REFINEMENT_SETTING_NAMES | {"step", "alpha"}
+    ),
+    "lsqml": EngineEntry(
+        _make_lsqml, 16, 16, 16, "compact", specific_settings=REFINEMENT_SETTING_NAMES | {"step", "momentum"}
+    ),
+    "dm": EngineEntry(
+        _make_projections_factory(DifferenceMap, 0.8),
+        60,
+        64,
+        64,
+        specific_settings=REFINEMENT_SETTING_NAMES | {"relaxation"},
+    ),
+    "raar": EngineEntry(
+        _make_projections_factory(Raar, 0.9), 60, 64, 64, specific_settings=REFINEMENT_SETTING_NAMES | {"relaxation"}
+    ),
+    "gradient": EngineEntry(
+        _make_gradient, 24, 32, 32, specific_settings=frozenset({"step", "momentum", "optimizer", "tv", "smoothness"})
+    ),
 }
 
-OF_NETWORK = frozenset({"engine", "batch_size", "model_path", "update_positions", "position_bound"})
+NETWORK_SETTING_NAMES = frozenset({"engine", "batch_size", "model_path", "update_positions", "position_bound"})
 """All the settings that the neural engine uses."""
 
 
-def require_engine(stage: StageConfig) -> None:
+def check_engine(stage: StageConfig) -> None:
     """Raise ConfigError where there is no engine of that name, or it would ignore a setting that was made."""
     known = sorted([*ENGINES, "neural"])
     if stage.engine not in known:
         raise ConfigError(f"--engine is {stage.engine}: known are {', '.join(known)}")
     for setting in fields(StageConfig):
         value = getattr(stage, setting.name)
-        if value != setting.default and not uses(stage.engine, setting.name):
-            others = ", ".join(name for name in known if uses(name, setting.name))
+        if value != setting.default and not is_setting_used(stage.engine, setting.name):
+            others = ", ".join(name for name in known if is_setting_used(name, setting.name))
             raise ConfigError(
                 f"--{setting.name} is {value}, and {stage.engine} does not use it; leave it out, or take an --engine "
                 f"that does: {others}"
             )
 
 
-def uses(engine: str, setting: str) -> bool:
+def is_setting_used(engine: str, setting: str) -> bool:
     """Whether the setting of a stage has an effect on an engine. What no entry names, every iterative engine uses."""
     if engine == "neural":
-        return setting in OF_NETWORK
-    named = {"model_path"}.union(*(entry.uses for entry in ENGINES.values()))
-    return setting not in named or setting in ENGINES[engine].uses
+        return setting in NETWORK_SETTING_NAMES
+    named = {"model_path"}.union(*(entry.specific_settings for entry in ENGINES.values()))
+    return setting not in named or setting in ENGINES[engine].specific_settings
 
 
-def schedule_of(stage: StageConfig) -> Schedule:
+def make_schedule(stage: StageConfig) -> EngineSchedule:
     """The schedule of a stage: what it says, else its engine's.
 
     Raises:
         ConfigError: there is no engine of that name.
     """
-    require_engine(stage)
+    check_engine(stage)
     entry = ENGINES[stage.engine]
-    return Schedule(
+    return EngineSchedule(
         entry.epochs if stage.epochs is None else stage.epochs,
         stage.batch_size or (entry.probe_batch_size if stage.update_probe else entry.batch_size),
         stage.batches or entry.batches,
@@ -171,19 +185,19 @@ def schedule_of(stage: StageConfig) -> Schedule:
     )
 
 
-def make_engine(measurement: Measurement, estimate: Estimate, stage: StageConfig) -> Engine:
+def make_engine(measurement: Measurement, state: ReconstructionState, stage: StageConfig) -> Engine:
     """The engine of ``stage``, ready to run.
 
     Raises:
         ConfigError: there is no engine of that name.
     """
-    batch_size = min(schedule_of(stage).batch_size, len(measurement))
-    engine = ENGINES[stage.engine].make(measurement, estimate, stage, batch_size)
-    engine.constraint = constraint_of(stage, estimate)
+    batch_size = min(make_schedule(stage).batch_size, len(measurement))
+    engine = ENGINES[stage.engine].make(measurement, state, stage, batch_size)
+    engine.constraint = make_constraint(stage, state)
     return engine
 
 
-def constraint_of(stage: StageConfig, estimate: Estimate) -> Constraint | None:
+def make_constraint(stage: StageConfig, state: ReconstructionState) -> Constraint | None:
     """What ``stage`` holds the object to; None: to nothing.
 
     Raises:
@@ -191,5 +205,5 @@ def constraint_of(stage: StageConfig, estimate: Estimate) -> Constraint | None:
     """
     if stage.support is None and stage.max_amplitude is None:
         return None
-    support = None if stage.support is None else read_support(stage.support, estimate)
+    support = None if stage.support is None else read_support(stage.support, state)
     return Constraint(support, stage.max_amplitude)

@@ -14,25 +14,25 @@ import torch
 from torch import Tensor
 
 from ptycho_torch.core.observer import Observer
-from ptycho_torch.data.grouping import Indices, compact_batches
+from ptycho_torch.data.grouping import Indices, make_compact_batches
 from ptycho_torch.engines.constraints import Constraint
-from ptycho_torch.engines.cross_validation import HeldOut, floor_of
-from ptycho_torch.engines.state import Estimate, Measurement
+from ptycho_torch.engines.cross_validation import HoldoutPixels, estimate_noise_floor
+from ptycho_torch.engines.state import Measurement, ReconstructionState
 
-GROWTH = 1.2
+MAX_ERROR_GROWTH = 1.2
 """An epoch whose error is this many times the one before it is taken back, and the steps are halved."""
 
-NEGLIGIBLE = 1e-10
+NEGLIGIBLE_R = 1e-10
 """R below which an error may grow: a noiseless fit at its end, where rounding decides."""
 
-RECOVERY, LEAST_CAUTION = 1.2, 1 / 64
+STEP_SCALE_RECOVERY, MIN_STEP_SCALE = 1.2, 1 / 64
 """What shortened steps grow by with each good epoch, until they are whole again; and how short they become at most."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Schedule:
+class EngineSchedule:
     """How long an engine runs, and in what batches."""
 
     epochs: int
@@ -51,11 +51,11 @@ class Schedule:
     """Epochs without a lower deviance of the held-out pixels after which the run ends, and leaves the estimate of the
     epoch in which it was lowest."""
 
-    def order(self, positions: Tensor, rng: np.random.Generator) -> list[Tensor]:
+    def make_batches(self, positions: Tensor, rng: np.random.Generator) -> list[Tensor]:
         """The batches of one epoch as indices, each pattern once."""
         found: list[Indices]
         if self.batches == "compact":
-            found = compact_batches(positions.numpy(), self.batch_size, 1, rng)
+            found = make_compact_batches(positions.numpy(), self.batch_size, 1, rng)
         else:
             count = math.ceil(len(positions) / self.batch_size)
             found = np.array_split(rng.permutation(len(positions)), count)  # of even size: none is a small remainder
@@ -65,12 +65,12 @@ class Schedule:
 class Engine(ABC):
     """An iterative engine: it brings an estimate nearer to a measurement, a batch at a time."""
 
-    guarded = True
+    reverts_on_divergence = True
     """Whether an error that grows is to be taken back; not for engines whose error is not meant to fall steadily."""
 
-    def __init__(self, measurement: Measurement, estimate: Estimate) -> None:
-        self.measurement, self.estimate = measurement, estimate
-        self.caution = 1.0
+    def __init__(self, measurement: Measurement, state: ReconstructionState) -> None:
+        self.measurement, self.state = measurement, state
+        self.step_scale = 1.0
         """Factor on all steps: halved where they diverge."""
         self.constraint: Constraint | None = None
         """What the object is held to at the end of each epoch."""
@@ -95,13 +95,13 @@ class Engine(ABC):
         """After the batches of ``epoch``."""
         del epoch, progress
 
-    def constrain(self) -> None:
+    def apply_constraint(self) -> None:
         """Hold the object to what is known of it beforehand; at the end of each epoch."""
         if self.constraint is not None:
-            before = self.estimate.object
-            self.follow(before, self.constraint.hold(self.estimate))
+            before = self.state.object
+            self.propagate_constraint(before, self.constraint.apply(self.state))
 
-    def follow(self, before: Tensor, change: Callable[[Tensor], Tensor]) -> None:
+    def propagate_constraint(self, before: Tensor, change: Callable[[Tensor], Tensor]) -> None:
         """Bring along what moves with the object, which was ``before`` and has been constrained.
 
         Args:
@@ -110,17 +110,17 @@ class Engine(ABC):
         """
         del before, change
 
-    def memory(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """What the engine remembers between batches besides the estimate, by name: for checkpoints."""
         return {}
 
-    def recall(self, memory: dict[str, Tensor]) -> None:
-        """Take back what :meth:`memory` gave."""
+    def load_state_dict(self, memory: dict[str, Tensor]) -> None:
+        """Take back what :meth:`state_dict` gave."""
         del memory
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Drop the memory: after a step back."""
-        self.recall({name: torch.zeros_like(tensor) for name, tensor in self.memory().items()})
+        self.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in self.state_dict().items()})
 
 
 @dataclass
@@ -139,7 +139,7 @@ class History:
     held_out_floor: list[float] = field(default_factory=list)
     """What counting noise alone would leave of it."""
 
-    def cut(self, epochs: int) -> None:
+    def truncate(self, epochs: int) -> None:
         """Forget what came after so many ``epochs``."""
         for figures in vars(self).values():
             del figures[epochs:]
@@ -149,26 +149,28 @@ class Snapshot(NamedTuple):
     """A run at the end of an epoch, to come back to. Engines replace tensors, so nothing is copied."""
 
     epochs: int
-    whole: dict[str, Tensor]
+    all_tensors: dict[str, Tensor]
     safe: dict[str, Tensor]
     best: dict[str, Tensor]
-    caution: float
+    step_scale: float
 
 
-class Run:
+class EngineRunner:
     """A run of an engine in progress; ``held_out`` are pixels that its measurement does not hold."""
 
-    def __init__(self, engine: Engine, schedule: Schedule, seed: int, held_out: HeldOut | None = None) -> None:
+    def __init__(
+        self, engine: Engine, schedule: EngineSchedule, seed: int, held_out: HoldoutPixels | None = None
+    ) -> None:
         self.engine, self.schedule, self.seed, self.held_out = engine, schedule, seed, held_out
         self.history = History()
         self._safe: dict[str, Tensor] = {}
         """Everything as it was before the last epoch whose error did not grow."""
         self._best: dict[str, Tensor] = {}
         """The estimate that predicted the held-out pixels best, where the run may end by it."""
-        self._floor, self._floor_due = math.nan, 1
+        self._noise_floor, self._noise_floor_due = math.nan, 1
         """That of R for whoever watches, and the epoch after which it is found anew."""
 
-    def go(self, observer: Observer, after_epoch: Callable[[], None] | None = None) -> bool:
+    def run(self, observer: Observer, after_epoch: Callable[[], None] | None = None) -> bool:
         """Run to the end of the schedule.
 
         Args:
@@ -180,32 +182,32 @@ class Run:
         """
         done = len(self.history.r)
         started = time.perf_counter() - (self.history.seconds[-1] if done else 0.0)
-        before = self._snapshot()
-        observer.begin("reconstruction", max(0, self.schedule.epochs - done))
+        before = self._take_snapshot()
+        observer.start("reconstruction", max(0, self.schedule.epochs - done))
         try:
             for epoch in range(done, self.schedule.epochs):
-                before = self._snapshot()
-                if self._stale() or not self._epoch(epoch, started):
+                before = self._take_snapshot()
+                if self._is_patience_exhausted() or not self._run_epoch(epoch, started):
                     break
-                self._guard(before.whole)
-                self._judge()
-                observer.advance(1, **self._told())
+                self._revert_divergence(before.all_tensors)
+                self._score_holdout()
+                observer.advance(1, **self._collect_progress())
                 if after_epoch is not None:
                     after_epoch()
-            self._keep_best()
+            self._restore_best()
         except KeyboardInterrupt:
-            self._undo(before)
+            self._restore_snapshot(before)
             return False
         finally:
-            observer.end()
+            observer.finish()
         return True
 
-    def _epoch(self, epoch: int, started: float) -> bool:
+    def _run_epoch(self, epoch: int, started: float) -> bool:
         """Run the batches of ``epoch``, as far as there is time; False where there was none for a single one."""
         schedule, measurement = self.schedule, self.engine.measurement
         # A generator for each epoch, so that a run goes on exactly from wherever it was left.
         rng = np.random.default_rng([self.seed, epoch])
-        batches = schedule.order(self.engine.estimate.positions, rng)
+        batches = schedule.make_batches(self.engine.state.positions, rng)
         self.engine.begin_epoch(epoch, epoch / schedule.epochs)
         error, seen = 0.0, 0
         for number, indices in enumerate(batches):
@@ -219,95 +221,97 @@ class Run:
             seen += len(indices)
         if seen:
             self.engine.end_epoch(epoch, (epoch + 1) / schedule.epochs)
-            self.engine.constrain()
+            self.engine.apply_constraint()
             self.history.r.append(error / measurement.photons * len(measurement) / seen)
             self.history.seconds.append(time.perf_counter() - started)
         return seen > 0
 
-    def floor(self) -> float:
+    def noise_floor(self) -> float:
         """The R that counting noise alone would leave, at the model's rates."""
-        return floor_of(self.engine.measurement, self.engine.estimate)
+        return estimate_noise_floor(self.engine.measurement, self.engine.state)
 
-    def _told(self) -> dict[str, float]:
+    def _collect_progress(self) -> dict[str, float]:
         """What a person watches."""
         epochs = len(self.history.r)
-        if epochs >= self._floor_due:  # the rates change less and less, and it takes some milliseconds
-            self._floor, self._floor_due = self.floor(), 4 * epochs
-        told = {"r": self.history.r[-1], "floor": self._floor}
+        if epochs >= self._noise_floor_due:  # the rates change less and less, and it takes some milliseconds
+            self._noise_floor, self._noise_floor_due = self.noise_floor(), 4 * epochs
+        told = {"r": self.history.r[-1], "floor": self._noise_floor}
         return told if self.held_out is None else told | {"held_out": self.history.held_out_deviance[-1]}
 
-    def _judge(self) -> None:
+    def _score_holdout(self) -> None:
         """Ask the held-out pixels, and keep the estimate where they were never predicted better."""
         if self.held_out is None:
             return
-        estimate, history = self.engine.estimate, self.history
-        found = self.held_out.judge(estimate)
+        state, history = self.engine.state, self.history
+        found = self.held_out.score(state)
         history.held_out_deviance.append(found.deviance)
-        history.held_out_floor.append(found.floor)
+        history.held_out_floor.append(found.noise_floor)
         if self.schedule.patience is not None and self._best_epoch() == len(history.held_out_deviance) - 1:
-            self._best = estimate.tensors()
+            self._best = state.tensors()
 
     def _best_epoch(self) -> int:
         """The epoch (from 0) whose held-out deviance is lowest; NaN is never."""
         deviance = np.array(self.history.held_out_deviance)
         return int(np.where(np.isnan(deviance), np.inf, deviance).argmin())
 
-    def _stale(self) -> bool:
+    def _is_patience_exhausted(self) -> bool:
         """Whether patience is at its end."""
         epochs = len(self.history.held_out_deviance)
         patience = self.schedule.patience
         return patience is not None and epochs > 0 and epochs - 1 - self._best_epoch() >= patience
 
-    def _keep_best(self) -> None:
+    def _restore_best(self) -> None:
         if self._best:
-            self.engine.estimate.restore(self._best)
+            self.engine.state.restore(self._best)
             epoch = self._best_epoch()
             deviance = self.history.held_out_deviance[epoch]
             log.info("epoch %d of %d is kept: held-out deviance %.4g", epoch + 1, len(self.history.r), deviance)
 
-    def _everything(self) -> dict[str, Tensor]:
+    def _collect_tensors(self) -> dict[str, Tensor]:
         """Estimate and memory. Engines replace tensors and never write into those, so nothing is copied."""
-        memory = {f"memory.{name}": tensor for name, tensor in self.engine.memory().items()}
-        return self.engine.estimate.tensors() | memory
+        memory = {f"memory.{name}": tensor for name, tensor in self.engine.state_dict().items()}
+        return self.engine.state.tensors() | memory
 
-    def _snapshot(self) -> Snapshot:
-        return Snapshot(len(self.history.r), self._everything(), self._safe, self._best, self.engine.caution)
+    def _take_snapshot(self) -> Snapshot:
+        return Snapshot(len(self.history.r), self._collect_tensors(), self._safe, self._best, self.engine.step_scale)
 
-    def _undo(self, before: Snapshot) -> None:
-        self._back_to(before.whole)
-        self._safe, self._best, self.engine.caution = before.safe, before.best, before.caution
-        self.history.cut(before.epochs)
+    def _restore_snapshot(self, before: Snapshot) -> None:
+        self._restore_tensors(before.all_tensors)
+        self._safe, self._best, self.engine.step_scale = before.safe, before.best, before.step_scale
+        self.history.truncate(before.epochs)
 
-    def _back_to(self, kept: dict[str, Tensor]) -> None:
-        self.engine.estimate.restore(kept)
-        self.engine.recall({name.removeprefix("memory."): kept[name] for name in kept if name.startswith("memory.")})
+    def _restore_tensors(self, kept: dict[str, Tensor]) -> None:
+        self.engine.state.restore(kept)
+        self.engine.load_state_dict(
+            {name.removeprefix("memory."): kept[name] for name in kept if name.startswith("memory.")}
+        )
 
-    def _guard(self, whole: dict[str, Tensor]) -> None:
+    def _revert_divergence(self, whole: dict[str, Tensor]) -> None:
         """Where the error grew, go back to before the epoch that spoilt it, and take smaller steps from there."""
         r, engine = self.history.r, self.engine
-        if not engine.guarded:
+        if not engine.reverts_on_divergence:
             return
-        spoilt = not math.isfinite(r[-1]) or (len(r) > 1 and r[-1] > max(GROWTH * r[-2], NEGLIGIBLE))
-        if spoilt:
+        diverged = not math.isfinite(r[-1]) or (len(r) > 1 and r[-1] > max(MAX_ERROR_GROWTH * r[-2], NEGLIGIBLE_R))
+        if diverged:
             log.info("epoch %d: R grew from %.4g to %.4g; half the steps from here", len(r), (r[-2:-1] or r)[0], r[-1])
-            self._back_to(self._safe or whole)
-            engine.forget()
-            engine.caution = max(engine.caution / 2, LEAST_CAUTION)
+            self._restore_tensors(self._safe or whole)
+            engine.reset()
+            engine.step_scale = max(engine.step_scale / 2, MIN_STEP_SCALE)
         else:
             self._safe = whole
-            engine.caution = min(1.0, engine.caution * RECOVERY)
+            engine.step_scale = min(1.0, engine.step_scale * STEP_SCALE_RECOVERY)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that :meth:`resume` needs to go on exactly: tensors, and what JSON can hold."""
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that :meth:`load_state_dict` needs to go on exactly: tensors, and what JSON can hold."""
         safe = {f"safe.{name}": tensor for name, tensor in self._safe.items()}
         best = {f"best.{name}": tensor for name, tensor in self._best.items()}
-        note = vars(self.history) | {"caution": self.engine.caution}
-        return self._everything() | safe | best, note
+        note = vars(self.history) | {"caution": self.engine.step_scale}
+        return self._collect_tensors() | safe | best, note
 
-    def resume(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
-        """Go on from what :meth:`state` gave."""
+    def load_state_dict(self, tensors: dict[str, Tensor], note: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
         self._safe = {name.removeprefix("safe."): tensors[name] for name in tensors if name.startswith("safe.")}
         self._best = {name.removeprefix("best."): tensors[name] for name in tensors if name.startswith("best.")}
-        self._back_to(tensors)
+        self._restore_tensors(tensors)
         self.history = History(**{name: list(note[name]) for name in vars(self.history)})
-        self.engine.caution = note["caution"]
+        self.engine.step_scale = note["caution"]

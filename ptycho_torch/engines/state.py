@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.physics.batch import batch_of_scan
+from ptycho_torch.physics.batch import make_batch
 from ptycho_torch.physics.noise import NoiseModel
-from ptycho_torch.physics.patches import Frame, Placement, frame_of, split_positions
+from ptycho_torch.physics.patches import Canvas, Placement, make_canvas, split_positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,20 +35,20 @@ class Measurement:
         """N, the side of a pattern in pixels."""
         return int(self.counts.shape[-1])
 
-    def mask_of(self, indices: Tensor) -> Tensor | None:
+    def select_mask(self, indices: Tensor) -> Tensor | None:
         """The mask of some patterns, (len(indices) or 1, N, N)."""
         return self.mask[indices] if self.mask is not None and len(self.mask) == len(self.counts) else self.mask
 
 
-def measurement_of(scan: Scan, photons_per_unit: float, noise: NoiseModel, device: torch.device) -> Measurement:
+def make_measurement(scan: Scan, photons_per_unit: float, noise: NoiseModel, device: torch.device) -> Measurement:
     """The patterns of ``scan`` in photons, on ``device``."""
-    batch = batch_of_scan(scan, photons_per_unit).to(device)
+    batch = make_batch(scan, photons_per_unit).to(device)
     photons = float(batch.counts.sum(dtype=torch.float64))
     return Measurement(batch.counts, batch.mask, noise, photons)
 
 
 @dataclass(eq=False)
-class Estimate:
+class ReconstructionState:
     """All that is unknown, as far as it is known now. Engines replace its tensors; they do not write into them."""
 
     object: Tensor
@@ -66,7 +66,7 @@ class Estimate:
     intensities: Tensor
     """(n,) power of the probe in each pattern, over its mean: what the source gave."""
 
-    frame: Frame
+    canvas: Canvas
     """The canvas in object coordinates."""
 
     @property
@@ -74,10 +74,10 @@ class Estimate:
         """N, the side of a window in pixels."""
         return int(self.probe.shape[-1])
 
-    def placement(self) -> Placement:
+    def compute_placement(self) -> Placement:
         """Where each window lies on the canvas: corners (n, 2) int64, and fractions (n, 2) for the probe."""
         corners, fractions = split_positions(self.positions, self.size)
-        return Placement(corners - corners.new_tensor(self.frame.origin), fractions)
+        return Placement(corners - corners.new_tensor(self.canvas.origin), fractions)
 
     def tensors(self) -> dict[str, Tensor]:
         """What changes, by name: for checkpoints and for going back."""
@@ -88,12 +88,14 @@ class Estimate:
         for name in self.tensors():
             setattr(self, name, tensors[name])
 
-    def copy(self) -> "Estimate":
+    def copy(self) -> "ReconstructionState":
         """An estimate of its own."""
-        return Estimate(frame=self.frame, **{name: tensor.clone() for name, tensor in self.tensors().items()})
+        return ReconstructionState(
+            canvas=self.canvas, **{name: tensor.clone() for name, tensor in self.tensors().items()}
+        )
 
 
-def flat_estimate(positions: Tensor, probe: Tensor, margin: int = 2) -> Estimate:
+def make_vacuum_state(positions: Tensor, probe: Tensor, margin: int = 2) -> ReconstructionState:
     """Vacuum everywhere: the object that engines start from unless they are given one.
 
     Args:
@@ -102,7 +104,7 @@ def flat_estimate(positions: Tensor, probe: Tensor, margin: int = 2) -> Estimate
         margin: pixels of canvas beyond the outermost windows.
     """
     corners, _ = split_positions(positions, probe.shape[-1])
-    frame = frame_of(corners, probe.shape[-1], margin)
-    flat = torch.ones(frame.shape, dtype=probe.dtype, device=probe.device)
+    canvas = make_canvas(corners, probe.shape[-1], margin)
+    flat = torch.ones(canvas.shape, dtype=probe.dtype, device=probe.device)
     even = torch.ones(len(positions), dtype=probe.real.dtype, device=probe.device)
-    return Estimate(flat, probe, positions, torch.zeros_like(probe[0].real), even, frame)
+    return ReconstructionState(flat, probe, positions, torch.zeros_like(probe[0].real), even, canvas)

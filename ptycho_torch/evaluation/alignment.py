@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.reconstruction import Reconstruction
 
-COVERED_SHARE = 0.1
+MIN_COVERAGE_FRACTION = 0.1
 """A pixel is covered where its illumination is at least this share of the largest."""
 
 ComplexImage = NDArray[np.complex128]
 Region = NDArray[np.bool_]
 
-_ROUNDS = 10
-_SETTLED = 1e-3  # pixels
-_ZOOMS = 12
-_WINDOW_FLAT = 8  # pixels around the region that keep their full value when the image is shifted
-_WINDOW_FALL = 16  # pixels over which the window then falls to zero
+_MAX_ITERATIONS = 10
+_SHIFT_TOLERANCE_PX = 1e-3  # pixels
+_N_ZOOMS = 12
+_WINDOW_MARGIN_PX = 8  # pixels around the region that keep their full value when the image is shifted
+_WINDOW_TAPER_PX = 16  # pixels over which the window then falls to zero
 
 
-class Pair(NamedTuple):
+class OverlapRegion(NamedTuple):
     """A reconstruction and the truth on the pixels that both have."""
 
     object: ComplexImage
@@ -58,8 +58,8 @@ class Alignment(NamedTuple):
     """Shift (y, x) that was applied to the reconstruction, in pixels."""
 
 
-def covered_region(reconstruction: Reconstruction) -> Region:
-    """True where the illumination is at least :data:`COVERED_SHARE` of its maximum, (rows, columns).
+def compute_covered_region(reconstruction: Reconstruction) -> Region:
+    """True where the illumination is at least :data:`MIN_COVERAGE_FRACTION` of its maximum, (rows, columns).
 
     Raises:
         DataError: nothing is lit, the object is not finite, or object and coverage are not of one shape.
@@ -73,7 +73,7 @@ def covered_region(reconstruction: Reconstruction) -> Region:
     highest = float(coverage.max(initial=0.0))
     if not (highest > 0 and np.isfinite(highest)):
         raise DataError(f"the reconstruction's largest coverage is {highest}, expected a positive number of photons")
-    region: Region = coverage >= COVERED_SHARE * highest
+    region: Region = coverage >= MIN_COVERAGE_FRACTION * highest
     # Windows, shifts and Fourier transforms reach outside the region, so NaN anywhere would spread into it.
     bad = int(np.count_nonzero(~np.isfinite(reconstruction.object)))
     if bad:
@@ -81,56 +81,58 @@ def covered_region(reconstruction: Reconstruction) -> Region:
     return region
 
 
-def overlap(reconstruction: Reconstruction, truth: NDArray[np.complexfloating]) -> Pair:
+def crop_to_overlap(reconstruction: Reconstruction, truth: NDArray[np.complexfloating]) -> OverlapRegion:
     """Cut the reconstruction and ``truth`` (rows, columns; origin (0, 0)) to the pixels that both have.
 
     Raises:
         DataError: they share no covered pixel.
     """
-    region = covered_region(reconstruction)
+    region = compute_covered_region(reconstruction)
     origin = np.asarray(reconstruction.origin_yx, np.int64)
     low = np.maximum(origin, 0)
     high = np.minimum(origin + reconstruction.object.shape, truth.shape)
     height, width = np.maximum(high - low, 0)
     (top, left), (top_canvas, left_canvas) = low, low - origin
-    here = np.s_[top : top + height, left : left + width]
-    there = np.s_[top_canvas : top_canvas + height, left_canvas : left_canvas + width]
-    if not region[there].any():
+    truth_slices = np.s_[top : top + height, left : left + width]
+    canvas_slices = np.s_[top_canvas : top_canvas + height, left_canvas : left_canvas + width]
+    if not region[canvas_slices].any():
         raise DataError(
             f"the truth of {truth.shape} pixels and the reconstruction of {reconstruction.object.shape} pixels at "
             f"{tuple(origin.tolist())} share no covered pixel, expected objects on one coordinate grid; "
             "check that --truth belongs to the scan that was reconstructed"
         )
-    obj = np.asarray(reconstruction.object[there], np.complex128)
-    return Pair(obj, np.asarray(truth[here], np.complex128), region[there], low)
+    obj = np.asarray(reconstruction.object[canvas_slices], np.complex128)
+    return OverlapRegion(obj, np.asarray(truth[truth_slices], np.complex128), region[canvas_slices], low)
 
 
-def align(pair: Pair, *, remove_ramp: bool = False, remove_shift: bool = False) -> Alignment:
+def align(pair: OverlapRegion, *, remove_ramp: bool = False, remove_shift: bool = False) -> Alignment:
     """Remove what is asked from ``pair.object``, then the best complex factor.
 
     A shift reads the image up to a few pixels outside the region; farther out it is faded to zero, so that the
     canvas's edges do not ring into the region.
     """
-    moved, ramp, shift = pair.object, np.zeros(2), np.zeros(2)
-    faded = pair.object * _window(pair.region) if remove_shift else pair.object
-    obj = moved
-    for _ in range(_ROUNDS):
+    shifted, ramp, shift = pair.object, np.zeros(2), np.zeros(2)
+    tapered = pair.object * _make_window(pair.region) if remove_shift else pair.object
+    obj = shifted
+    for _ in range(_MAX_ITERATIONS):
         if remove_ramp:
-            ramp = find_ramp(moved, pair.truth, pair.region)
-        obj = times_ramp(moved, -ramp)
+            ramp = estimate_phase_ramp(shifted, pair.truth, pair.region)
+        obj = apply_phase_ramp(shifted, -ramp)
         if not remove_shift:
             break
-        step = find_shift(obj, pair.truth, pair.region)
+        step = estimate_shift(obj, pair.truth, pair.region)
         shift = shift + step
-        moved = shift_image(faded, shift)
-        obj = times_ramp(moved, -ramp)
-        if np.abs(step).max() < _SETTLED:
+        shifted = shift_image(tapered, shift)
+        obj = apply_phase_ramp(shifted, -ramp)
+        if np.abs(step).max() < _SHIFT_TOLERANCE_PX:
             break
-    scale = best_scale(obj, pair.truth, pair.region)
+    scale = fit_complex_scale(obj, pair.truth, pair.region)
     return Alignment(scale * obj, scale, ramp, shift)
 
 
-def best_scale(rec: ComplexImage, truth: ComplexImage, weights: NDArray[np.bool_] | NDArray[np.float64]) -> complex:
+def fit_complex_scale(
+    rec: ComplexImage, truth: ComplexImage, weights: NDArray[np.bool_] | NDArray[np.float64]
+) -> complex:
     """The complex c that minimises Σ weights·|c·rec − truth|²; zero for a reconstruction that is zero.
 
     Args:
@@ -142,19 +144,19 @@ def best_scale(rec: ComplexImage, truth: ComplexImage, weights: NDArray[np.bool_
     return complex(np.sum(weights * rec.conj() * truth) / energy) if energy > 0 else 0j
 
 
-def find_ramp(rec: ComplexImage, truth: ComplexImage, region: Region) -> NDArray[np.float64]:
+def estimate_phase_ramp(rec: ComplexImage, truth: ComplexImage, region: Region) -> NDArray[np.float64]:
     """The phase ramp (y, x) of ``rec`` against ``truth`` in rad per pixel: the peak of the product's spectrum."""
-    return 2 * np.pi * _peak_frequency(region * truth.conj() * rec)
+    return 2 * np.pi * _find_peak_frequency(region * truth.conj() * rec)
 
 
-def times_ramp(image: ComplexImage, ramp: NDArray[np.float64]) -> ComplexImage:
+def apply_phase_ramp(image: ComplexImage, ramp: NDArray[np.float64]) -> ComplexImage:
     """``image`` times a phase ramp (y, x) in rad per pixel, whose phase is zero at the middle pixel."""
     rows, columns = (np.arange(n) - n // 2 for n in image.shape)
     factor: ComplexImage = np.exp(1j * (ramp[0] * rows[:, None] + ramp[1] * columns[None, :]))
     return image * factor
 
 
-def find_shift(rec: ComplexImage, truth: ComplexImage, region: Region) -> NDArray[np.float64]:
+def estimate_shift(rec: ComplexImage, truth: ComplexImage, region: Region) -> NDArray[np.float64]:
     """The shift (y, x) in pixels that brings ``rec`` to ``truth``: the peak of their complex cross-correlation.
 
     Means over the region are removed first, so that the region's outline is no feature. What bias the fixed outline
@@ -165,7 +167,7 @@ def find_shift(rec: ComplexImage, truth: ComplexImage, region: Region) -> NDArra
         mean = image[region].mean()
         return np.asarray(np.fft.fftshift(np.fft.fft2(np.where(region, image - mean, 0))), np.complex128)
 
-    peak = _peak_frequency(spectrum(truth).conj() * spectrum(rec))
+    peak = _find_peak_frequency(spectrum(truth).conj() * spectrum(rec))
     return peak * np.array(rec.shape, np.float64)
 
 
@@ -176,7 +178,7 @@ def shift_image(image: ComplexImage, shift: NDArray[np.float64]) -> ComplexImage
     return np.asarray(np.fft.ifft2(fourier_shift(np.fft.fft2(image), shift)), np.complex128)
 
 
-def _peak_frequency(field: ComplexImage) -> NDArray[np.float64]:
+def _find_peak_frequency(field: ComplexImage) -> NDArray[np.float64]:
     """The frequency (y, x), in cycles per sample, at which |Σ field·exp(−2πi f·r)| is largest.
 
     The grid of a twice padded FFT gives the start; each zoom evaluates the sum on a grid four times finer around it
@@ -188,7 +190,7 @@ def _peak_frequency(field: ComplexImage) -> NDArray[np.float64]:
     best = (best + 0.5) % 1 - 0.5
     rows, columns = (np.arange(n) for n in field.shape)
     offsets = np.linspace(-1, 1, 9)
-    for zoom in range(_ZOOMS):
+    for zoom in range(_N_ZOOMS):
         y, x = (centre + offsets / n / 4.0**zoom for centre, n in zip(best, padded, strict=True))
         values = np.abs(np.exp(-2j * np.pi * np.outer(y, rows)) @ field @ np.exp(-2j * np.pi * np.outer(columns, x)))
         i, j = np.unravel_index(int(values.argmax()), values.shape)
@@ -196,12 +198,12 @@ def _peak_frequency(field: ComplexImage) -> NDArray[np.float64]:
     return best
 
 
-def _window(region: Region) -> NDArray[np.float64]:
+def _make_window(region: Region) -> NDArray[np.float64]:
     """One on the region and a margin around it, then a cosine fall to zero."""
     from scipy.ndimage import distance_transform_edt
 
     if region.all():
         return np.ones(region.shape)
     distance = np.asarray(distance_transform_edt(~region), np.float64)
-    fall: NDArray[np.float64] = np.clip((distance - _WINDOW_FLAT) / _WINDOW_FALL, 0, 1)
+    fall: NDArray[np.float64] = np.clip((distance - _WINDOW_MARGIN_PX) / _WINDOW_TAPER_PX, 0, 1)
     return np.asarray(0.5 + 0.5 * np.cos(np.pi * fall), np.float64)

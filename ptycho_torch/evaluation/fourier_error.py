@@ -13,11 +13,11 @@ from ptycho_torch.data.scan import Scan
 from ptycho_torch.physics import forward, noise
 from ptycho_torch.physics.patches import extract_patches, split_positions
 
-BATCH_PIXELS = 2**20
+MAX_BATCH_PIXELS = 2**20
 """Detector pixels computed together; the result does not depend on it beyond rounding."""
 
 
-class Consistency(NamedTuple):
+class FourierError(NamedTuple):
     """The stitched object, cut again at every position, against the measurement, over unmasked pixels, in photons."""
 
     r: float
@@ -42,14 +42,14 @@ class Consistency(NamedTuple):
     """Mean measured photons of the judged patterns, over unmasked pixels."""
 
 
-def consistency(
+def compute_fourier_error(
     reconstruction: Reconstruction,
     scan: Scan,
     *,
     photons_per_unit: float,
     device: str | torch.device = "cpu",
     indices: NDArray[np.intp] | None = None,
-) -> Consistency:
+) -> FourierError:
     """Compare ``reconstruction`` with the patterns of ``scan``.
 
     Args:
@@ -63,36 +63,40 @@ def consistency(
     Raises:
         DataError: the patterns are not of the probe's size, none lies on the canvas, or they hold no photon.
     """
-    wanted = np.arange(len(scan)) if indices is None else np.asarray(indices, np.intp)
-    judged = wanted[_on_canvas(reconstruction, scan)[wanted]]
-    if not len(judged):
+    requested = np.arange(len(scan)) if indices is None else np.asarray(indices, np.intp)
+    evaluated = requested[_is_on_canvas(reconstruction, scan)[requested]]
+    if not len(evaluated):
         raise DataError(
-            f"none of the {len(wanted)} patterns to judge lies on the reconstruction's canvas "
+            f"none of the {len(requested)} patterns to judge lies on the reconstruction's canvas "
             f"(origin {reconstruction.origin_yx.tolist()}, {reconstruction.object.shape} pixels); "
             "check that --scan is the scan that was reconstructed"
         )
-    mask = _corner_origin_mask(scan)
+    mask = _make_corner_origin_mask(scan)
     sums = torch.zeros(4, dtype=torch.float64)
-    per_pattern = np.empty(len(judged))
-    step = max(1, BATCH_PIXELS // scan.size**2)
-    for start in range(0, len(judged), step):
-        batch = judged[start : start + step]
-        brightness = intensities_of(reconstruction, scan, batch)
-        rates = expected_photons(reconstruction, scan.positions[batch], device, brightness)
-        counts = measured_photons(scan, batch, photons_per_unit, device)
-        counted = mask if mask.ndim == 2 else mask[torch.from_numpy(batch)]
-        error, measured, *others = _batch_sums(rates, counts, counted.to(device))
+    per_pattern = np.empty(len(evaluated))
+    step = max(1, MAX_BATCH_PIXELS // scan.size**2)
+    for start in range(0, len(evaluated), step):
+        batch = evaluated[start : start + step]
+        batch_intensities = select_intensities(reconstruction, scan, batch)
+        rates = predict_photons(reconstruction, scan.positions[batch], device, batch_intensities)
+        counts = compute_measured_photons(scan, batch, photons_per_unit, device)
+        batch_mask = mask if mask.ndim == 2 else mask[torch.from_numpy(batch)]
+        error, measured, *others = _sum_per_pattern(rates, counts, batch_mask.to(device))
         per_pattern[start : start + step] = torch.where(measured > 0, error / measured, torch.nan).numpy()
         sums += torch.stack([part.sum() for part in (error, measured, *others)])
     squared, photons, floor, pixels = sums.tolist()
     if not photons > 0:
-        raise DataError(f"the {len(judged)} patterns to judge hold {photons:g} photons, expected more; check the mask")
-    skipped = len(wanted) - len(judged)
+        raise DataError(
+            f"the {len(evaluated)} patterns to judge hold {photons:g} photons, expected more; check the mask"
+        )
+    skipped = len(requested) - len(evaluated)
     loss = 2 * squared / pixels
-    return Consistency(squared / photons, floor / photons, loss, per_pattern, judged, skipped, photons / len(judged))
+    return FourierError(
+        squared / photons, floor / photons, loss, per_pattern, evaluated, skipped, photons / len(evaluated)
+    )
 
 
-def expected_photons(
+def predict_photons(
     reconstruction: Reconstruction,
     positions: NDArray[np.float64],
     device: str | torch.device = "cpu",
@@ -113,13 +117,15 @@ def expected_photons(
     patches = extract_patches(obj, corners.to(device), probe.shape[-1])
     if intensities is not None:
         patches = patches * torch.from_numpy(np.sqrt(intensities)).to(device)[:, None, None]
-    lit = forward.probe_at(probe, fractions.to(device, torch.float32))
+    shifted_probe = forward.shift_probe(probe, fractions.to(device, torch.float32))
     background = reconstruction.background
     added = 0.0 if background is None else torch.from_numpy(background).to(device)
-    return forward.from_patches(patches, lit, added).intensity
+    return forward.from_patches(patches, shifted_probe, added).intensity
 
 
-def intensities_of(reconstruction: Reconstruction, scan: Scan, indices: NDArray[np.intp]) -> NDArray[np.float32] | None:
+def select_intensities(
+    reconstruction: Reconstruction, scan: Scan, indices: NDArray[np.intp]
+) -> NDArray[np.float32] | None:
     """How bright the probe was in some patterns of ``scan``, (len(indices),); None: not known, or all alike.
 
     They belong to patterns by their order in the file, so that they say nothing about a scan of another length.
@@ -128,7 +134,7 @@ def intensities_of(reconstruction: Reconstruction, scan: Scan, indices: NDArray[
     return None if known is None or len(known) != len(scan) else known[indices]
 
 
-def measured_photons(
+def compute_measured_photons(
     scan: Scan, indices: NDArray[np.intp], photons_per_unit: float, device: str | torch.device = "cpu"
 ) -> Tensor:
     """The measured photons of some patterns, (len(indices), N, N) float32, corner origin."""
@@ -137,15 +143,15 @@ def measured_photons(
     return torch.from_numpy(counts).to(device)
 
 
-def _batch_sums(rates: Tensor, counts: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _sum_per_pattern(rates: Tensor, counts: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Squared amplitude error, photons, expected squared error and pixels of each pattern: (n,) float64 on the CPU."""
-    maps = ((rates.sqrt() - counts.sqrt()).square(), counts, noise.noise_floor(rates), torch.ones_like(counts))
+    maps = ((rates.sqrt() - counts.sqrt()).square(), counts, noise.compute_noise_floor(rates), torch.ones_like(counts))
     # A masked pixel may hold anything, NaN included, so it is replaced rather than multiplied by zero.
     sums = [torch.where(mask, values, torch.zeros_like(values)).flatten(1).sum(1).cpu().double() for values in maps]
     return sums[0], sums[1], sums[2], sums[3]
 
 
-def _on_canvas(reconstruction: Reconstruction, scan: Scan) -> NDArray[np.bool_]:
+def _is_on_canvas(reconstruction: Reconstruction, scan: Scan) -> NDArray[np.bool_]:
     """Whether each pattern's window lies on the canvas, (n,)."""
     size = reconstruction.probe.shape[-1]
     if scan.size != size:
@@ -158,7 +164,7 @@ def _on_canvas(reconstruction: Reconstruction, scan: Scan) -> NDArray[np.bool_]:
     return np.asarray(inside.all(1).numpy(), np.bool_)
 
 
-def _corner_origin_mask(scan: Scan) -> Tensor:
+def _make_corner_origin_mask(scan: Scan) -> Tensor:
     """The scan's mask with zero frequency at [0, 0], (N, N) or (n, N, N); all True where it has none."""
     if scan.mask is None:
         return torch.ones(scan.size, scan.size, dtype=torch.bool)

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import DataError
 
-SMALLEST_SIDE = 8
+MIN_SQUARE_SIDE_PX = 8
 """Pixels: a smaller square has too few rings to speak of."""
 
-_EMPTY = 1e-20  # share of an image's energy below which a ring holds rounding errors only
+_MIN_RING_ENERGY = 1e-20  # share of an image's energy below which a ring holds rounding errors only
 
 
 class RingCorrelation(NamedTuple):
@@ -37,9 +37,9 @@ class RingCorrelation(NamedTuple):
         """Half a period at the crossing, in pixels: 1 is the best that a pixel grid holds; None without a crossing."""
         return 0.5 / self.crossing if self.crossing else None
 
-    def crossing_at(self, level: float) -> float | None:
+    def find_crossing(self, level: float) -> float | None:
         """As :attr:`crossing`, of a fixed ``level`` in place of the threshold."""
-        return _crossing(self.frequency, self.correlation - level)
+        return _find_crossing(self.frequency, self.correlation - level)
 
 
 def ring_correlation(first: NDArray[np.complexfloating], second: NDArray[np.complexfloating]) -> RingCorrelation:
@@ -55,16 +55,16 @@ def ring_correlation(first: NDArray[np.complexfloating], second: NDArray[np.comp
         second: (n, n) complex.
 
     Raises:
-        DataError: the images are not equal squares of at least :data:`SMALLEST_SIDE` pixels.
+        DataError: the images are not equal squares of at least :data:`MIN_SQUARE_SIDE_PX` pixels.
     """
     side = first.shape[-1]
-    if first.shape != second.shape or first.shape != (side, side) or side < SMALLEST_SIDE:
+    if first.shape != second.shape or first.shape != (side, side) or side < MIN_SQUARE_SIDE_PX:
         raise DataError(
             f"ring correlation of images of {first.shape} and {second.shape} pixels, "
-            f"expected equal squares of at least {SMALLEST_SIDE}"
+            f"expected equal squares of at least {MIN_SQUARE_SIDE_PX}"
         )
     taper = np.outer(*2 * [np.hanning(side + 2)[1:-1]])
-    f1, f2 = _spectrum(first, taper), _spectrum(second, taper)
+    f1, f2 = _compute_spectrum(first, taper), _compute_spectrum(second, taper)
     axis = np.fft.fftfreq(side, 1 / side)
     rings = np.rint(np.hypot(axis[:, None], axis[None, :])).astype(np.int64).ravel()
     last = side // 2
@@ -73,23 +73,23 @@ def ring_correlation(first: NDArray[np.complexfloating], second: NDArray[np.comp
         return np.asarray(np.bincount(rings, values.ravel())[1 : last + 1], np.float64)
 
     power = over_rings(np.abs(f1) ** 2) * over_rings(np.abs(f2) ** 2)
-    full = power > _EMPTY
+    full = power > _MIN_RING_ENERGY
     cross = over_rings((f1 * f2.conj()).real)
     correlation = np.where(full, cross / np.sqrt(np.where(full, power, 1)), 0.0)
     # Tapering ties neighbouring Fourier pixels together: this share of them is independent.
     independent = np.sum(taper**2) ** 2 / np.sum(taper**4) / side**2
-    threshold = half_bit(np.maximum(over_rings(np.ones(rings.shape)) * independent, 1.0))
+    threshold = compute_half_bit_threshold(np.maximum(over_rings(np.ones(rings.shape)) * independent, 1.0))
     frequency = np.arange(1, last + 1) / side
-    return RingCorrelation(frequency, correlation, threshold, _crossing(frequency, correlation - threshold))
+    return RingCorrelation(frequency, correlation, threshold, _find_crossing(frequency, correlation - threshold))
 
 
-def half_bit(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+def compute_half_bit_threshold(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
     """The ½-bit threshold for rings of so many independent Fourier ``pixels`` (van Heel and Schatz, eq. 17)."""
     root = np.sqrt(pixels)
     return (0.2071 + 1.9102 / root) / (1.2071 + 0.9102 / root)
 
 
-def largest_square(region: NDArray[np.bool_]) -> tuple[slice, slice]:
+def find_largest_square(region: NDArray[np.bool_]) -> tuple[slice, slice]:
     """The largest square of odd side that lies wholly in ``region`` (rows, columns); empty where there is none."""
     from scipy.ndimage import distance_transform_cdt
 
@@ -100,7 +100,7 @@ def largest_square(region: NDArray[np.bool_]) -> tuple[slice, slice]:
     return slice(int(row) - half + 1, int(row) + half), slice(int(column) - half + 1, int(column) + half)
 
 
-def _spectrum(image: NDArray[np.complexfloating], taper: NDArray[np.float64]) -> NDArray[np.complex128]:
+def _compute_spectrum(image: NDArray[np.complexfloating], taper: NDArray[np.float64]) -> NDArray[np.complex128]:
     """Fourier transform of the tapered image without its weighted mean, in units of the image's own energy."""
     image = np.asarray(image, np.complex128)
     energy = np.sqrt(np.sum(np.abs(taper * image) ** 2))
@@ -109,7 +109,7 @@ def _spectrum(image: NDArray[np.complexfloating], taper: NDArray[np.float64]) ->
     return np.asarray(np.fft.fft2(tapered, norm="ortho"), np.complex128)
 
 
-def _crossing(frequency: NDArray[np.float64], above: NDArray[np.float64]) -> float | None:
+def _find_crossing(frequency: NDArray[np.float64], above: NDArray[np.float64]) -> float | None:
     """Where ``above`` first falls from positive to negative, by linear interpolation; see RingCorrelation.crossing."""
     if not (above > 0).any():
         return 0.0

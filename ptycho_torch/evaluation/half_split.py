@@ -7,16 +7,16 @@ import numpy as np
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.evaluation.alignment import Pair, align, covered_region
-from ptycho_torch.evaluation.frc import SMALLEST_SIDE, RingCorrelation, largest_square, ring_correlation
+from ptycho_torch.evaluation.alignment import OverlapRegion, align, compute_covered_region
+from ptycho_torch.evaluation.frc import MIN_SQUARE_SIDE_PX, RingCorrelation, find_largest_square, ring_correlation
 from ptycho_torch.plotting import figures
-from ptycho_torch.plotting.report import Picture
+from ptycho_torch.plotting.report import ReportImage
 
-FIXED_LEVEL = 0.5
+FIXED_FRC_LEVEL = 0.5
 """A stricter level beside the ½-bit threshold, which is made for halves: half of the data has half of the signal."""
 
 
-class HalfScan(NamedTuple):
+class HalfScanCorrelation(NamedTuple):
     """How far two halves of a scan agree."""
 
     frc: RingCorrelation
@@ -28,7 +28,7 @@ class HalfScan(NamedTuple):
     pixel_size: float | None
     """Side of an object pixel in metres, where it is known."""
 
-    def figures(self) -> dict[str, Any]:
+    def to_metrics(self) -> dict[str, Any]:
         """The numbers by the names that ``metrics.json`` uses."""
         found: dict[str, Any] = {
             "half_scan_crossing_cycles_per_pixel": self.frc.crossing,
@@ -38,23 +38,25 @@ class HalfScan(NamedTuple):
             resolution = self.frc.resolution
             found["half_scan_resolution_nm"] = None if resolution is None else resolution * self.pixel_size * 1e9
         return found | {
-            "half_scan_fixed_crossing_cycles_per_pixel": self.frc.crossing_at(FIXED_LEVEL),
+            "half_scan_fixed_crossing_cycles_per_pixel": self.frc.find_crossing(FIXED_FRC_LEVEL),
             "half_scan_removed_shift_pixels": list(self.shift),
         }
 
-    def picture(self) -> Picture:
+    def make_report_image(self) -> ReportImage:
         """The curve, for the report."""
         side = 2 * len(self.frc.frequency) + 1
-        told = (
+        caption = (
             f"Two reconstructions from disjoint halves of the positions, in {side} × {side} pixels that both cover, "
             "after one complex factor, a ramp and a shift. Each half has half of the dose and of the overlap."
         )
-        return Picture(
-            "Half-scan Fourier ring correlation", figures.frc_figure(self.frc, FIXED_LEVEL), told, wide=False
+        return ReportImage(
+            "Half-scan Fourier ring correlation", figures.plot_frc(self.frc, FIXED_FRC_LEVEL), caption, wide=False
         )
 
 
-def half_scan_correlation(first: Reconstruction, second: Reconstruction, pixel_size: float | None = None) -> HalfScan:
+def correlate_half_scans(
+    first: Reconstruction, second: Reconstruction, pixel_size: float | None = None
+) -> HalfScanCorrelation:
     """Register ``second`` to ``first``, which share a canvas, and correlate them where both are covered.
 
     What two independent reconstructions leave free, a ramp, a shift and a complex factor, is removed first; nothing
@@ -68,22 +70,22 @@ def half_scan_correlation(first: Reconstruction, second: Reconstruction, pixel_s
             f"half scans on canvases of {first.object.shape} and {second.object.shape} pixels at "
             f"{first.origin_yx.tolist()} and {second.origin_yx.tolist()}, expected the same"
         )
-    region = covered_region(first) & covered_region(second)
-    square = largest_square(region)
+    region = compute_covered_region(first) & compute_covered_region(second)
+    square = find_largest_square(region)
     side = first.object[square].shape[0]
-    if side < SMALLEST_SIDE:
+    if side < MIN_SQUARE_SIDE_PX:
         raise DataError(
-            f"the halves of the scan both cover a square of {side} pixels, expected at least {SMALLEST_SIDE}: "
+            f"the halves of the scan both cover a square of {side} pixels, expected at least {MIN_SQUARE_SIDE_PX}: "
             "the scan is too sparse to be halved; leave out --half_scan_frc"
         )
     reference, moved = (np.asarray(half.object, np.complex128) for half in (first, second))
-    pair = Pair(moved, reference, region, first.origin_yx)
+    pair = OverlapRegion(moved, reference, region, first.origin_yx)
     found = align(pair, remove_ramp=True, remove_shift=True)
     shift = (float(found.shift[0]), float(found.shift[1]))
-    return HalfScan(ring_correlation(found.object[square], reference[square]), shift, pixel_size)
+    return HalfScanCorrelation(ring_correlation(found.object[square], reference[square]), shift, pixel_size)
 
 
-def pixel_size_of(scan: Scan) -> float | None:
+def read_pixel_size(scan: Scan) -> float | None:
     """Side of an object pixel in metres where the scan's metadata say it, or the conversion that made its file."""
     converted = scan.metadata.get("converted")
     for source in (scan.metadata, converted if isinstance(converted, dict) else {}):

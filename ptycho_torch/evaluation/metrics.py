@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_torch.data.reconstruction import Reconstruction
-from ptycho_torch.evaluation.alignment import Alignment, Pair, align, best_scale, overlap
-from ptycho_torch.evaluation.frc import SMALLEST_SIDE, RingCorrelation, largest_square, ring_correlation
+from ptycho_torch.evaluation.alignment import Alignment, OverlapRegion, align, crop_to_overlap, fit_complex_scale
+from ptycho_torch.evaluation.frc import MIN_SQUARE_SIDE_PX, RingCorrelation, find_largest_square, ring_correlation
 
-SSIM_WINDOW = 7
+SSIM_WINDOW_PX = 7
 """Side of the window of structural similarity, in pixels (Wang et al., IEEE Trans. Image Process. 13, 600, 2004)."""
 
 RealImage = NDArray[np.float64]
@@ -41,10 +41,10 @@ class TruthComparison(NamedTuple):
     frc: RingCorrelation | None
     """Complex ring correlation in the largest square of the region; None where that is too small."""
 
-    pair: Pair
+    overlap_region: OverlapRegion
     alignment: Alignment
 
-    def figures(self) -> dict[str, Any]:
+    def to_metrics(self) -> dict[str, Any]:
         """The numbers by the names that ``metrics.json`` uses."""
         return {
             "nrmse": self.nrmse,
@@ -55,7 +55,7 @@ class TruthComparison(NamedTuple):
             "phase_ssim": self.phase_ssim,
             "frc_crossing_cycles_per_pixel": self.frc.crossing if self.frc else None,
             "frc_resolution_pixels": self.frc.resolution if self.frc else None,
-            "compared_pixels": int(self.pair.region.sum()),
+            "compared_pixels": int(self.overlap_region.region.sum()),
             "removed_scale": abs(self.alignment.scale),
             "removed_phase_rad": float(np.angle(self.alignment.scale)),
             "removed_ramp_rad_per_pixel": self.alignment.ramp.tolist(),
@@ -75,25 +75,25 @@ def compare_with_truth(
     Raises:
         DataError: the two share no covered pixel.
     """
-    pair = overlap(reconstruction, truth)
+    pair = crop_to_overlap(reconstruction, truth)
     alignment = align(pair, remove_ramp=remove_ramp, remove_shift=remove_shift)
     rec, true, region = alignment.object, pair.truth, pair.region
-    box = scanned_box(reconstruction.positions, pair)
-    rec_phase, true_phase = matched_phases(rec, true, region)
+    box = make_scanned_box_mask(reconstruction.positions, pair)
+    rec_phase, true_phase = match_phases(rec, true, region)
     return TruthComparison(
-        nrmse=nrmse(rec, true, region),
-        nrmse_scanned_box=nrmse(rec * best_scale(rec, true, box), true, box),
-        amplitude_psnr=psnr(np.abs(rec), np.abs(true), region),
-        amplitude_ssim=ssim(np.abs(rec), np.abs(true), region),
+        nrmse=compute_nrmse(rec, true, region),
+        nrmse_scanned_box=compute_nrmse(rec * fit_complex_scale(rec, true, box), true, box),
+        amplitude_psnr=compute_psnr(np.abs(rec), np.abs(true), region),
+        amplitude_ssim=compute_ssim(np.abs(rec), np.abs(true), region),
         phase_mae=float(np.mean(np.abs(rec_phase - true_phase)[region])),
-        phase_ssim=ssim(rec_phase, true_phase, region),
-        frc=_ring_correlation(rec, true, region),
-        pair=pair,
+        phase_ssim=compute_ssim(rec_phase, true_phase, region),
+        frc=_correlate_largest_square(rec, true, region),
+        overlap_region=pair,
         alignment=alignment,
     )
 
 
-def scanned_box(positions: NDArray[np.float64], pair: Pair) -> NDArray[np.bool_]:
+def make_scanned_box_mask(positions: NDArray[np.float64], pair: OverlapRegion) -> NDArray[np.bool_]:
     """True on the pixels of ``pair`` that lie between the outermost scan positions (n, 2), in both directions."""
     low, high = positions.min(0), positions.max(0)
     rows, columns = (
@@ -103,13 +103,13 @@ def scanned_box(positions: NDArray[np.float64], pair: Pair) -> NDArray[np.bool_]
     return np.asarray(np.logical_and.outer(rows, columns), np.bool_)
 
 
-def nrmse(rec: NDArray[np.complex128], truth: NDArray[np.complex128], region: NDArray[np.bool_]) -> float:
+def compute_nrmse(rec: NDArray[np.complex128], truth: NDArray[np.complex128], region: NDArray[np.bool_]) -> float:
     """‖rec − truth‖ / ‖truth‖ over the region; NaN where the truth is zero or the region is empty."""
     norm = float(np.linalg.norm(truth[region]))
     return float(np.linalg.norm((rec - truth)[region])) / norm if norm > 0 else math.nan
 
 
-def psnr(image: RealImage, truth: RealImage, region: NDArray[np.bool_]) -> float:
+def compute_psnr(image: RealImage, truth: RealImage, region: NDArray[np.bool_]) -> float:
     """10·log₁₀(range² / mean squared error) in dB, range = maximum − minimum of the truth over the region.
 
     Infinite for equal images, NaN where the truth is flat.
@@ -121,7 +121,7 @@ def psnr(image: RealImage, truth: RealImage, region: NDArray[np.bool_]) -> float
     return math.inf if error == 0 else 10 * math.log10(spread**2 / error)
 
 
-def ssim(image: RealImage, truth: RealImage, region: NDArray[np.bool_]) -> float:
+def compute_ssim(image: RealImage, truth: RealImage, region: NDArray[np.bool_]) -> float:
     """Mean structural similarity over the windows that lie wholly in the region, data range that of the truth there.
 
     NaN where no window fits or the truth is flat.
@@ -129,16 +129,16 @@ def ssim(image: RealImage, truth: RealImage, region: NDArray[np.bool_]) -> float
     from scipy.ndimage import binary_erosion
     from skimage.metrics import structural_similarity as compared
 
-    inner = binary_erosion(region, np.ones((SSIM_WINDOW, SSIM_WINDOW), bool))
+    inner = binary_erosion(region, np.ones((SSIM_WINDOW_PX, SSIM_WINDOW_PX), bool))
     spread = float(np.ptp(truth[region]))
     if not inner.any() or not spread > 0:
         return math.nan
     measure: Callable[..., tuple[float, RealImage]] = compared
-    _, similarity = measure(image, truth, win_size=SSIM_WINDOW, data_range=spread, full=True)
+    _, similarity = measure(image, truth, win_size=SSIM_WINDOW_PX, data_range=spread, full=True)
     return float(similarity[inner].mean())
 
 
-def matched_phases(
+def match_phases(
     rec: NDArray[np.complex128], truth: NDArray[np.complex128], region: NDArray[np.bool_]
 ) -> tuple[RealImage, RealImage]:
     """Phases of both in rad: the truth's unwrapped over the region, the other's within π of it at every pixel."""
@@ -150,10 +150,10 @@ def matched_phases(
     return true_phase + np.angle(rec * truth.conj()), true_phase
 
 
-def _ring_correlation(
+def _correlate_largest_square(
     rec: NDArray[np.complex128], truth: NDArray[np.complex128], region: NDArray[np.bool_]
 ) -> RingCorrelation | None:
-    square = largest_square(region)
-    if truth[square].shape[0] < SMALLEST_SIDE:
+    square = find_largest_square(region)
+    if truth[square].shape[0] < MIN_SQUARE_SIDE_PX:
         return None
     return ring_correlation(rec[square], truth[square])

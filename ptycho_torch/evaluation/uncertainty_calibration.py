@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.evaluation.metrics import TruthComparison
 
-MULTIPLES = (0.5, 1.0, 1.5, 2.0, 3.0)
+SIGMA_MULTIPLES = (0.5, 1.0, 1.5, 2.0, 3.0)
 """k: standard deviations."""
 
 
-class Calibration(NamedTuple):
+class UncertaintyCalibration(NamedTuple):
     """A stated uncertainty beside the true error, over the covered region."""
 
     uncertainty: NDArray[np.float64]
@@ -23,40 +23,40 @@ class Calibration(NamedTuple):
     """(rows, columns): \\|reconstruction − truth\\| after the comparison's alignment."""
 
     shares: tuple[float, ...]
-    """Share of the pixels with error ≤ k · uncertainty, for each k of :data:`MULTIPLES`."""
+    """Share of the pixels with error ≤ k · uncertainty, for each k of :data:`SIGMA_MULTIPLES`."""
 
     rank_correlation: float
     """Spearman's, of the uncertainty with the error; NaN where one of them is constant."""
 
-    def figures(self) -> dict[str, Any]:
+    def to_metrics(self) -> dict[str, Any]:
         """The numbers by the names that ``metrics.json`` uses."""
         return {
             "uncertainty_shares": list(self.shares),
-            "uncertainty_expected_shares": list(expected_shares()),
+            "uncertainty_expected_shares": list(compute_expected_shares()),
             "uncertainty_rank_correlation": self.rank_correlation,
         }
 
 
-def expected_shares(multiples: tuple[float, ...] = MULTIPLES) -> tuple[float, ...]:
+def compute_expected_shares(multiples: tuple[float, ...] = SIGMA_MULTIPLES) -> tuple[float, ...]:
     """1 − exp(−k²): the shares of complex Gaussian errors with E|e|² = σ²."""
     return tuple(1 - math.exp(-(k**2)) for k in multiples)
 
 
-def calibration_of(reconstruction: Reconstruction, comparison: TruthComparison) -> Calibration | None:
+def compute_calibration(reconstruction: Reconstruction, comparison: TruthComparison) -> UncertaintyCalibration | None:
     """How the uncertainty of ``reconstruction`` stands to its error in ``comparison``; None where it states none."""
     if reconstruction.uncertainty is None:
         return None
-    pair, alignment = comparison.pair, comparison.alignment
+    pair, alignment = comparison.overlap_region, comparison.alignment
     top, left = pair.origin_yx - reconstruction.origin_yx
     height, width = pair.truth.shape
     cut = np.asarray(reconstruction.uncertainty[top : top + height, left : left + width], np.float64)
     uncertainty, error = cut * abs(alignment.scale), np.abs(alignment.object - pair.truth)
-    stated, found = uncertainty[pair.region], error[pair.region]
-    shares = tuple(float(np.mean(found <= k * stated)) for k in MULTIPLES)
-    return Calibration(uncertainty, error, shares, _rank_correlation(stated, found))
+    predicted, actual = uncertainty[pair.region], error[pair.region]
+    shares = tuple(float(np.mean(actual <= k * predicted)) for k in SIGMA_MULTIPLES)
+    return UncertaintyCalibration(uncertainty, error, shares, _compute_rank_correlation(predicted, actual))
 
 
-def _rank_correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+def _compute_rank_correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
     from scipy.stats import spearmanr
 
     if np.ptp(first) == 0 or np.ptp(second) == 0:

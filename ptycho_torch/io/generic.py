@@ -13,12 +13,18 @@ from numpy.typing import NDArray
 from ptycho_torch.config.data import ConvertConfig
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.data import contract
-from ptycho_torch.data.layout import find_layout, moved, pattern_stack_shape, probe_shape, stack_size
+from ptycho_torch.data.layout import (
+    compute_stack_size,
+    find_layout,
+    move_pattern_axis_first,
+    normalize_probe_shape,
+    normalize_stack_shape,
+)
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.io.npz import arrays_in, read_arrays, save_scan, scan_from_arrays
+from ptycho_torch.io.npz import make_scan_from_arrays, read_arrays, read_arrays_from_stream, save_scan
 
 
-def read_foreign_arrays(path: Path) -> dict[str, NDArray[Any]]:
+def read_compressed_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Every array of an NPZ file, also of one compressed as ``.bz2``, by key.
 
     Raises:
@@ -33,7 +39,7 @@ def read_foreign_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise DataError(f"{path}: cannot be read as a bzip2 file ({error.strerror or error})") from error
     except ValueError as error:
         raise DataError(f"{path}: the bzip2 file is truncated ({error}); copy it again") from error
-    return arrays_in(io.BytesIO(content), str(path))
+    return read_arrays_from_stream(io.BytesIO(content), str(path))
 
 
 def convert_file(config: ConvertConfig) -> Scan:
@@ -49,15 +55,15 @@ def convert_file(config: ConvertConfig) -> Scan:
         raise ConfigError(f"{destination}: the destination is the source itself; choose another name")
     if not destination.parent.is_dir():
         raise DataError(f"{destination}: there is no folder {destination.parent}; make it first")
-    scan = foreign_scan(read_foreign_arrays(source), config)
+    scan = convert_arrays(read_compressed_arrays(source), config)
     save_scan(destination, scan)
     return scan
 
 
-def foreign_scan(arrays: dict[str, NDArray[Any]], config: ConvertConfig) -> Scan:
+def convert_arrays(arrays: dict[str, NDArray[Any]], config: ConvertConfig) -> Scan:
     """The scan in the arrays of another program's file. Raises as :func:`convert_file`."""
     name = str(config.source)
-    renamed = _renamed(arrays, config) | {key: arrays[key] for key in ("metadata", "_metadata") if key in arrays}
+    renamed = _rename_arrays(arrays, config) | {key: arrays[key] for key in ("metadata", "_metadata") if key in arrays}
     layout = find_layout(renamed, config.axis_order, config.measurement)
     if layout.measurement_reason not in ("given", "the metadata say so"):
         dtype = renamed["diffraction"].dtype
@@ -65,27 +71,31 @@ def foreign_scan(arrays: dict[str, NDArray[Any]], config: ConvertConfig) -> Scan
             f"{name}: nothing says whether the {dtype} patterns are counts or amplitudes; "
             "set --measurement counts or --measurement amplitude"
         )
-    contract.require(contract.violations(renamed, config.axis_order, config.measurement), name)
-    count = int(stack_size(renamed["diffraction"], layout)[1] or 0)
-    stacks = {key: moved(renamed[key], layout, count) for key in ("diffraction", "mask", "Y") if key in renamed}
+    contract.raise_for_violations(contract.find_violations(renamed, config.axis_order, config.measurement), name)
+    count = int(compute_stack_size(renamed["diffraction"], layout)[1] or 0)
+    stacks = {
+        key: move_pattern_axis_first(renamed[key], layout, count)
+        for key in ("diffraction", "mask", "Y")
+        if key in renamed
+    }
     for key in ("diffraction", "mask"):
         if key in stacks:
-            stacks[key] = oriented(stacks[key], config)
+            stacks[key] = orient_patterns(stacks[key], config)
     coordinates: dict[str, NDArray[Any]] = {}
     for y, x in (("ycoords", "xcoords"), ("ycoords_start", "xcoords_start")):
         if x in renamed:
-            coordinates[y], coordinates[x] = positions_in_pixels(renamed[y], renamed[x], config)
-    scan = scan_from_arrays(
+            coordinates[y], coordinates[x] = convert_positions_to_pixels(renamed[y], renamed[x], config)
+    scan = make_scan_from_arrays(
         renamed | stacks | coordinates,
         name=name,
         axis_order="nhw",
         measurement=layout.measurement,
         photons_per_unit=config.photons_per_unit,
     )
-    return replace(scan, metadata=layout.metadata | {"converted": _settings(config)})
+    return replace(scan, metadata=layout.metadata | {"converted": _collect_settings(config)})
 
 
-def _settings(config: ConvertConfig) -> dict[str, Any]:
+def _collect_settings(config: ConvertConfig) -> dict[str, Any]:
     """What was asked for, beside the defaults: recorded in the file written."""
     values = {
         field.name: getattr(config, field.name)
@@ -95,7 +105,7 @@ def _settings(config: ConvertConfig) -> dict[str, Any]:
     return values | {"source": config.source.name}
 
 
-def oriented(patterns: NDArray[Any], config: ConvertConfig) -> NDArray[Any]:
+def orient_patterns(patterns: NDArray[Any], config: ConvertConfig) -> NDArray[Any]:
     """Patterns (*, N, N) with zero frequency brought to N//2, then turned round and exchanged as the settings say.
 
     Turning the rows round keeps zero frequency where it is: row N//2 + k and row N//2 - k change places.
@@ -111,7 +121,7 @@ def oriented(patterns: NDArray[Any], config: ConvertConfig) -> NDArray[Any]:
     return np.swapaxes(patterns, -2, -1) if config.transpose else patterns
 
 
-def positions_in_pixels(
+def convert_positions_to_pixels(
     y: NDArray[Any], x: NDArray[Any], config: ConvertConfig
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Row and column coordinates in object pixels: exchanged, negated, then scaled."""
@@ -124,12 +134,12 @@ def positions_in_pixels(
     )
 
 
-def _renamed(arrays: dict[str, NDArray[Any]], config: ConvertConfig) -> dict[str, NDArray[Any]]:
+def _rename_arrays(arrays: dict[str, NDArray[Any]], config: ConvertConfig) -> dict[str, NDArray[Any]]:
     """The arrays that a scan is made of, by the key names of the contract, without leading axes of one."""
     name = str(config.source)
 
     def find(setting: str, candidates: Sequence[str], *, needed: bool = True) -> NDArray[Any] | None:
-        return _find(arrays, name, setting, getattr(config, setting), candidates, needed)
+        return _find_array(arrays, name, setting, getattr(config, setting), candidates, needed)
 
     patterns = find("diffraction_key", ("diffraction", "diff3d", "data"))
     probe = find("probe_key", ("probeGuess", "probe"))
@@ -140,27 +150,29 @@ def _renamed(arrays: dict[str, NDArray[Any]], config: ConvertConfig) -> dict[str
     if pair is None:
         y, x = find("y_key", ("ycoords",)), find("x_key", ("xcoords",))
     else:
-        y, x = _columns(squeezed(pair, 2), name)
+        y, x = _split_columns(squeeze_leading_axes(pair, 2), name)
     found = {
-        "diffraction": None if patterns is None else squeezed(patterns, 3),
-        "probeGuess": None if probe is None else squeezed(probe.reshape(probe_shape(probe.shape)), 2),
+        "diffraction": None if patterns is None else squeeze_leading_axes(patterns, 3),
+        "probeGuess": None
+        if probe is None
+        else squeeze_leading_axes(probe.reshape(normalize_probe_shape(probe.shape)), 2),
         "ycoords": y if y is None else np.atleast_1d(np.squeeze(y)),
         "xcoords": x if x is None else np.atleast_1d(np.squeeze(x)),
-        "objectGuess": None if obj is None else squeezed(obj, 2),
-        "mask": None if mask is None else squeezed(mask, 2),
+        "objectGuess": None if obj is None else squeeze_leading_axes(obj, 2),
+        "mask": None if mask is None else squeeze_leading_axes(mask, 2),
     }
     per_pattern = ("Y", "scan_index", "source_index", "xcoords_start", "ycoords_start")
-    kept = {key: arrays[key] for key in per_pattern if key in arrays}
-    return {key: array for key, array in found.items() if array is not None} | kept
+    optional = {key: arrays[key] for key in per_pattern if key in arrays}
+    return {key: array for key, array in found.items() if array is not None} | optional
 
 
-def _columns(pair: NDArray[Any], name: str) -> tuple[NDArray[Any], NDArray[Any]]:
+def _split_columns(pair: NDArray[Any], name: str) -> tuple[NDArray[Any], NDArray[Any]]:
     if pair.ndim != 2 or pair.shape[1] != 2:
         raise DataError(f"{name}: the positions have shape {pair.shape}; expected (n, 2): set --positions_key")
     return pair[:, 0], pair[:, 1]
 
 
-def _find(
+def _find_array(
     arrays: dict[str, NDArray[Any]], name: str, setting: str, key: str | None, candidates: Sequence[str], needed: bool
 ) -> NDArray[Any] | None:
     there = ", ".join(sorted(arrays)) or "nothing"
@@ -174,8 +186,8 @@ def _find(
     return None if chosen is None else arrays[chosen]
 
 
-def squeezed(array: NDArray[Any], rank: int) -> NDArray[Any]:
+def squeeze_leading_axes(array: NDArray[Any], rank: int) -> NDArray[Any]:
     """``array`` without leading axes of one, down to ``rank`` axes."""
     while array.ndim > rank and array.shape[0] == 1:
         array = array[0]
-    return array.reshape(pattern_stack_shape(array.shape)) if rank == 3 else array
+    return array.reshape(normalize_stack_shape(array.shape)) if rank == 3 else array

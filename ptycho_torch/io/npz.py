@@ -14,14 +14,22 @@ from numpy.typing import NDArray
 
 from ptycho_torch.config.base import AxisOrder, Measurement
 from ptycho_torch.core.errors import ContractError, DataError
-from ptycho_torch.core.files import written_whole
+from ptycho_torch.core.files import atomic_write
 from ptycho_torch.data import contract
-from ptycho_torch.data.layout import Header, Layout, diffraction_key, find_layout, moved, probe_shape, stack_size
+from ptycho_torch.data.layout import (
+    ArrayHeader,
+    DiffractionLayout,
+    compute_stack_size,
+    find_diffraction_key,
+    find_layout,
+    move_pattern_axis_first,
+    normalize_probe_shape,
+)
 from ptycho_torch.data.scan import Scan
 
 SCHEMA = "ptycho_torch scan"
 SCHEMA_VERSION = 1
-LEGACY_MAXIMUM = 1.7036
+LEGACY_MAX_AMPLITUDE = 1.7036
 """Largest amplitude of a file in the legacy layout, as in the published Run1084 files."""
 
 logger = logging.getLogger(__name__)
@@ -34,48 +42,48 @@ def read_arrays(path: Path, keys: Sequence[str] | None = None) -> dict[str, NDAr
         DataError: the file is missing, a folder, no NPZ, or damaged.
         ContractError: it holds an object array (R1).
     """
-    with _opened(path) as archive:
-        return _arrays(archive, str(path), keys)
+    with _open_archive(path) as archive:
+        return _read_members(archive, str(path), keys)
 
 
-def arrays_in(stream: IO[bytes], name: str) -> dict[str, NDArray[Any]]:
+def read_arrays_from_stream(stream: IO[bytes], name: str) -> dict[str, NDArray[Any]]:
     """Every array of the NPZ file in ``stream``, called ``name`` in errors. Raises as :func:`read_arrays`."""
-    with _archive(stream, name) as archive:
-        return _arrays(archive, name, None)
+    with _open_archive_stream(stream, name) as archive:
+        return _read_members(archive, name, None)
 
 
-def _arrays(archive: zipfile.ZipFile, name: str, keys: Sequence[str] | None) -> dict[str, NDArray[Any]]:
+def _read_members(archive: zipfile.ZipFile, name: str, keys: Sequence[str] | None) -> dict[str, NDArray[Any]]:
     arrays = {}
-    for key, member_name in _members(archive).items():
+    for key, member_name in _list_members(archive).items():
         if keys is not None and key not in keys:
             continue
         with archive.open(member_name) as member:
             if _read_header(member).dtype.hasobject:
-                raise ContractError("R1", f"{name}: {contract.pickled_message(key)}")
+                raise ContractError("R1", f"{name}: {contract.format_pickle_message(key)}")
         with archive.open(member_name) as member:
             arrays[key] = np.lib.format.read_array(member, allow_pickle=False)
     return arrays
 
 
-def read_headers(path: Path) -> dict[str, Header]:
+def read_headers(path: Path) -> dict[str, ArrayHeader]:
     """Shape, dtype and memory order of every array of an NPZ file, without loading the arrays.
 
     Raises:
         DataError: the file is missing, a folder, no NPZ, or damaged.
     """
     headers = {}
-    with _opened(path) as archive:
-        for key, name in _members(archive).items():
+    with _open_archive(path) as archive:
+        for key, name in _list_members(archive).items():
             with archive.open(name) as member:
                 headers[key] = _read_header(member)
     return headers
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """The archive at ``path``; whatever is wrong with it becomes one sentence."""
     try:
-        with open(path, "rb") as stream, _archive(stream, str(path)) as archive:
+        with open(path, "rb") as stream, _open_archive_stream(stream, str(path)) as archive:
             yield archive
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file; give the path of a scan file (NPZ)") from error
@@ -86,7 +94,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 @contextmanager
-def _archive(stream: IO[bytes], name: str) -> Iterator[zipfile.ZipFile]:
+def _open_archive_stream(stream: IO[bytes], name: str) -> Iterator[zipfile.ZipFile]:
     """The NPZ archive in ``stream``, called ``name`` in errors; what is wrong inside becomes one sentence."""
     magic = stream.read(4)
     stream.seek(0)
@@ -99,16 +107,16 @@ def _archive(stream: IO[bytes], name: str) -> Iterator[zipfile.ZipFile]:
         raise DataError(f"{name}: the NPZ file is truncated or damaged ({error}); copy or write it again") from error
 
 
-def _members(archive: zipfile.ZipFile) -> dict[str, str]:
+def _list_members(archive: zipfile.ZipFile) -> dict[str, str]:
     """Member names by key; what is no array is passed over."""
     return {name.removesuffix(".npy"): name for name in archive.namelist() if name.endswith(".npy")}
 
 
-def _read_header(member: IO[bytes]) -> Header:
+def _read_header(member: IO[bytes]) -> ArrayHeader:
     version = np.lib.format.read_magic(member)
     if version == (1, 0):
-        return Header.from_numpy(np.lib.format.read_array_header_1_0(member))
-    return Header.from_numpy(np.lib.format.read_array_header_2_0(member))
+        return ArrayHeader.from_numpy(np.lib.format.read_array_header_1_0(member))
+    return ArrayHeader.from_numpy(np.lib.format.read_array_header_2_0(member))
 
 
 def load_scan(
@@ -131,7 +139,7 @@ def load_scan(
         ContractError: it breaks a MUST of the contract, whose number the error carries.
     """
     path = Path(path)
-    return scan_from_arrays(
+    return make_scan_from_arrays(
         read_arrays(path),
         name=str(path),
         axis_order=axis_order,
@@ -141,7 +149,7 @@ def load_scan(
     )
 
 
-def scan_from_arrays(
+def make_scan_from_arrays(
     arrays: dict[str, NDArray[Any]],
     *,
     name: str,
@@ -151,44 +159,46 @@ def scan_from_arrays(
     source: Path | None = None,
 ) -> Scan:
     """Check ``arrays`` (by the key names of the contract) and bring them to the layout inside; as :func:`load_scan`."""
-    found = contract.violations(arrays, axis_order, measurement)
-    contract.require(found, name)
+    broken_rules = contract.find_violations(arrays, axis_order, measurement)
+    contract.raise_for_violations(broken_rules, name)
     layout = find_layout(arrays, axis_order, measurement)
-    for violation in found:
+    for violation in broken_rules:
         if violation.rule in ("R24", "R26", "R27"):
             logger.warning("%s: %s", name, violation.message)
-    patterns = arrays[str(diffraction_key(arrays))]
-    count = int(stack_size(patterns, layout)[1] or 0)
-    probe = arrays["probeGuess"].reshape(probe_shape(arrays["probeGuess"].shape)).astype(np.complex64)
+    patterns = arrays[str(find_diffraction_key(arrays))]
+    count = int(compute_stack_size(patterns, layout)[1] or 0)
+    probe = arrays["probeGuess"].reshape(normalize_probe_shape(arrays["probeGuess"].shape)).astype(np.complex64)
     declared = layout.metadata.get("photons_per_unit")
     if photons_per_unit is None and declared is None and layout.measurement == "counts":
         declared = 1.0
     mask, labels, truth = (arrays.get(key) for key in ("mask", "Y", "objectGuess"))
     return Scan(
-        amplitudes=_amplitudes(patterns, layout, count),
-        positions=_pair(arrays, "ycoords", "xcoords"),
+        amplitudes=_make_amplitudes(patterns, layout, count),
+        positions=_stack_positions(arrays, "ycoords", "xcoords"),
         probe=np.ascontiguousarray(probe if probe.ndim == 3 else probe[None]),
-        mask=None if mask is None else moved(mask.astype(bool), layout, count),
+        mask=None if mask is None else move_pattern_axis_first(mask.astype(bool), layout, count),
         truth=None if truth is None else np.ascontiguousarray(truth, dtype=np.complex64),
         scan_index=arrays["scan_index"].astype(np.int64) if "scan_index" in arrays else None,
         source_index=arrays["source_index"].astype(np.int64) if "source_index" in arrays else None,
-        nominal_positions=_pair(arrays, "ycoords_start", "xcoords_start") if "xcoords_start" in arrays else None,
-        labels=None if labels is None else moved(labels.astype(np.complex64), layout, count),
+        nominal_positions=_stack_positions(arrays, "ycoords_start", "xcoords_start")
+        if "xcoords_start" in arrays
+        else None,
+        labels=None if labels is None else move_pattern_axis_first(labels.astype(np.complex64), layout, count),
         photons_per_unit=declared if photons_per_unit is None else photons_per_unit,
         metadata=layout.metadata,
         source=source,
     )
 
 
-def _amplitudes(patterns: NDArray[Any], layout: Layout, count: int) -> NDArray[np.float32]:
+def _make_amplitudes(patterns: NDArray[Any], layout: DiffractionLayout, count: int) -> NDArray[np.float32]:
     """Amplitudes as (n, N, N) float32: cast before arithmetic, because small integers wrap."""
-    patterns = moved(patterns, layout, count)
+    patterns = move_pattern_axis_first(patterns, layout, count)
     if layout.measurement == "counts":
         patterns = np.sqrt(patterns.astype(np.float64))
     return np.ascontiguousarray(patterns, dtype=np.float32)
 
 
-def _pair(arrays: dict[str, NDArray[Any]], y: str, x: str) -> NDArray[np.float64]:
+def _stack_positions(arrays: dict[str, NDArray[Any]], y: str, x: str) -> NDArray[np.float64]:
     return np.stack([arrays[y], arrays[x]], axis=1).astype(np.float64)
 
 
@@ -203,14 +213,16 @@ def save_scan(path: str | Path, scan: Scan, layout: Literal["canonical", "legacy
         DataError: the file cannot be written.
     """
     contract.check_scan(scan)
-    arrays = contract.arrays_of(scan)
-    arrays = _legacy(arrays) if layout == "legacy" else arrays | {"metadata": np.array(_metadata_text(scan))}
-    with written_whole(Path(path)) as aside, open(aside, "wb") as stream:
+    arrays = contract.scan_to_arrays(scan)
+    arrays = (
+        _convert_to_legacy(arrays) if layout == "legacy" else arrays | {"metadata": np.array(_format_metadata(scan))}
+    )
+    with atomic_write(Path(path)) as temp_path, open(temp_path, "wb") as stream:
         # A stream, because numpy appends ".npz" to other file names.
         np.savez_compressed(stream, allow_pickle=False, **cast("dict[str, Any]", arrays))
 
 
-def _metadata_text(scan: Scan) -> str:
+def _format_metadata(scan: Scan) -> str:
     metadata = scan.metadata | {
         "schema": SCHEMA,
         "version": SCHEMA_VERSION,
@@ -226,10 +238,10 @@ def _metadata_text(scan: Scan) -> str:
         raise ContractError("R21", f"the scan's metadata cannot be written as JSON ({error})") from error
 
 
-def _legacy(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def _convert_to_legacy(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     amplitudes = arrays["diffraction"].astype(np.float64)
     legacy = arrays | {
-        "diffraction": np.ascontiguousarray(np.moveaxis(amplitudes * (LEGACY_MAXIMUM / amplitudes.max()), 0, 2)),
+        "diffraction": np.ascontiguousarray(np.moveaxis(amplitudes * (LEGACY_MAX_AMPLITUDE / amplitudes.max()), 0, 2)),
         "probeGuess": arrays["probeGuess"].astype(np.complex128),
     }
     if "objectGuess" in arrays:

@@ -22,17 +22,17 @@ def read_positions(path: Path, count: int, flag: str) -> NDArray[np.float64]:
     """
     arrays = read_arrays(path, ("positions", "xcoords", "ycoords"))
     if "positions" in arrays:
-        found = arrays["positions"]
+        positions = arrays["positions"]
     elif "xcoords" in arrays and "ycoords" in arrays:
         y, x = arrays["ycoords"], arrays["xcoords"]
         if y.shape != x.shape or y.ndim != 1:
             raise DataError(f"{path}: xcoords are {x.shape} and ycoords {y.shape}, expected {(count,)}; check {flag}")
-        found = np.stack([y, x], 1)
+        positions = np.stack([y, x], 1)
     else:
         raise DataError(f"{path}: neither positions nor xcoords and ycoords in it; check {flag}")
-    if found.shape != (count, 2) or found.dtype.kind not in "fiu" or not np.isfinite(found).all():
+    if positions.shape != (count, 2) or positions.dtype.kind not in "fiu" or not np.isfinite(positions).all():
         raise DataError(
-            f"{path}: positions of shape {found.shape} ({found.dtype}), expected {(count, 2)} finite numbers, a pair "
+            f"{path}: positions of shape {positions.shape} ({positions.dtype}), expected {(count, 2)} finite numbers, a pair "
             f"for each pattern; check {flag}"
         )
-    return found.astype(np.float64)
+    return positions.astype(np.float64)

@@ -57,7 +57,7 @@ def read_probe(path: Path, size: int, flag: str) -> ProbeFile:
     return ProbeFile(modes, digest, photons)
 
 
-def probe_size(path: Path, flag: str) -> int:
+def read_probe_size(path: Path, flag: str) -> int:
     """N of the probe in ``path``.
 
     Raises:

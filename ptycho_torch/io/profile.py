@@ -13,10 +13,18 @@ from numpy.typing import NDArray
 from ptycho_torch.config.base import AxisOrder, Measurement
 from ptycho_torch.data import contract
 from ptycho_torch.data.contract import Violation
-from ptycho_torch.data.coordinates import coordinate_scale, seen_box, structure_box
-from ptycho_torch.data.layout import Arrays, Header, Layout, diffraction_key, find_layout, probe_shape, stack_size
+from ptycho_torch.data.coordinates import compute_illuminated_box, compute_structure_box, estimate_coordinate_scale
+from ptycho_torch.data.layout import (
+    ArrayHeader,
+    Arrays,
+    DiffractionLayout,
+    compute_stack_size,
+    find_diffraction_key,
+    find_layout,
+    normalize_probe_shape,
+)
 from ptycho_torch.data.photons import photon_scale
-from ptycho_torch.io.npz import read_arrays, read_headers, scan_from_arrays
+from ptycho_torch.io.npz import make_scan_from_arrays, read_arrays, read_headers
 
 GEOMETRY_RULES = {"R2", "R5", "R6", "R7", "R11", "R12", "R13", "R14", "R15"}
 """Rules without which positions and probe mean nothing together."""
@@ -62,11 +70,11 @@ class Profile:
 
     def as_dict(self) -> dict[str, Any]:
         """All findings as JSON can hold them: figures that are not finite become None."""
-        content: dict[str, Any] = _json_safe(dataclasses.asdict(self) | {"valid": self.valid})
+        content: dict[str, Any] = _make_json_safe(dataclasses.asdict(self) | {"valid": self.valid})
         return content
 
 
-def profile(
+def profile_scan_file(
     path: Path,
     *,
     stats: bool = True,
@@ -88,12 +96,12 @@ def profile(
     plain = [key for key, header in headers.items() if not header.dtype.hasobject]
     loaded = read_arrays(path, plain if stats else [key for key in plain if key in ("metadata", "_metadata")])
     arrays: Arrays = {**headers, **loaded}
-    found = contract.violations(arrays, axis_order, measurement)
+    found = contract.find_violations(arrays, axis_order, measurement)
     layout = find_layout({key: arrays[key] for key in plain}, axis_order, measurement)
     broken = {violation.rule for violation in found if violation.level == "MUST"}
     photons = None
     if stats and not broken:
-        scan = scan_from_arrays(loaded, name=path.name, axis_order=axis_order, measurement=measurement)
+        scan = make_scan_from_arrays(loaded, name=path.name, axis_order=axis_order, measurement=measurement)
         scale = photon_scale(scan)
         photons = {
             "per_unit": scale.photons_per_unit,
@@ -102,22 +110,22 @@ def profile(
         }
     return Profile(
         file=Path(path).name,
-        arrays={key: _summary(array) for key, array in arrays.items()},
+        arrays={key: _summarize_array(array) for key, array in arrays.items()},
         axis_order={"order": layout.axis_order, "reason": layout.axis_reason},
         measurement={"kind": layout.measurement, "reason": layout.measurement_reason},
         photons=photons,
-        geometry=_geometry(loaded, layout) if stats and not broken & GEOMETRY_RULES else None,
-        object=_object(loaded, layout) if stats and not broken & (GEOMETRY_RULES | {"R16"}) else None,
+        geometry=_describe_geometry(loaded, layout) if stats and not broken & GEOMETRY_RULES else None,
+        object=_describe_object(loaded, layout) if stats and not broken & (GEOMETRY_RULES | {"R16"}) else None,
         metadata=layout.metadata,
-        violations=[_as_strings(violation) for violation in found],
+        violations=[_violation_to_strings(violation) for violation in found],
     )
 
 
-def _as_strings(violation: Violation) -> dict[str, str]:
+def _violation_to_strings(violation: Violation) -> dict[str, str]:
     return {"rule": violation.rule, "level": violation.level, "message": violation.message}
 
 
-def _summary(array: "NDArray[Any] | Header") -> dict[str, Any]:
+def _summarize_array(array: NDArray[Any] | ArrayHeader) -> dict[str, Any]:
     """Shape, dtype and, for numbers that were read, their range."""
     summary: dict[str, Any] = {"shape": list(array.shape), "dtype": str(array.dtype)}
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufc" or array.size == 0:
@@ -130,12 +138,12 @@ def _summary(array: "NDArray[Any] | Header") -> dict[str, Any]:
     return summary | {"not_finite": int(values.size - finite.size)}
 
 
-def _geometry(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> dict[str, Any]:
+def _describe_geometry(arrays: Mapping[str, NDArray[Any]], layout: DiffractionLayout) -> dict[str, Any]:
     positions = np.stack([arrays["ycoords"], arrays["xcoords"]], axis=1).astype(np.float64)
     probe = arrays["probeGuess"]
-    probe = probe.reshape(probe_shape(probe.shape))
-    size, count = stack_size(arrays[str(diffraction_key(arrays))], layout)
-    step, diameter = nearest_step(positions), probe_diameter(probe)
+    probe = probe.reshape(normalize_probe_shape(probe.shape))
+    size, count = compute_stack_size(arrays[str(find_diffraction_key(arrays))], layout)
+    step, diameter = compute_median_step(positions), compute_probe_diameter(probe)
     (low_y, low_x), (high_y, high_x) = positions.min(0).tolist(), positions.max(0).tolist()
     return {
         "patterns": count,
@@ -149,7 +157,7 @@ def _geometry(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> dict[str, A
     }
 
 
-def nearest_step(positions: NDArray[np.float64]) -> float | None:
+def compute_median_step(positions: NDArray[np.float64]) -> float | None:
     """Median distance of each of ``positions`` (n, 2) to its nearest neighbour, in pixels; None for a single one."""
     from scipy.spatial import cKDTree
 
@@ -159,7 +167,7 @@ def nearest_step(positions: NDArray[np.float64]) -> float | None:
     return float(np.median(distances[:, 1]))
 
 
-def probe_diameter(probe: NDArray[Any]) -> float:
+def compute_probe_diameter(probe: NDArray[Any]) -> float:
     """Diameter in pixels of the evenly lit disc whose power has the same second moment as that of all modes.
 
     Such a disc of radius ρ has mean squared distance ρ²/2 from its centre, so the diameter is 2√2 times the root mean
@@ -172,35 +180,44 @@ def probe_diameter(probe: NDArray[Any]) -> float:
     power = power if power.ndim == 2 else power.sum(0)
     power = power / power.sum()
     rows, columns = np.arange(power.shape[0])[:, None], np.arange(power.shape[1])[None, :]
-    centre_y, centre_x = (power * rows).sum(), (power * columns).sum()
-    return float(2 * math.sqrt(2 * (power * ((rows - centre_y) ** 2 + (columns - centre_x) ** 2)).sum()))
+    center_y, center_x = (power * rows).sum(), (power * columns).sum()
+    return float(2 * math.sqrt(2 * (power * ((rows - center_y) ** 2 + (columns - center_x) ** 2)).sum()))
 
 
-def _object(arrays: Mapping[str, NDArray[Any]], layout: Layout) -> dict[str, Any] | None:
+def _describe_object(arrays: Mapping[str, NDArray[Any]], layout: DiffractionLayout) -> dict[str, Any] | None:
     """Whether the object lies on the coordinate grid: it holds all that the patterns see, its structure among it."""
     obj = arrays.get("objectGuess")
-    size, _ = stack_size(arrays[str(diffraction_key(arrays))], layout)
+    size, _ = compute_stack_size(arrays[str(find_diffraction_key(arrays))], layout)
     if obj is None or size is None:
         return None
     positions = np.stack([arrays["ycoords"], arrays["xcoords"]], axis=1).astype(np.float64)
-    seen, structure, scale = seen_box(positions, size), structure_box(obj), coordinate_scale(positions, size, obj)
-    fits = all(contract.inside(seen[2 * axis], seen[2 * axis + 1], obj.shape[axis]) for axis in (0, 1))
-    met = structure is None or (
-        all(structure[2 * i] <= seen[2 * i + 1] and structure[2 * i + 1] >= seen[2 * i] for i in (0, 1))
+    illuminated_box, structure, scale = (
+        compute_illuminated_box(positions, size),
+        compute_structure_box(obj),
+        estimate_coordinate_scale(positions, size, obj),
+    )
+    fits = all(
+        contract.is_inside(illuminated_box[2 * axis], illuminated_box[2 * axis + 1], obj.shape[axis]) for axis in (0, 1)
+    )
+    structure_overlaps = structure is None or (
+        all(
+            structure[2 * i] <= illuminated_box[2 * i + 1] and structure[2 * i + 1] >= illuminated_box[2 * i]
+            for i in (0, 1)
+        )
     )
     return {
         "shape": list(obj.shape),
-        "seen": seen,
+        "seen": illuminated_box,
         "structure": structure,
-        "on_grid": fits and met and scale.factor == 1,
+        "on_grid": fits and structure_overlaps and scale.factor == 1,
         "coordinate_factor": scale.factor,
         "misfit_by_factor": {f"{factor:g}": found for factor, found in scale.misfit.items()},
     }
 
 
-def _json_safe(value: Any) -> Any:
+def _make_json_safe(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _json_safe(item) for key, item in value.items()}
+        return {str(key): _make_json_safe(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_json_safe(item) for item in value]
+        return [_make_json_safe(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from ptycho_torch.config.data import SubsetConfig
 from ptycho_torch.core.errors import ConfigError, DataError
-from ptycho_torch.core.files import write_json, written_whole
+from ptycho_torch.core.files import atomic_write, write_json
 from ptycho_torch.data import contract
-from ptycho_torch.data.grouping import nearest_groups
+from ptycho_torch.data.grouping import find_nearest_groups
 from ptycho_torch.data.photons import PhotonScale, photon_scale
-from ptycho_torch.data.resample import binned, cropped, power, require_size
+from ptycho_torch.data.resample import bin_scan, check_resampled_size, compute_probe_power, crop_scan
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.io.npz import read_arrays, save_scan, scan_from_arrays
-from ptycho_torch.io.profile import nearest_step, probe_diameter
+from ptycho_torch.io.npz import make_scan_from_arrays, read_arrays, save_scan
+from ptycho_torch.io.profile import compute_median_step, compute_probe_diameter
 
 Indices = NDArray[np.intp]
 Positions = NDArray[np.float64]
@@ -35,14 +35,14 @@ RECORD_SCHEMA = "ptycho_torch subset"
 RECORD_VERSION = 1
 
 GRIDSIZE = 2
-GROUP = GRIDSIZE**2
-SMALLEST_SUBSET = 2 * GROUP
+GROUP_SIZE = GRIDSIZE**2
+MIN_SUBSET_SIZE = 2 * GROUP_SIZE
 """Two groups of neighbours that share no position."""
 
-ABSOLUTE_FOLDER = re.compile(r"(?:file://|(?<![\w./\\~:]))(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\\"']+[/\\])+")
+ABSOLUTE_FOLDER_PATTERN = re.compile(r"(?:file://|(?<![\w./\\~:]))(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\\"']+[/\\])+")
 
 
-def cut_file(config: SubsetConfig) -> dict[str, Any]:
+def write_subset(config: SubsetConfig) -> dict[str, Any]:
     """Cut ``config.source`` down to ``config.output``, write the record of it, and return that record.
 
     Raises:
@@ -50,10 +50,10 @@ def cut_file(config: SubsetConfig) -> dict[str, Any]:
         DataError: a file cannot be read or written. Then nothing new is left, and what was there before stays.
         ContractError: the source breaks the contract.
     """
-    output, sidecar = config.output, _sidecar_of(config)
-    _require_apart(config.source, output, sidecar)
+    output, sidecar = config.output, _make_sidecar_path(config)
+    _check_distinct_paths(config.source, output, sidecar)
     arrays = read_arrays(config.source)
-    source = scan_from_arrays(
+    source = make_scan_from_arrays(
         arrays,
         name=str(config.source),
         axis_order=config.axis_order,
@@ -62,24 +62,28 @@ def cut_file(config: SubsetConfig) -> dict[str, Any]:
         source=config.source,
     )
     scale = photon_scale(source, config.photons_per_unit)
-    fixture = cut_scan(source, config, None if scale.origin == "assumed" else scale.photons_per_unit)
-    with _undone_on_failure(output, sidecar), written_whole(sidecar) as record_aside, written_whole(output) as aside:
-        save_scan(aside, fixture)
+    fixture = make_subset(source, config, None if scale.origin == "assumed" else scale.photons_per_unit)
+    with (
+        _restore_on_failure(output, sidecar),
+        atomic_write(sidecar) as record_temp_path,
+        atomic_write(output) as temp_path,
+    ):
+        save_scan(temp_path, fixture)
         record = {
             "schema": RECORD_SCHEMA,
             "version": RECORD_VERSION,
             "generator": {"name": GENERATOR, "version": version("ptycho-torch")},
-            "source": {"name": config.source.name, "sha256": _digest(config.source), "patterns": len(source)},
-            "strategy": _strategy(config),
-            "transformations": [*_conversions(arrays, config), *_steps(source, fixture, config)],
-            **_findings(source, fixture, scale, config.crop),
-            **_written(aside, output.name),
+            "source": {"name": config.source.name, "sha256": _compute_digest(config.source), "patterns": len(source)},
+            "strategy": _describe_strategy(config),
+            "transformations": [*_describe_conversions(arrays, config), *_describe_steps(source, fixture, config)],
+            **_describe_subset(source, fixture, scale, config.crop),
+            **_describe_written_file(temp_path, output.name),
         }
-        write_json(record_aside, record)
+        write_json(record_temp_path, record)
     return record
 
 
-def cut_scan(source: Scan, config: SubsetConfig, photons_per_unit: float | None) -> Scan:
+def make_subset(source: Scan, config: SubsetConfig, photons_per_unit: float | None) -> Scan:
     """The patterns of ``source`` that ``config`` asks for, on as many pixels as it asks for.
 
     Args:
@@ -91,21 +95,21 @@ def cut_scan(source: Scan, config: SubsetConfig, photons_per_unit: float | None)
         ConfigError: the subset is too small or larger than the source, or a factor does not fit.
         DataError: a crop or bin leaves no light.
     """
-    require_size(source.size, config.crop, config.bin)
+    check_resampled_size(source.size, config.crop, config.bin)
     rng = np.random.default_rng(config.seed)
-    chosen = choose_positions(source.positions, config.subset_size, config.strategy, rng)
+    chosen = select_positions(source.positions, config.subset_size, config.strategy, rng)
     origin = source.source_index if source.source_index is not None else np.arange(len(source), dtype=np.int64)
-    made: dict[str, Any] = _strategy(config) | {"of": len(source), "crop": config.crop, "bin": config.bin}
+    made: dict[str, Any] = _describe_strategy(config) | {"of": len(source), "crop": config.crop, "bin": config.bin}
     cut = replace(
         source.select(chosen),
         source_index=origin[chosen],
         photons_per_unit=photons_per_unit,
-        metadata=without_folders(source.metadata) | {"subset": made},
+        metadata=strip_folders(source.metadata) | {"subset": made},
     )
-    return binned(cropped(cut, config.crop), config.bin)
+    return bin_scan(crop_scan(cut, config.crop), config.bin)
 
 
-def choose_positions(
+def select_positions(
     positions: Positions, size: int, strategy: Literal["even", "compact", "seeded"], rng: np.random.Generator
 ) -> Indices:
     """Indices of ``size`` of the ``positions`` (n, 2), rising: the same for the same positions (and generator).
@@ -116,30 +120,30 @@ def choose_positions(
     Raises:
         ConfigError: fewer positions are asked for than two groups at gridsize 2 need, or more than there are.
     """
-    if size < SMALLEST_SUBSET:
+    if size < MIN_SUBSET_SIZE:
         raise ConfigError(
-            f"--subset_size is {size}: two groups at gridsize {GRIDSIZE} need at least {SMALLEST_SUBSET} positions"
+            f"--subset_size is {size}: two groups at gridsize {GRIDSIZE} need at least {MIN_SUBSET_SIZE} positions"
         )
     if size > len(positions):
         raise ConfigError(f"--subset_size is {size}, and the source has {len(positions)} patterns; choose fewer")
     if strategy == "seeded":
         return np.sort(rng.choice(len(positions), size, replace=False))
-    return np.sort(_spread(positions, size) if strategy == "even" else _window(positions, size))
+    return np.sort(_select_spread(positions, size) if strategy == "even" else _select_window(positions, size))
 
 
-def _middle_of(positions: Positions) -> Positions:
+def _compute_middle(positions: Positions) -> Positions:
     """The middle (2,) of the box that holds the positions."""
     middle: Positions = (positions.min(0) + positions.max(0)) / 2
     return middle
 
 
-def _window(positions: Positions, size: int) -> Indices:
+def _select_window(positions: Positions, size: int) -> Indices:
     """The positions nearest to the middle of the field, in the larger of the two distances."""
-    away = np.abs(positions - _middle_of(positions)).max(1)
+    away = np.abs(positions - _compute_middle(positions)).max(1)
     return np.argsort(away, kind="stable")[:size]
 
 
-def _spread(positions: Positions, size: int) -> Indices:
+def _select_spread(positions: Positions, size: int) -> Indices:
     """Neighbourhoods of four, each round the position that lies farthest from all kept before it.
 
     The first starts at an edge of the field. What is left over four times their number makes the first ones larger: a
@@ -147,23 +151,23 @@ def _spread(positions: Positions, size: int) -> Indices:
     """
     free = np.ones(len(positions), dtype=bool)
     away = np.full(len(positions), np.inf)
-    seed = np.argmax(_squared_distance(positions, _middle_of(positions)))
-    for part in np.array_split(np.arange(size), size // GROUP):
-        near = np.where(free, _squared_distance(positions, positions[seed]), np.inf)
+    seed = np.argmax(_compute_squared_distance(positions, _compute_middle(positions)))
+    for part in np.array_split(np.arange(size), size // GROUP_SIZE):
+        near = np.where(free, _compute_squared_distance(positions, positions[seed]), np.inf)
         group = np.argsort(near, kind="stable")[: len(part)]
         free[group] = False
         for index in group:
-            away = np.minimum(away, _squared_distance(positions, positions[index]))
+            away = np.minimum(away, _compute_squared_distance(positions, positions[index]))
         seed = np.argmax(np.where(free, away, -1.0))
     return np.flatnonzero(~free)
 
 
-def _squared_distance(positions: Positions, point: Positions) -> Positions:
+def _compute_squared_distance(positions: Positions, point: Positions) -> Positions:
     distance: Positions = np.square(positions - point).sum(1)
     return distance
 
 
-def coverage_of(kept: Positions, field: Positions, reach: float) -> dict[str, float]:
+def compute_field_coverage(selected: Positions, field: Positions, reach: float) -> dict[str, float]:
     """How much of the ``field`` (n, 2) the ``kept`` positions (m, 2) cover.
 
     Returns:
@@ -172,21 +176,21 @@ def coverage_of(kept: Positions, field: Positions, reach: float) -> dict[str, fl
     """
     from scipy.spatial import cKDTree
 
-    spans, whole = np.ptp(kept, axis=0), np.ptp(field, axis=0)
+    spans, whole = np.ptp(selected, axis=0), np.ptp(field, axis=0)
     y, x = (float(span / full) if full > 0 else 1.0 for span, full in zip(spans, whole, strict=True))
-    distances, _ = cKDTree(kept).query(field)
+    distances, _ = cKDTree(selected).query(field)
     return {"y": y, "x": x, "positions": float((distances <= reach).mean())}
 
 
-def overlap_of(scan: Scan) -> dict[str, float | None]:
+def compute_overlap(scan: Scan) -> dict[str, float | None]:
     """Step, probe diameter and the overlap of neighbours, as in a scan's profile, and how far groups reach.
 
     Returns:
         ``step``, ``probe_diameter`` in pixels; ``overlap``: 1 − step / diameter; ``group_reach``: median distance in
         pixels from a position to the farthest of its group at gridsize 2.
     """
-    step, diameter = nearest_step(scan.positions), probe_diameter(scan.probe)
-    groups = scan.positions[nearest_groups(scan.positions, GRIDSIZE, np.arange(len(scan)))]
+    step, diameter = compute_median_step(scan.positions), compute_probe_diameter(scan.probe)
+    groups = scan.positions[find_nearest_groups(scan.positions, GRIDSIZE, np.arange(len(scan)))]
     reach = np.sqrt(np.square(groups[:, 1:] - groups[:, :1]).sum(2)).max(1)
     return {
         "step": step,
@@ -196,35 +200,35 @@ def overlap_of(scan: Scan) -> dict[str, float | None]:
     }
 
 
-def without_folders(value: Any) -> Any:
+def strip_folders(value: Any) -> Any:
     """``value`` (JSON) with the folders of absolute paths left out: a fixture tells nobody where its source lay."""
     if isinstance(value, dict):
-        return {without_folders(key): without_folders(item) for key, item in value.items()}
+        return {strip_folders(key): strip_folders(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [without_folders(item) for item in value]
+        return [strip_folders(item) for item in value]
     if not isinstance(value, str):
         return value
     for kind in (PurePosixPath, PureWindowsPath):
         if kind(value).is_absolute():
             return kind(value).name
-    return ABSOLUTE_FOLDER.sub("", value)
+    return ABSOLUTE_FOLDER_PATTERN.sub("", value)
 
 
-def _strategy(config: SubsetConfig) -> dict[str, Any]:
+def _describe_strategy(config: SubsetConfig) -> dict[str, Any]:
     seed = {"seed": config.seed} if config.strategy == "seeded" else {}
     return {"name": config.strategy, "subset_size": config.subset_size} | seed
 
 
-def _conversions(arrays: dict[str, NDArray[Any]], config: SubsetConfig) -> list[str]:
+def _describe_conversions(arrays: dict[str, NDArray[Any]], config: SubsetConfig) -> list[str]:
     """What reading the source changed, and what of it no scan file holds."""
-    found = contract.violations(arrays, config.axis_order, config.measurement)
+    found = contract.find_violations(arrays, config.axis_order, config.measurement)
     known = {*contract.CANONICAL_DTYPES, "mask", "scan_index", "source_index", "metadata", "_metadata"}
     left_out = sorted(set(arrays) - known)
     reading = [violation.message for violation in found if violation.rule == "R22"]
     return reading + ([f"left out, for the contract knows them not: {', '.join(left_out)}"] if left_out else [])
 
 
-def _steps(source: Scan, fixture: Scan, config: SubsetConfig) -> list[str]:
+def _describe_steps(source: Scan, fixture: Scan, config: SubsetConfig) -> list[str]:
     """What the cut itself did, in words."""
     steps = [f"kept {len(fixture)} of {len(source)} patterns, with all that belongs to each"]
     for name, factor, done in (
@@ -234,23 +238,25 @@ def _steps(source: Scan, fixture: Scan, config: SubsetConfig) -> list[str]:
         if factor > 1:
             steps.append(f"{name} {factor}: {done}")
     if config.crop * config.bin > 1:
-        share = power(fixture.probe) / power(source.probe)
+        share = compute_probe_power(fixture.probe) / compute_probe_power(source.probe)
         steps.append(f"patterns {source.size} -> {fixture.size} pixels a side, with {share:.2%} of the probe's power")
-    if without_folders(source.metadata) != source.metadata:
+    if strip_folders(source.metadata) != source.metadata:
         steps.append("folders of absolute paths are left out of the metadata")
     return steps
 
 
-def _findings(source: Scan, fixture: Scan, scale: PhotonScale, crop: int) -> dict[str, Any]:
+def _describe_subset(source: Scan, fixture: Scan, scale: PhotonScale, crop: int) -> dict[str, Any]:
     """What the fixture covers, how its patterns overlap, its photons, and a fingerprint of the indices."""
     indices = np.asarray(fixture.source_index, dtype="<i8")
-    before, after = overlap_of(source), overlap_of(fixture)
+    before, after = compute_overlap(source), compute_overlap(fixture)
     known = scale.origin != "assumed"
     return {
         "indices": {"count": len(indices), "sha256": hashlib.sha256(indices.tobytes()).hexdigest()},
-        "coverage": coverage_of(fixture.positions * crop, source.positions, (before["probe_diameter"] or 0.0) / 2),
+        "coverage": compute_field_coverage(
+            fixture.positions * crop, source.positions, (before["probe_diameter"] or 0.0) / 2
+        ),
         "overlap": {"fixture": after, "source": before},
-        "groups": {"gridsize": GRIDSIZE, "apart": len(fixture) // GROUP, "with_overlap": len(fixture)},
+        "groups": {"gridsize": GRIDSIZE, "apart": len(fixture) // GROUP_SIZE, "with_overlap": len(fixture)},
         "photons": {
             "origin": scale.origin,
             "per_unit": scale.photons_per_unit if known else None,
@@ -259,51 +265,51 @@ def _findings(source: Scan, fixture: Scan, scale: PhotonScale, crop: int) -> dic
     }
 
 
-def _written(path: Path, name: str) -> dict[str, Any]:
+def _describe_written_file(path: Path, name: str) -> dict[str, Any]:
     """What stands in the fixture just written to ``path``, called ``name``, and how far it keeps the contract."""
     arrays = read_arrays(path)
-    found = contract.violations(arrays)
+    found = contract.find_violations(arrays)
     shapes = {key: {"shape": list(array.shape), "dtype": str(array.dtype)} for key, array in sorted(arrays.items())}
     valid = all(violation.level != "MUST" for violation in found)
     return {
-        "fixture": {"name": name, "sha256": _digest(path), "arrays": shapes},
+        "fixture": {"name": name, "sha256": _compute_digest(path), "arrays": shapes},
         "contract": {"valid": valid, "violations": [violation._asdict() for violation in found]},
     }
 
 
-def _digest(path: Path) -> str:
+def _compute_digest(path: Path) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _sidecar_of(config: SubsetConfig) -> Path:
+def _make_sidecar_path(config: SubsetConfig) -> Path:
     for path, setting in ((config.output, "--output"), (config.metadata_out, "--metadata_out")):
         if path is not None and path.is_dir():
             raise DataError(f"{path}: this is a folder; give {setting} the name of a file")
     return config.metadata_out or config.output.with_suffix(".json")
 
 
-def _require_apart(source: Path, output: Path, sidecar: Path) -> None:
-    if _same(output, source):
+def _check_distinct_paths(source: Path, output: Path, sidecar: Path) -> None:
+    if _is_same_file(output, source):
         raise ConfigError(f"{output}: the output is the source itself; choose another --output")
     for other, what in ((output, "the fixture"), (source, "the source")):
-        if _same(sidecar, other):
+        if _is_same_file(sidecar, other):
             raise ConfigError(f"{sidecar}: the record would replace {what}; choose another --metadata_out")
 
 
-def _same(first: Path, second: Path) -> bool:
+def _is_same_file(first: Path, second: Path) -> bool:
     """Whether two paths are one file, by whatever links; also of files that are not there yet."""
     return first.resolve() == second.resolve() or (first.exists() and second.exists() and first.samefile(second))
 
 
 @contextmanager
-def _undone_on_failure(output: Path, sidecar: Path) -> Iterator[None]:
+def _restore_on_failure(output: Path, sidecar: Path) -> Iterator[None]:
     """Make the folders of both files; on failure take them away again, and put back what ``output`` was before.
 
     Each file appears whole, but the second may fail to when the first has: then the first must go.
     """
     made: list[Path] = []
-    earlier = _bytes_of(output)
+    earlier = _read_bytes(output)
     done = False
     try:
         for path, setting in ((output, "--output"), (sidecar, "--metadata_out")):
@@ -312,13 +318,13 @@ def _undone_on_failure(output: Path, sidecar: Path) -> Iterator[None]:
         done = True
     finally:
         if not done:
-            _put_back(output, earlier)
+            _restore_file(output, earlier)
             for folder in reversed(made):
                 with suppress(OSError):  # someone else may have put a file there
                     folder.rmdir()
 
 
-def _bytes_of(path: Path) -> bytes | None:
+def _read_bytes(path: Path) -> bytes | None:
     """What stands in the file at ``path``; None where there is none."""
     try:
         return path.read_bytes() if path.exists() else None
@@ -326,14 +332,14 @@ def _bytes_of(path: Path) -> bytes | None:
         raise DataError(f"{path}: cannot be replaced ({error.strerror}); choose another --output") from error
 
 
-def _put_back(path: Path, content: bytes | None) -> None:
-    if _bytes_of(path) == content:
+def _restore_file(path: Path, content: bytes | None) -> None:
+    if _read_bytes(path) == content:
         return
     if content is None:
         path.unlink(missing_ok=True)
         return
-    with written_whole(path) as aside:
-        aside.write_bytes(content)
+    with atomic_write(path) as temp_path:
+        temp_path.write_bytes(content)
 
 
 def _make_folder(folder: Path, setting: str, made: list[Path]) -> None:

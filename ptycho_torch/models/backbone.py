@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from ptycho_torch.core.errors import ConfigError
 
 
-class Body(nn.Module):
+class Backbone(nn.Module):
     """From (n, channels, N, N) to (n, 2, N, N) real, each pattern by itself, and zero before it has learned anything.
 
     A subclass is made of the number of channels that it sees and a width, and ends in a layer ``leave``.
     """
 
-    part: ClassVar[str]
+    state_key: ClassVar[str]
     """Its name among the weights of a bundle."""
 
     divisor: ClassVar[int]
@@ -26,7 +26,7 @@ class Body(nn.Module):
     def __init__(self, channels_in: int, width: int) -> None:
         super().__init__()
 
-    def initialise(self, generator: torch.Generator) -> None:
+    def initialize(self, generator: torch.Generator) -> None:
         """Draw all weights as torch's layers do by themselves, but from ``generator``; the last layer is zero."""
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):

@@ -6,34 +6,34 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ptycho_torch.models.backbone import Body
+from ptycho_torch.models.backbone import Backbone
 
-DEPTH = 3
+NUM_BLOCKS = 3
 """Blocks."""
 
-COARSE = 4
+GRID_STEP_PX = 4
 """Pixels along a side of what becomes a point of the grid."""
 
-MODES = 8
+MAX_FOURIER_MODES = 8
 """Most frequencies that are kept along an axis, zero among them."""
 
-EXPANSION = 2
+MLP_RATIO = 2
 """Channels within a feed-forward layer, in those of a block."""
 
 
-def kept_modes(size: int) -> int:
-    """How many frequencies an axis of ``size`` points keeps: :data:`MODES`, or all but the Nyquist frequency."""
-    return min(MODES, (size + 1) // 2)
+def count_fourier_modes(size: int) -> int:
+    """How many frequencies an axis of ``size`` points keeps: :data:`MAX_FOURIER_MODES`, or all but the Nyquist frequency."""
+    return min(MAX_FOURIER_MODES, (size + 1) // 2)
 
 
-def fourier_rows(size: int, like: Tensor) -> Tensor:
+def make_fourier_matrix(size: int, like: Tensor) -> Tensor:
     """Rows (2K, size) of the real Fourier transform: cosines of the K lowest frequencies, then minus their sines.
 
     Orthonormal but for the scale, which is such that the transpose brings a signal of these frequencies back.
     Products with so few rows are as fast as an FFT, and any runtime computes them alike.
     """
     steps = torch.arange(size, device=like.device, dtype=torch.float32)
-    frequencies = torch.arange(kept_modes(size), device=like.device, dtype=torch.float32)
+    frequencies = torch.arange(count_fourier_modes(size), device=like.device, dtype=torch.float32)
     angles = 2 * math.pi / size * torch.remainder(frequencies[:, None] * steps, size)
     scale = torch.where(frequencies == 0, size**-0.5, (2 / size) ** 0.5)[:, None]
     return torch.cat([scale * torch.cos(angles), -scale * torch.sin(angles)]).to(like.dtype)
@@ -48,9 +48,9 @@ class SpectralConvolution(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(channels, channels, MODES, 2))
+        self.weight = nn.Parameter(torch.empty(channels, channels, MAX_FOURIER_MODES, 2))
 
-    def initialise(self, generator: torch.Generator) -> None:
+    def initialize(self, generator: torch.Generator) -> None:
         """Draw the weights so that each frequency keeps its power but for a third, as in torch's linear layers."""
         bound = (2 * self.weight.shape[1]) ** -0.5
         nn.init.uniform_(self.weight, -bound, bound, generator=generator)
@@ -58,15 +58,15 @@ class SpectralConvolution(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Along the first axis of (size, points, channels)."""
         size, points, channels = image.shape
-        rows = fourier_rows(size, image)
-        modes = kept_modes(size)
+        rows = make_fourier_matrix(size, image)
+        modes = count_fourier_modes(size)
         seen = (rows @ image.reshape(size, -1)).reshape(2, modes, points, channels)
         real, imaginary = self.weight[:, :, :modes].permute(3, 2, 1, 0)  # (K, in, out) each
         # (a + ib)(c + id), as one real product from [a, b] to [ac − bd, ad + bc].
         matrix = torch.cat([torch.cat([real, imaginary], -1), torch.cat([-imaginary, real], -1)], -2)
-        found = torch.cat([seen[0], seen[1]], -1) @ matrix
-        both = torch.cat([found[..., :channels], found[..., channels:]])
-        return (rows.T @ both.reshape(2 * modes, -1)).reshape(size, points, channels)
+        mixed = torch.cat([seen[0], seen[1]], -1) @ matrix
+        stacked = torch.cat([mixed[..., :channels], mixed[..., channels:]])
+        return (rows.T @ stacked.reshape(2 * modes, -1)).reshape(size, points, channels)
 
 
 class Block(nn.Module):
@@ -79,8 +79,8 @@ class Block(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.along_rows, self.along_columns = SpectralConvolution(channels), SpectralConvolution(channels)
-        self.widen = nn.Linear(channels, EXPANSION * channels)
-        self.narrow = nn.Linear(EXPANSION * channels, channels)
+        self.widen = nn.Linear(channels, MLP_RATIO * channels)
+        self.narrow = nn.Linear(MLP_RATIO * channels, channels)
 
     def forward(self, image: Tensor) -> Tensor:
         """Of (rows, columns, n, channels): an axis is then in front for one product and second for the other."""
@@ -91,7 +91,7 @@ class Block(nn.Module):
         return image + self.narrow(nn.functional.silu(self.widen(seen)))
 
 
-class FFNO(Body):
+class FFNO(Backbone):
     """Blocks of convolutions by their lowest frequencies, on a grid of a quarter of the resolution.
 
     Args:
@@ -99,22 +99,22 @@ class FFNO(Body):
         width: a block has three times as many channels.
     """
 
-    part: ClassVar[str] = "ffno"
+    state_key: ClassVar[str] = "ffno"
     divisor: ClassVar[int] = 8
     """The grid needs 4; 8 is what all networks take."""
 
     def __init__(self, channels_in: int, width: int) -> None:
         super().__init__(channels_in, width)
         channels = 3 * width
-        self.enter = nn.Linear(COARSE**2 * channels_in, channels)
-        self.blocks = nn.Sequential(*(Block(channels) for _ in range(DEPTH)))
-        self.leave = nn.Linear(channels, COARSE**2 * 2)
+        self.enter = nn.Linear(GRID_STEP_PX**2 * channels_in, channels)
+        self.blocks = nn.Sequential(*(Block(channels) for _ in range(NUM_BLOCKS)))
+        self.leave = nn.Linear(channels, GRID_STEP_PX**2 * 2)
 
-    def initialise(self, generator: torch.Generator) -> None:
-        super().initialise(generator)
+    def initialize(self, generator: torch.Generator) -> None:
+        super().initialize(generator)
         for layer in self.modules():
             if isinstance(layer, SpectralConvolution):
-                layer.initialise(generator)
+                layer.initialize(generator)
 
     def forward(self, image: Tensor) -> Tensor:
         """Map (n, channels_in, N, N) to (n, 2, N, N).
@@ -123,6 +123,6 @@ class FFNO(Body):
             ConfigError: N is not divisible by 8.
         """
         self.require_divisible(image)
-        points = nn.functional.pixel_unshuffle(image, COARSE).permute(2, 3, 0, 1)
-        found = self.leave(nn.functional.silu(self.blocks(self.enter(points))))
-        return nn.functional.pixel_shuffle(found.permute(2, 3, 0, 1), COARSE)
+        points = nn.functional.pixel_unshuffle(image, GRID_STEP_PX).permute(2, 3, 0, 1)
+        mixed = self.leave(nn.functional.silu(self.blocks(self.enter(points))))
+        return nn.functional.pixel_shuffle(mixed.permute(2, 3, 0, 1), GRID_STEP_PX)

@@ -8,14 +8,14 @@ from torch import Tensor
 Head = Callable[[Tensor], Tensor]
 
 
-def residual_head(channels: Tensor) -> Tensor:
+def apply_residual_head(channels: Tensor) -> Tensor:
     """``O = 1 + a + ib``: (n, 2, N, N) real to (n, N, N) complex; zero channels are vacuum."""
     return torch.complex(1 + channels[:, 0], channels[:, 1])
 
 
-def polar_head(channels: Tensor) -> Tensor:
+def apply_polar_head(channels: Tensor) -> Tensor:
     """``O = eᵃ e^{ib}``: amplitude above zero without a ceiling, phase without a wrap; zero channels are vacuum."""
     return torch.polar(torch.exp(channels[:, 0]), channels[:, 1])
 
 
-HEADS: dict[str, Head] = {"residual": residual_head, "polar": polar_head}
+HEADS: dict[str, Head] = {"residual": apply_residual_head, "polar": apply_polar_head}

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from ptycho_torch.models.unet import UNet
-from ptycho_torch.physics.updates import Scene, common_step, sweep
+from ptycho_torch.physics.updates import ObjectPatterns, full_gradient_step, minibatch_pass
 
-SWEEPS = 2
+MINIBATCH_PASSES = 2
 """Sweeps through the patterns before each look."""
 
-COMPRESSION = 3.0
+COMPRESSION_MODULUS = 3.0
 """Modulus beyond which what a look sees is compressed, so that no bright pixel can start an avalanche."""
 
 
-class ObjectLook(nn.Module):
+class ObjectRefinementStage(nn.Module):
     """A look at an object and at where its patterns lead it, to be repeated.
 
     No gradient goes through it to what was before: each look does the best it can from where it finds itself. A
@@ -34,24 +34,28 @@ class ObjectLook(nn.Module):
         super().__init__()
         self.unet = UNet(7, width, channels_out=4)
 
-    def initialise(self, generator: torch.Generator) -> None:
+    def initialize(self, generator: torch.Generator) -> None:
         """Draw the weights: at first most of the sweeps and half of the step behind is taken, and nothing is added."""
-        self.unet.initialise(generator)
+        self.unet.initialize(generator)
 
-    def forward(self, obj: Tensor, velocity: Tensor, scene: Scene) -> tuple[Tensor, Tensor]:
+    def forward(self, obj: Tensor, velocity: Tensor, object_patterns: ObjectPatterns) -> tuple[Tensor, Tensor]:
         """A better object, and the velocity of its sweeps; (rows, columns) complex, the sides divisible by 8."""
-        obj = swept = obj.detach()
-        for _ in range(SWEEPS):
-            swept, velocity = sweep(scene, swept, velocity)
-        step = common_step(scene, swept)
-        change = swept - obj
-        shown = [part for shown in map(_compressed, (obj - 1, change, step)) for part in (shown.real, shown.imag)]
+        obj = updated = obj.detach()
+        for _ in range(MINIBATCH_PASSES):
+            updated, velocity = minibatch_pass(object_patterns, updated, velocity)
+        step = full_gradient_step(object_patterns, updated)
+        change = updated - obj
+        features = [
+            part
+            for features in map(_compress_modulus, (obj - 1, change, step))
+            for part in (features.real, features.imag)
+        ]
         # The light tells how far photons can be trusted.
-        seen = torch.stack([*shown, torch.log1p(scene.light) / 8])[None]
-        said = self.unet(seen.contiguous(memory_format=torch.channels_last))[0].float()
-        kept, taken = torch.sigmoid(said[2] + 2), torch.sigmoid(said[3])
-        return obj + torch.complex(said[0], said[1]) + kept * change + taken * step, velocity
+        inputs = torch.stack([*features, torch.log1p(object_patterns.illumination) / 8])[None]
+        outputs = self.unet(inputs.contiguous(memory_format=torch.channels_last))[0].float()
+        change_gate, step_gate = torch.sigmoid(outputs[2] + 2), torch.sigmoid(outputs[3])
+        return obj + torch.complex(outputs[0], outputs[1]) + change_gate * change + step_gate * step, velocity
 
 
-def _compressed(values: Tensor) -> Tensor:
-    return values / (1 + (values.real.square() + values.imag.square()) / COMPRESSION**2).sqrt()
+def _compress_modulus(values: Tensor) -> Tensor:
+    return values / (1 + (values.real.square() + values.imag.square()) / COMPRESSION_MODULUS**2).sqrt()

@@ -21,17 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from ptycho_torch.core.errors import BundleError, ConfigError, DataError
-from ptycho_torch.core.files import written_whole
+from ptycho_torch.core.files import atomic_write
 from ptycho_torch.models.model import PtychoModel
-from ptycho_torch.physics.forward import from_patches, probe_at
+from ptycho_torch.physics.forward import from_patches, shift_probe
 
-OPSET = 18
+ONNX_OPSET_VERSION = 18
 """Version of the ONNX operators: the oldest that torch exports to, for the sake of older runtimes."""
 
-TOLERANCE = 1e-4
+MAX_RELATIVE_DIFFERENCE = 1e-4
 """Largest difference of a patch by onnxruntime from torch's, as a share of the largest modulus (at least 1)."""
 
-DESCRIPTION = {
+TENSOR_DESCRIPTIONS = {
     "input channels": "(batch, C, N, N) float32: what the network of this name makes of a pattern, mostly the real and "
     "imaginary part of the physics lift and log(1 + A) / 3 of the centred amplitude A in sqrt(photons); last, "
     "where the network sees it, the amplitude of the probe as a share of its maximum",
@@ -39,10 +39,10 @@ DESCRIPTION = {
 }
 """The input and the output of the graph; kept in the file."""
 
-_SEAL = re.compile(rb"sha256 of this file with zeros here: ([0-9a-f]{64})")
+_CHECKSUM_PATTERN = re.compile(rb"sha256 of this file with zeros here: ([0-9a-f]{64})")
 
 
-class ExportedNetwork(nn.Module):
+class OnnxNetwork(nn.Module):
     """The real-valued part of a network in an ONNX file, run by onnxruntime on the CPU.
 
     Args:
@@ -55,15 +55,15 @@ class ExportedNetwork(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        onnxruntime = _installed("onnxruntime")
+        onnxruntime = _import_optional("onnxruntime")
         try:
             content = path.read_bytes()
         except OSError as error:
             raise DataError(f"{path}: the exported network cannot be read ({error.strerror})") from error
-        found = _SEAL.search(content)
+        found = _CHECKSUM_PATTERN.search(content)
         if not found:
             raise DataError(f"{path}: not a whole network exported by ptycho_torch; write it by ptycho-torch export")
-        if found[1].decode() != _digest_without_seal(content):
+        if found[1].decode() != _compute_checksum(content):
             raise DataError(f"{path}: was changed after its export (checksums differ); export the network again")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
@@ -76,34 +76,34 @@ class ExportedNetwork(nn.Module):
             raise DataError(
                 f"{path}: onnxruntime {onnxruntime.__version__} cannot run this network ({error})"
             ) from error
-        self.note: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
+        self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
 
     def forward(self, channels: Tensor) -> Tensor:
         (found,) = self.session.run(None, {"channels": channels.contiguous().numpy()})
         return torch.from_numpy(found)
 
 
-def run_exported(model: PtychoModel, path: Path) -> None:
+def load_onnx_network(model: PtychoModel, path: Path) -> None:
     """Let ``model``, which is on the CPU, compute with the exported network in ``path`` from now on.
 
     Raises:
         ConfigError: onnxruntime is not installed.
         DataError: the file cannot be used, or holds another network.
     """
-    exported = ExportedNetwork(path)
-    size, own = int(exported.note["size"]), model.size
-    if size != own:
+    exported = OnnxNetwork(path)
+    size, model_size = int(exported.metadata["size"]), model.size
+    if size != model_size:
         raise DataError(
-            f"{path}: exported for patterns of {size} × {size} pixels, and the model is for {own} × {own}; "
+            f"{path}: exported for patterns of {size} × {size} pixels, and the model is for {model_size} × {model_size}; "
             "export this model"
         )
-    name, part = _real_part(model)
-    if exported.note["network_sha256"] != _digest(part.state_dict()):
+    name, part = _find_learned_module(model)
+    if exported.metadata["network_sha256"] != _compute_digest(part.state_dict()):
         raise DataError(f"{path}: exported from another model, or before its last training; export this model")
     setattr(model.network, name, exported)
 
 
-def export_network(path: Path, model: PtychoModel, note: dict[str, str]) -> float:
+def export_network(path: Path, model: PtychoModel, metadata: dict[str, str]) -> float:
     """Write the network of ``model`` to ``path``, whole or not at all, once onnxruntime gives what torch gives.
 
     Args:
@@ -120,17 +120,17 @@ def export_network(path: Path, model: PtychoModel, note: dict[str, str]) -> floa
         DataError: the file cannot be written.
     """
     for needed in ("onnx", "onnxscript", "onnxruntime"):
-        _installed(needed)
-    _, part = _real_part(model)
-    with written_whole(path) as aside:
+        _import_optional(needed)
+    _, part = _find_learned_module(model)
+    with atomic_write(path) as temp_path:
         try:
-            with _quiet():
+            with _silence_exporter():
                 program = torch.onnx.export(
                     part,
-                    (_channels(model, 3),),
+                    (_capture_channels(model, 3),),
                     dynamo=True,
                     dynamic_shapes=({0: torch.export.Dim("batch")},),
-                    opset_version=OPSET,
+                    opset_version=ONNX_OPSET_VERSION,
                     input_names=["channels"],
                     output_names=["object"],
                     verbose=False,
@@ -139,26 +139,26 @@ def export_network(path: Path, model: PtychoModel, note: dict[str, str]) -> floa
             reason = next(iter(str(error.__cause__ or error).splitlines()), "")
             raise BundleError(f"network {model.config.name} cannot be expressed in ONNX ({reason})") from error
         assert program is not None  # of the two exporters, the other one returns None
-        known = {
+        identity = {
             "network": model.config.name,
             "head": model.config.head,
-            "network_sha256": _digest(part.state_dict()),
-            "opset": str(OPSET),
-            "probe_sha256": _digest(
-                {f"probe_{index}" if index else "probe": parts for index, parts in enumerate(model.all_probe_parts)}
+            "network_sha256": _compute_digest(part.state_dict()),
+            "opset": str(ONNX_OPSET_VERSION),
+            "probe_sha256": _compute_digest(
+                {f"probe_{index}" if index else "probe": parts for index, parts in enumerate(model.probe_parameters)}
             ),
             "size": str(model.size),
         }
-        aside.write_bytes(_sealed(program.model_proto, DESCRIPTION | known | note))
-        difference = _difference(model, aside)
-        if not difference <= TOLERANCE:
+        temp_path.write_bytes(_serialize_with_checksum(program.model_proto, TENSOR_DESCRIPTIONS | identity | metadata))
+        difference = _compute_difference(model, temp_path)
+        if not difference <= MAX_RELATIVE_DIFFERENCE:
             raise BundleError(
-                f"network {model.config.name}: onnxruntime and torch differ by {difference:.1e}, more than {TOLERANCE}"
+                f"network {model.config.name}: onnxruntime and torch differ by {difference:.1e}, more than {MAX_RELATIVE_DIFFERENCE}"
             )
     return difference
 
 
-def _real_part(model: PtychoModel) -> tuple[str, nn.Module]:
+def _find_learned_module(model: PtychoModel) -> tuple[str, nn.Module]:
     """Name and module of the part of the network that learns: its only child. Lift and head have no weights."""
     parts = list(model.network.named_children())
     if len(parts) != 1:
@@ -168,7 +168,7 @@ def _real_part(model: PtychoModel) -> tuple[str, nn.Module]:
     return parts[0]
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
+def _compute_digest(tensors: dict[str, Tensor]) -> str:
     """sha256 of tensors with their names and shapes: the same on any machine, and in any memory order."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
@@ -178,13 +178,13 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 
 
 @torch.no_grad()
-def _difference(model: PtychoModel, path: Path) -> float:
+def _compute_difference(model: PtychoModel, path: Path) -> float:
     """Largest difference of the patches with the exported network from torch's, over batches of several sizes."""
     by_runtime = copy.deepcopy(model)
-    run_exported(by_runtime, path)
+    load_onnx_network(by_runtime, path)
     worst = 0.0
     for count in (1, 2, 7):
-        patterns = _patterns(model, count)
+        patterns = _simulate_patterns(model, count)
         expected = model.network(*patterns)
         change = (by_runtime.network(*patterns) - expected).abs().amax() / expected.abs().amax().clamp(min=1)
         worst = max(worst, float(change.nan_to_num(torch.inf)))
@@ -192,17 +192,17 @@ def _difference(model: PtychoModel, path: Path) -> float:
 
 
 @torch.no_grad()
-def _channels(model: PtychoModel, count: int) -> Tensor:
+def _capture_channels(model: PtychoModel, count: int) -> Tensor:
     """What the real-valued part gets of ``count`` patterns."""
-    seen: list[Tensor] = []
-    hook = _real_part(model)[1].register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
-    model.network(*_patterns(model, count))
+    captured: list[Tensor] = []
+    hook = _find_learned_module(model)[1].register_forward_pre_hook(lambda _, inputs: captured.extend(inputs))
+    model.network(*_simulate_patterns(model, count))
     hook.remove()
-    return seen[0]
+    return captured[0]
 
 
 @torch.no_grad()
-def _patterns(model: PtychoModel, count: int) -> tuple[Tensor, Tensor]:
+def _simulate_patterns(model: PtychoModel, count: int) -> tuple[Tensor, Tensor]:
     """Amplitudes (n, N, N) of random objects under a probe of the model, and the probe at random fractions.
 
     A model without a probe is tried with a Gaussian.
@@ -211,13 +211,13 @@ def _patterns(model: PtychoModel, count: int) -> tuple[Tensor, Tensor]:
     size = model.size
     axis = torch.exp(-((torch.arange(size) - size / 2) / (size / 6)).square())
     modes = model.probes[0] if model.probes else 10 * torch.complex(axis[:, None] * axis, torch.zeros(size, size))[None]
-    probe = probe_at(modes, torch.rand(count, 2, generator=generator) - 0.5)
+    probe = shift_probe(modes, torch.rand(count, 2, generator=generator) - 0.5)
     channels = torch.rand(2, count, size, size, generator=generator)
     objects = torch.polar(0.5 + channels[0] / 2, channels[1])
     return from_patches(objects, probe).intensity.sqrt(), probe
 
 
-def _sealed(proto: Any, note: dict[str, str]) -> bytes:
+def _serialize_with_checksum(proto: Any, metadata: dict[str, str]) -> bytes:
     """``proto`` serialised with ``note`` and a digest of the whole; without the exporter's traces of source files."""
     graph = proto.graph
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
@@ -225,25 +225,25 @@ def _sealed(proto: Any, note: dict[str, str]) -> bytes:
         part.doc_string = ""
     del proto.metadata_props[:]
     sealed = {"seal": "sha256 of this file with zeros here: " + 64 * "0"}
-    for key, value in sorted((note | sealed).items()):
+    for key, value in sorted((metadata | sealed).items()):
         proto.metadata_props.add(key=key, value=value)
     content: bytes = proto.SerializeToString(deterministic=True)
-    start, end = _place_of_seal(content)
-    return content[:start] + _digest_without_seal(content).encode() + content[end:]
+    start, end = _find_checksum(content)
+    return content[:start] + _compute_checksum(content).encode() + content[end:]
 
 
-def _place_of_seal(content: bytes) -> tuple[int, int]:
-    found = _SEAL.search(content)
+def _find_checksum(content: bytes) -> tuple[int, int]:
+    found = _CHECKSUM_PATTERN.search(content)
     assert found
     return found.span(1)
 
 
-def _digest_without_seal(content: bytes) -> str:
-    start, end = _place_of_seal(content)
+def _compute_checksum(content: bytes) -> str:
+    start, end = _find_checksum(content)
     return hashlib.sha256(content[:start] + 64 * b"0" + content[end:]).hexdigest()
 
 
-def _installed(name: str) -> Any:
+def _import_optional(name: str) -> Any:
     """The optional module ``name``. Raises :class:`ConfigError`, which says how to get it, where it is missing."""
     try:
         return import_module(name)
@@ -252,7 +252,7 @@ def _installed(name: str) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_exporter() -> Iterator[None]:
     """Without the exporter's remarks on torchvision, and on what torch itself has deprecated."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ptycho_torch.models.backbone import Body
+from ptycho_torch.models.backbone import Backbone
 
 
 class ResidualBlock(nn.Module):
@@ -18,7 +18,7 @@ class ResidualBlock(nn.Module):
         return self.convolution(nn.functional.silu(image)).add_(image)  # in place: memory is what this costs
 
 
-class Unshuffle(nn.Module):
+class PixelUnshuffle(nn.Module):
     """Each square of four pixels becomes four channels, as in torch's pixel_unshuffle, three times as fast on a CPU."""
 
     def forward(self, image: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class Upsample(nn.ConvTranspose2d):
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, 2, stride=2)
 
-    def onto(self, image: Tensor, skip: Tensor) -> Tensor:
+    def upsample_and_add(self, image: Tensor, skip: Tensor) -> Tensor:
         """Map ``image`` (n, channels_in, rows, columns) and add ``skip`` (n, channels_out, 2 rows, 2 columns)."""
         n, _, rows, columns = image.shape
         assert self.bias is not None
@@ -49,7 +49,7 @@ class Upsample(nn.ConvTranspose2d):
         return enlarged.add_(skip.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class UNet(Body):
+class UNet(Backbone):
     """Three scales, the finest on a grid of half the resolution; skips add; the last layer starts at zero.
 
     Args:
@@ -58,14 +58,16 @@ class UNet(Body):
         channels_out: channels of the output.
     """
 
-    part: ClassVar[str] = "unet"
+    state_key: ClassVar[str] = "unet"
     divisor: ClassVar[int] = 8
     """N must be divisible by this: a factor of 2 for the grid of the finest scale and for each coarser one."""
 
     def __init__(self, channels_in: int, width: int = 16, channels_out: int = 2) -> None:
         super().__init__(channels_in, width)
         fine, half, quarter = width, 2 * width, 4 * width
-        self.enter = nn.Sequential(Unshuffle(), nn.Conv2d(4 * channels_in, fine, 3, padding=1), ResidualBlock(fine))
+        self.enter = nn.Sequential(
+            PixelUnshuffle(), nn.Conv2d(4 * channels_in, fine, 3, padding=1), ResidualBlock(fine)
+        )
         self.down_half = nn.Sequential(nn.Conv2d(fine, half, 2, stride=2), ResidualBlock(half))
         self.down_quarter = nn.Conv2d(half, quarter, 2, stride=2)
         self.bottom = nn.Sequential(*(ResidualBlock(quarter) for _ in range(2)))
@@ -85,6 +87,6 @@ class UNet(Body):
         fine = self.enter(image)
         half = self.down_half(fine)
         quarter = self.bottom(self.down_quarter(half))
-        half = self.merge_half(self.up_half.onto(quarter, half))
-        fine = self.merge_fine(self.up_fine.onto(half, fine))
+        half = self.merge_half(self.up_half.upsample_and_add(quarter, half))
+        fine = self.merge_fine(self.up_fine.upsample_and_add(half, fine))
         return nn.functional.pixel_shuffle(self.leave(nn.functional.silu(fine)), 2)

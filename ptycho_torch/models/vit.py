@@ -5,30 +5,30 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ptycho_torch.models.backbone import Body
+from ptycho_torch.models.backbone import Backbone
 
-PATCH = 8
+TOKEN_SIZE_PX = 8
 """Side of what becomes a token, in pixels."""
 
-DEPTH = 3
+NUM_BLOCKS = 3
 """Blocks."""
 
-HEADS = 4
+NUM_ATTENTION_HEADS = 4
 """Heads of attention."""
 
-EXPANSION = 2
+MLP_RATIO = 2
 """Channels within a feed-forward layer, in those of a token."""
 
-LONGEST = 100.0
+MAX_PERIOD_TOKENS = 100.0
 """Period of the slowest wave that says where a token is, in tokens over 2π; the fastest has 1."""
 
 
-def places(rows: int, columns: int, channels: int, like: Tensor) -> Tensor:
+def make_position_embedding(rows: int, columns: int, channels: int, like: Tensor) -> Tensor:
     """Waves (rows · columns, channels) that tell a token where it is from the middle, for a grid of any size.
 
     Sines and cosines (Vaswani et al., 2017) of the row in the first half of the channels, of the column in the second.
     """
-    periods = torch.logspace(0, 1, channels // 4, LONGEST, device=like.device, dtype=torch.float32)
+    periods = torch.logspace(0, 1, channels // 4, MAX_PERIOD_TOKENS, device=like.device, dtype=torch.float32)
 
     def waves(count: int) -> Tensor:
         steps = torch.arange(count, device=like.device, dtype=torch.float32) - (count - 1) / 2
@@ -47,21 +47,22 @@ class Block(nn.Module):
         self.before_attention, self.before_feed = nn.LayerNorm(channels), nn.LayerNorm(channels)
         self.queries, self.keys, self.values = (nn.Linear(channels, channels) for _ in range(3))
         self.join = nn.Linear(channels, channels)
-        self.widen = nn.Linear(channels, EXPANSION * channels)
-        self.narrow = nn.Linear(EXPANSION * channels, channels)
+        self.widen = nn.Linear(channels, MLP_RATIO * channels)
+        self.narrow = nn.Linear(MLP_RATIO * channels, channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Of (n, tokens, channels)."""
-        seen = self.before_attention(tokens)
+        normalized = self.before_attention(tokens)
         queries, keys, values = (
-            layer(seen).unflatten(-1, (HEADS, -1)).transpose(1, 2) for layer in (self.queries, self.keys, self.values)
+            layer(normalized).unflatten(-1, (NUM_ATTENTION_HEADS, -1)).transpose(1, 2)
+            for layer in (self.queries, self.keys, self.values)
         )
-        heard = nn.functional.scaled_dot_product_attention(queries, keys, values)
-        tokens = tokens + self.join(heard.transpose(1, 2).flatten(2))
+        attended = nn.functional.scaled_dot_product_attention(queries, keys, values)
+        tokens = tokens + self.join(attended.transpose(1, 2).flatten(2))
         return tokens + self.narrow(nn.functional.silu(self.widen(self.before_feed(tokens))))
 
 
-class ViT(Body):
+class ViT(Backbone):
     """Tokens of 8 × 8 pixels, each of which attends to all others of its pattern.
 
     Args:
@@ -69,16 +70,16 @@ class ViT(Body):
         width: a token has six times as many channels, rounded up to a multiple of 8.
     """
 
-    part: ClassVar[str] = "vit"
-    divisor: ClassVar[int] = PATCH
+    state_key: ClassVar[str] = "vit"
+    divisor: ClassVar[int] = TOKEN_SIZE_PX
 
     def __init__(self, channels_in: int, width: int) -> None:
         super().__init__(channels_in, width)
         channels = -(-6 * width // 8) * 8  # which heads and waves divide
-        self.enter = nn.Linear(PATCH**2 * channels_in, channels)
-        self.blocks = nn.Sequential(*(Block(channels) for _ in range(DEPTH)))
+        self.enter = nn.Linear(TOKEN_SIZE_PX**2 * channels_in, channels)
+        self.blocks = nn.Sequential(*(Block(channels) for _ in range(NUM_BLOCKS)))
         self.before_leave = nn.LayerNorm(channels)
-        self.leave = nn.Linear(channels, PATCH**2 * 2)
+        self.leave = nn.Linear(channels, TOKEN_SIZE_PX**2 * 2)
 
     def forward(self, image: Tensor) -> Tensor:
         """Map (n, channels_in, N, N) to (n, 2, N, N).
@@ -87,9 +88,9 @@ class ViT(Body):
             ConfigError: N is not divisible by 8.
         """
         self.require_divisible(image)
-        pixels = nn.functional.pixel_unshuffle(image, PATCH)
+        pixels = nn.functional.pixel_unshuffle(image, TOKEN_SIZE_PX)
         rows, columns = pixels.shape[-2:]
         tokens = self.enter(pixels.flatten(2).transpose(1, 2))
-        tokens = tokens + places(rows, columns, tokens.shape[-1], tokens)
-        found = self.leave(self.before_leave(self.blocks(tokens)))
-        return nn.functional.pixel_shuffle(found.transpose(1, 2).unflatten(-1, (rows, columns)), PATCH)
+        tokens = tokens + make_position_embedding(rows, columns, tokens.shape[-1], tokens)
+        outputs = self.leave(self.before_leave(self.blocks(tokens)))
+        return nn.functional.pixel_shuffle(outputs.transpose(1, 2).unflatten(-1, (rows, columns)), TOKEN_SIZE_PX)

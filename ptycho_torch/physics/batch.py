@@ -1,6 +1,6 @@
 """Patterns as tensors: the whole scan once, and batches taken from it."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from ptycho_torch.data.scan import Scan
 from ptycho_torch.physics.patches import split_positions
 
 
-class Shown(NamedTuple):
+class NetworkInputs(NamedTuple):
     """What a network is shown of patterns: the same again and again, where nothing of their light learns."""
 
     amplitudes: Tensor
@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     fractions: Tensor
     """(n, 2) float32 in [-½, ½): shift of the probe on each patch, in pixels."""
 
-    source: int = 0
+    scan_index: int = 0
     """Which of a model's scans these patterns belong to: its probe lights them."""
 
     indices: Tensor | None = None
@@ -47,10 +47,10 @@ class Batch(NamedTuple):
     labels: Tensor | None = None
     """(n, N, N) complex64: the object under each pattern, for supervised training alone."""
 
-    shown: Shown | None = None
+    cached_inputs: NetworkInputs | None = None
     """What the network is shown, where it is at hand; None: it is computed when it is needed."""
 
-    def take(self, indices: Tensor) -> "Batch":
+    def take(self, indices: Tensor) -> Self:
         """The patterns at ``indices`` (m,) int64."""
         mask = self.mask[indices] if self.mask is not None and len(self.mask) == len(self.amplitudes) else self.mask
         return self._replace(
@@ -60,10 +60,12 @@ class Batch(NamedTuple):
             fractions=self.fractions[indices],
             indices=None if self.indices is None else self.indices[indices],
             labels=None if self.labels is None else self.labels[indices],
-            shown=None if self.shown is None else Shown(*(tensor[indices] for tensor in self.shown)),
+            cached_inputs=None
+            if self.cached_inputs is None
+            else NetworkInputs(*(tensor[indices] for tensor in self.cached_inputs)),
         )
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> Self:
         """The same on ``device``."""
         mask = None if self.mask is None else self.mask.to(device)
         return self._replace(
@@ -73,10 +75,12 @@ class Batch(NamedTuple):
             fractions=self.fractions.to(device),
             indices=None if self.indices is None else self.indices.to(device),
             labels=None if self.labels is None else self.labels.to(device),
-            shown=None if self.shown is None else Shown(*(tensor.to(device) for tensor in self.shown)),
+            cached_inputs=None
+            if self.cached_inputs is None
+            else NetworkInputs(*(tensor.to(device) for tensor in self.cached_inputs)),
         )
 
-    def placed_at(self, positions: Tensor) -> "Batch":
+    def replace_positions(self, positions: Tensor) -> Self:
         """The same patterns at other ``positions`` (n, 2) float64 (y, x) in object pixels."""
         corners, fractions = split_positions(positions, self.amplitudes.shape[-1])
         return self._replace(corners=corners, fractions=fractions.float())
@@ -87,7 +91,7 @@ class Batch(NamedTuple):
         return self.amplitudes.square()
 
 
-def batch_of_scan(scan: Scan, photons_per_unit: float, source: int = 0) -> Batch:
+def make_batch(scan: Scan, photons_per_unit: float, scan_index: int = 0) -> Batch:
     """All patterns of ``scan`` in √photons and in the order that FFTs want. Masked pixels are set to 0.
 
     ``source`` is which of a model's scans it is.
@@ -96,15 +100,15 @@ def batch_of_scan(scan: Scan, photons_per_unit: float, source: int = 0) -> Batch
     amplitudes *= np.float32(photons_per_unit**0.5)
     mask = None
     if scan.mask is not None:
-        centred = scan.mask if scan.mask.ndim == 3 else scan.mask[None]
-        mask = torch.from_numpy(np.fft.ifftshift(centred, axes=(-2, -1)))
+        centered = scan.mask if scan.mask.ndim == 3 else scan.mask[None]
+        mask = torch.from_numpy(np.fft.ifftshift(centered, axes=(-2, -1)))
         amplitudes = np.where(mask.numpy(), amplitudes, np.float32(0))
     placement = split_positions(torch.from_numpy(scan.positions), scan.size)
     fractions, indices = placement.fractions.float(), torch.arange(len(scan))
-    return Batch(torch.from_numpy(amplitudes), mask, placement.corners, fractions, source, indices)
+    return Batch(torch.from_numpy(amplitudes), mask, placement.corners, fractions, scan_index, indices)
 
 
-def probe_in_photons(scan: Scan, photons_per_unit: float) -> Tensor:
+def scale_probe_to_photons(scan: Scan, photons_per_unit: float) -> Tensor:
     """The scan's probe (M, N, N) complex64 with the power of the mean pattern.
 
     Its shape is the file's. Its power in vacuum was never measured, so the mean total of the patterns stands for it,

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ptycho_torch.distributed.process_group import Ranks
+from ptycho_torch.distributed.process_group import ProcessGroup
 from ptycho_torch.physics.fourier import far_field, fourier_shift
 from ptycho_torch.physics.patches import extract_patches, place_patches, split_positions
-from ptycho_torch.physics.probe import power_of
+from ptycho_torch.physics.probe import compute_power
 
 
 class Wavefields(NamedTuple):
@@ -27,7 +27,7 @@ class Wavefields(NamedTuple):
     """(*, N, N) real: expected photons, the sum over modes of |detector|² (+ background)."""
 
 
-def probe_at(probe: Tensor, fractions: Tensor) -> Tensor:
+def shift_probe(probe: Tensor, fractions: Tensor) -> Tensor:
     """The probe moved to each position's fraction of a pixel.
 
     Args:
@@ -47,7 +47,7 @@ def from_patches(patches: Tensor, probe: Tensor, background: Tensor | float = 0.
     """
     exit_wave = probe * patches[..., None, :, :]
     detector = far_field(exit_wave)
-    intensity = power_of(detector) + background
+    intensity = compute_power(detector) + background
     return Wavefields(patches, exit_wave, detector, intensity)
 
 
@@ -65,7 +65,7 @@ def from_object(obj: Tensor, probe: Tensor, positions: Tensor, background: Tenso
     """
     corners, fractions = split_positions(positions, probe.shape[-1])
     patches = extract_patches(obj, corners, probe.shape[-1])
-    return from_patches(patches, probe_at(probe, fractions), background)
+    return from_patches(patches, shift_probe(probe, fractions), background)
 
 
 def merge_patches(patches: Tensor, weights: Tensor, corners: Tensor) -> Tensor:
@@ -88,13 +88,15 @@ def merge_patches(patches: Tensor, weights: Tensor, corners: Tensor) -> Tensor:
     weights = weights / weights.amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
     rows, columns = (corners.amax((0, 1)) + size).tolist()
     # The canvases stand below each other on one sheet, so that all groups are merged by one sum.
-    sheet_row = torch.arange(groups, device=corners.device)[:, None] * rows
-    on_sheet = torch.stack([corners[..., 0] + sheet_row, corners[..., 1]], -1).reshape(-1, 2)
-    sheet, _ = weighted_canvas(patches.flatten(0, 1), weights.flatten(0, 1), on_sheet, (groups * rows, columns))
-    return extract_patches(sheet, on_sheet, size).reshape(patches.shape)
+    canvas_row = torch.arange(groups, device=corners.device)[:, None] * rows
+    canvas_corners = torch.stack([corners[..., 0] + canvas_row, corners[..., 1]], -1).reshape(-1, 2)
+    canvas, _ = average_patches_on_canvas(
+        patches.flatten(0, 1), weights.flatten(0, 1), canvas_corners, (groups * rows, columns)
+    )
+    return extract_patches(canvas, canvas_corners, size).reshape(patches.shape)
 
 
-def merge_across(ranks: Ranks, patches: Tensor, weights: Tensor, corners: Tensor) -> Tensor:
+def merge_patches_distributed(process_group: ProcessGroup, patches: Tensor, weights: Tensor, corners: Tensor) -> Tensor:
     """As :func:`merge_patches`, for one group that is spread over ``ranks``: each gives its patches and gets them back.
 
     Args:
@@ -107,27 +109,29 @@ def merge_across(ranks: Ranks, patches: Tensor, weights: Tensor, corners: Tensor
         (n, N, N) complex: what :func:`merge_patches` gives for the patches of all ranks, but for rounding.
     """
     size = patches.shape[-1]
-    reach = corners.new_full((5,), torch.iinfo(torch.int32).min).double()
+    bounds = corners.new_full((5,), torch.iinfo(torch.int32).min).double()
     if len(patches):
-        reach = torch.cat([-corners.amin(0), corners.amax(0), weights.detach().amax()[None]]).double()
-    reach = ranks.largest(reach)
-    corners = corners + reach[:2].long()
-    rows, columns = (reach[:2] + reach[2:4]).long().add(size).tolist()
-    brightest = reach[4].to(weights.dtype).clamp_min(torch.finfo(weights.dtype).tiny)
+        bounds = torch.cat([-corners.amin(0), corners.amax(0), weights.detach().amax()[None]]).double()
+    bounds = process_group.all_reduce_max(bounds)
+    corners = corners + bounds[:2].long()
+    rows, columns = (bounds[:2] + bounds[2:4]).long().add(size).tolist()
+    brightest = bounds[4].to(weights.dtype).clamp_min(torch.finfo(weights.dtype).tiny)
     floored = weights / brightest + 1e-6  # as weighted_canvas has it for a largest weight of 1
-    placed = ranks.sum(place_patches(patches * floored, corners, (rows, columns)))
-    total = ranks.sum(place_patches(floored, corners, (rows, columns)))
-    return extract_patches(placed / total.clamp_min(1e-6), corners, size)
+    weighted_sum = process_group.all_reduce_sum(place_patches(patches * floored, corners, (rows, columns)))
+    total = process_group.all_reduce_sum(place_patches(floored, corners, (rows, columns)))
+    return extract_patches(weighted_sum / total.clamp_min(1e-6), corners, size)
 
 
-def agreed(ranks: Ranks, patches: Tensor, weights: Tensor, corners: Tensor) -> Tensor:
-    """The overlap constraint over one group, of which each of ``ranks`` has a part, as :func:`merge_across` has it."""
-    if ranks.size > 1:
-        return merge_across(ranks, patches, weights, corners)
+def apply_overlap_constraint(process_group: ProcessGroup, patches: Tensor, weights: Tensor, corners: Tensor) -> Tensor:
+    """The overlap constraint over one group, of which each of ``ranks`` has a part, as :func:`merge_patches_distributed` has it."""
+    if process_group.size > 1:
+        return merge_patches_distributed(process_group, patches, weights, corners)
     return merge_patches(patches[None], weights[None], corners[None])[0]
 
 
-def weighted_canvas(patches: Tensor, weights: Tensor, corners: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def average_patches_on_canvas(
+    patches: Tensor, weights: Tensor, corners: Tensor, shape: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
     """Weighted mean of patches on a canvas, and the summed weights.
 
     A constant of 1e-6 of the largest weight is added above and below (to the patches' unweighted sum and the
@@ -143,6 +147,6 @@ def weighted_canvas(patches: Tensor, weights: Tensor, corners: Tensor, shape: tu
         The canvas (rows, columns) complex, zero where no patch lies, and the coverage (rows, columns) real.
     """
     floor = 1e-6 * weights.detach().amax() + torch.finfo(weights.dtype).tiny
-    placed = place_patches(patches * (weights + floor), corners, shape)
+    weighted_sum = place_patches(patches * (weights + floor), corners, shape)
     total = place_patches(weights + floor, corners, shape)
-    return placed / total.clamp_min(floor), total
+    return weighted_sum / total.clamp_min(floor), total

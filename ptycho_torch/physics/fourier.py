@@ -14,8 +14,8 @@ def inverse_far_field(wave: Tensor) -> Tensor:
     return torch.fft.ifft2(wave, norm="ortho")
 
 
-def shift_factors(shifts: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """The two factors of :func:`shift_phase`, one an axis: (*, rows, 1) and (*, 1, columns) complex."""
+def compute_shift_factors(shifts: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """The two factors of :func:`compute_shift_phase`, one an axis: (*, rows, 1) and (*, 1, columns) complex."""
 
     def axis(shift: Tensor, n: int) -> Tensor:
         frequency = torch.fft.fftfreq(n, dtype=shifts.dtype, device=shifts.device)
@@ -25,7 +25,7 @@ def shift_factors(shifts: Tensor, rows: int, columns: int) -> tuple[Tensor, Tens
     return axis(shifts[..., 0], rows)[..., :, None], axis(shifts[..., 1], columns)[..., None, :]
 
 
-def shift_phase(shifts: Tensor, rows: int, columns: int) -> Tensor:
+def compute_shift_phase(shifts: Tensor, rows: int, columns: int) -> Tensor:
     """Factor in Fourier space that moves an image by ``shifts``.
 
     Args:
@@ -36,7 +36,7 @@ def shift_phase(shifts: Tensor, rows: int, columns: int) -> Tensor:
     Returns:
         (*, rows, columns) complex of modulus one, so that a shift keeps energy and its adjoint is its inverse.
     """
-    down, across = shift_factors(shifts, rows, columns)
+    down, across = compute_shift_factors(shifts, rows, columns)
     return down * across
 
 
@@ -50,6 +50,6 @@ def fourier_shift(image: Tensor, shifts: Tensor) -> Tensor:
     Returns:
         The shifted image, (*, rows, columns). The shift by ``-shifts`` is its inverse and its adjoint.
     """
-    factors = shift_phase(shifts, *image.shape[-2:])
-    moved = torch.fft.fft2(image) * factors
-    return torch.fft.ifft2(moved) if moved.numel() else moved
+    factors = compute_shift_phase(shifts, *image.shape[-2:])
+    shifted = torch.fft.fft2(image) * factors
+    return torch.fft.ifft2(shifted) if shifted.numel() else shifted

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from ptycho_torch.core.errors import ConfigError
 
-POISSON_SHIFT = 0.1
+POISSON_OFFSET_PHOTONS = 0.1
 """Photons added to rate and count alike: keeps the likelihood finite at zero rate and its minimum at the truth."""
 
-AMPLITUDE_SHIFT = 1e-3
+AMPLITUDE_OFFSET_PHOTONS = 1e-3
 """Photons under both square roots: keeps the gradient of the amplitude finite at zero rate."""
 
 
@@ -32,13 +32,13 @@ class Poisson:
     """Photon counting: −log Poisson(k | λ), up to a constant, ``λ − k log λ``."""
 
     def deviance(self, intensity: Tensor, counts: Tensor) -> Tensor:
-        rate, count = intensity + POISSON_SHIFT, counts + POISSON_SHIFT
+        rate, count = intensity + POISSON_OFFSET_PHOTONS, counts + POISSON_OFFSET_PHOTONS
         return rate - count - count * torch.log(rate / count)
 
     def wave_update(self, detector: Tensor, intensity: Tensor, counts: Tensor) -> Tensor:
         # The gradient step of λ − k log λ whose length makes it exact to first order at λ = k (Thibault & Guizar-
         # Sicairos, New J. Phys. 14, 063004 (2012), eq. 15, with half the step of a full replacement).
-        ratio = (counts + POISSON_SHIFT) / (intensity + POISSON_SHIFT)
+        ratio = (counts + POISSON_OFFSET_PHOTONS) / (intensity + POISSON_OFFSET_PHOTONS)
         return 0.5 * (ratio - 1)[..., None, :, :] * detector
 
 
@@ -46,11 +46,18 @@ class GaussianAmplitude:
     """Amplitudes √k with variance ¼, which Poisson counts have at high dose: ``2 (√λ − √k)²``."""
 
     def deviance(self, intensity: Tensor, counts: Tensor) -> Tensor:
-        return 2 * (torch.sqrt(intensity + AMPLITUDE_SHIFT) - torch.sqrt(counts + AMPLITUDE_SHIFT)).square()
+        return (
+            2
+            * (
+                torch.sqrt(intensity + AMPLITUDE_OFFSET_PHOTONS) - torch.sqrt(counts + AMPLITUDE_OFFSET_PHOTONS)
+            ).square()
+        )
 
     def wave_update(self, detector: Tensor, intensity: Tensor, counts: Tensor) -> Tensor:
         # The modulus projection: replace the amplitude, keep the phase (Fienup, Appl. Opt. 21, 2758 (1982)).
-        ratio = (counts + AMPLITUDE_SHIFT).div_(intensity + AMPLITUDE_SHIFT).sqrt_()  # in place: engines live on this
+        ratio = (
+            (counts + AMPLITUDE_OFFSET_PHOTONS).div_(intensity + AMPLITUDE_OFFSET_PHOTONS).sqrt_()
+        )  # in place: engines live on this
         return ratio.sub_(1)[..., None, :, :] * detector
 
 
@@ -60,7 +67,7 @@ NOISE_MODELS: dict[str, type[Poisson] | type[GaussianAmplitude]] = {
 }
 
 
-def noise_model(name: str) -> NoiseModel:
+def make_noise_model(name: str) -> NoiseModel:
     """The noise model called ``name``.
 
     Raises:
@@ -87,7 +94,7 @@ def masked_sum(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     return torch.where(mask, values, torch.zeros_like(values)).sum(), mask.sum()
 
 
-def noise_floor(rates: Tensor) -> Tensor:
+def compute_noise_floor(rates: Tensor) -> Tensor:
     """Exact expectation of (√k − √λ)² for k ~ Poisson(λ), at each of ``rates``: about ¼ from 10 on, 2λ near zero.
 
     Args:
@@ -97,10 +104,10 @@ def noise_floor(rates: Tensor) -> Tensor:
         float64 of that shape.
     """
     above = 0.25 + 7 / (64 * rates.double().clamp_min(1))
-    return _expected(rates, lambda rate, counts: (counts.sqrt() - rate.sqrt()).square(), above)
+    return _compute_expectation(rates, lambda rate, counts: (counts.sqrt() - rate.sqrt()).square(), above)
 
 
-def deviance_floor(rates: Tensor) -> Tensor:
+def compute_deviance_floor(rates: Tensor) -> Tensor:
     """Exact expectation of :meth:`Poisson.deviance` at the true rate, for k ~ Poisson(λ): about ½ from 2 on.
 
     Args:
@@ -109,24 +116,24 @@ def deviance_floor(rates: Tensor) -> Tensor:
     Returns:
         float64 of that shape.
     """
-    above = 0.5 + (1 / 12 - POISSON_SHIFT / 2) / rates.double().clamp_min(1)
-    return _expected(rates, Poisson().deviance, above)
+    above = 0.5 + (1 / 12 - POISSON_OFFSET_PHOTONS / 2) / rates.double().clamp_min(1)
+    return _compute_expectation(rates, Poisson().deviance, above)
 
 
-TABLE_END = 50.0
+TABLE_MAX_RATE_PHOTONS = 50.0
 """Photons: for higher rates an expansion in 1/λ is right to 1e-5."""
 
 
-def _expected(rates: Tensor, error: Callable[[Tensor, Tensor], Tensor], above: Tensor) -> Tensor:
+def _compute_expectation(rates: Tensor, error: Callable[[Tensor, Tensor], Tensor], above: Tensor) -> Tensor:
     """Expectation of ``error(λ, k)`` for k ~ Poisson(λ), by its sum over all counts that matter; beyond, ``above``."""
     rates = rates.double()
     # A table over λ, linear in √λ between nodes: exact sums at 2,000 nodes, so that millions of rates cost little.
-    nodes = torch.linspace(0, TABLE_END**0.5, 2001, dtype=torch.float64, device=rates.device)
+    nodes = torch.linspace(0, TABLE_MAX_RATE_PHOTONS**0.5, 2001, dtype=torch.float64, device=rates.device)
     counts = torch.arange(0, 160, dtype=torch.float64, device=rates.device)
     rate = nodes.square().clamp_min(1e-300)[:, None]
     probability = torch.exp(rate.log() * counts - rate - torch.lgamma(counts + 1))
     table = torch.linalg.vecdot(probability, error(rate, counts))
-    place = rates.clamp(1e-12, TABLE_END).sqrt() / (nodes[1] - nodes[0])
+    place = rates.clamp(1e-12, TABLE_MAX_RATE_PHOTONS).sqrt() / (nodes[1] - nodes[0])
     index = place.floor().long().clamp(0, len(nodes) - 2)
     inside = torch.lerp(table[index], table[index + 1], place - index)
-    return torch.where(rates > TABLE_END, above, inside)
+    return torch.where(rates > TABLE_MAX_RATE_PHOTONS, above, inside)

@@ -41,7 +41,7 @@ def extract_patches(obj: Tensor, corners: Tensor, size: int) -> Tensor:
     Raises:
         IndexError: a patch reaches outside the object.
     """
-    check_inside(corners, size, obj.shape)
+    check_patches_inside(corners, size, obj.shape)
     return _Extract.apply(obj, corners, size)
 
 
@@ -59,7 +59,7 @@ def place_patches(patches: Tensor, corners: Tensor, shape: tuple[int, int]) -> T
     Raises:
         IndexError: a patch reaches outside the canvas.
     """
-    check_inside(corners, patches.shape[-1], shape)
+    check_patches_inside(corners, patches.shape[-1], shape)
     return _Place.apply(patches, corners, tuple(shape))
 
 
@@ -113,7 +113,7 @@ class _Place(torch.autograd.Function):
         return _Extract.apply(gradients[0], corners, ctx.size), None, None
 
 
-def check_inside(corners: Tensor, size: int, shape: tuple[int, int] | torch.Size) -> None:
+def check_patches_inside(corners: Tensor, size: int, shape: tuple[int, int] | torch.Size) -> None:
     """Raise IndexError if a patch of ``size`` at one of ``corners`` reaches outside a canvas of ``shape``."""
     if not len(corners):
         return
@@ -125,14 +125,14 @@ def check_inside(corners: Tensor, size: int, shape: tuple[int, int] | torch.Size
         )
 
 
-class Frame(NamedTuple):
+class Canvas(NamedTuple):
     """The canvas of a result: object coordinates of its [0, 0] pixel, and its shape."""
 
     origin: tuple[int, int]
     shape: tuple[int, int]
 
 
-def frame_of(corners: Tensor, size: int, margin: int = 2) -> Frame:
+def make_canvas(corners: Tensor, size: int, margin: int = 2) -> Canvas:
     """The canvas that holds every patch of ``size`` at ``corners`` (n, 2) and ``margin`` pixels more on each side.
 
     Every result of one scan is made on this frame, so that results overlay pixel by pixel.
@@ -140,4 +140,4 @@ def frame_of(corners: Tensor, size: int, margin: int = 2) -> Frame:
     low = corners.min(0).values - margin
     high = corners.max(0).values + size + margin
     (top, left), (bottom, right) = low.tolist(), high.tolist()
-    return Frame((top, left), (bottom - top, right - left))
+    return Canvas((top, left), (bottom - top, right - left))

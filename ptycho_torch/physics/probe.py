@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 
 
-def power_of(modes: Tensor) -> Tensor:
+def compute_power(modes: Tensor) -> Tensor:
     """Power of a wave summed over its incoherent modes: (*, M, N, N) complex to (*, N, N) real."""
     power = modes.real.square() + modes.imag.square()
     return power.squeeze(-3) if power.shape[-3] == 1 else power.sum(-3)
 
 
-def orthogonalised(modes: Tensor) -> Tensor:
+def orthogonalize_modes(modes: Tensor) -> Tensor:
     """The same incoherent light by modes that are orthogonal and ordered by power, the strongest first.
 
     Modes mixed by a unitary matrix give the same intensities everywhere, so the singular vectors may stand for them
@@ -29,7 +29,7 @@ def orthogonalised(modes: Tensor) -> Tensor:
     return (phase[:, None] * strengths[:, None] * right).reshape(modes.shape)
 
 
-def centre_of(power: Tensor) -> Tensor:
+def compute_center(power: Tensor) -> Tensor:
     """Centre of mass (y, x) of ``power`` (N, N) real, in pixels, (2,)."""
     total = power.sum()
     rows, columns = (torch.arange(n, dtype=power.dtype, device=power.device) for n in power.shape)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def total_variation(image: Tensor, softness: float = 1e-3) -> Tensor:
+def total_variation(image: Tensor, smoothing: float = 1e-3) -> Tensor:
     """Isotropic total variation: ``Σ √(|∂y|² + |∂x|² + s²) − s``, which flattens noise and keeps edges.
 
     Args:
@@ -14,11 +14,11 @@ def total_variation(image: Tensor, softness: float = 1e-3) -> Tensor:
     Returns:
         A real scalar, 0 where all is flat.
     """
-    squares = _squares(image)
-    return (torch.sqrt(squares + softness**2) - softness).sum()
+    squares = _squared_gradient(image)
+    return (torch.sqrt(squares + smoothing**2) - smoothing).sum()
 
 
-def squared_differences(image: Tensor) -> Tensor:
+def squared_gradient_norm(image: Tensor) -> Tensor:
     """``Σ |∂y|² + |∂x|²``, which keeps what is smooth and blurs edges.
 
     Args:
@@ -27,10 +27,10 @@ def squared_differences(image: Tensor) -> Tensor:
     Returns:
         A real scalar, 0 where all is flat.
     """
-    return _squares(image).sum()
+    return _squared_gradient(image).sum()
 
 
-def _squares(image: Tensor) -> Tensor:
+def _squared_gradient(image: Tensor) -> Tensor:
     """``|∂y|² + |∂x|²`` of each pixel (rows, columns), from differences to the next one; none across the last."""
     parts = torch.view_as_real(image) if image.is_complex() else image[..., None]
     down = torch.diff(parts, dim=0, append=parts[-1:])

@@ -7,7 +7,7 @@ from string import Template
 from typing import Any, NamedTuple
 
 
-class Picture(NamedTuple):
+class ReportImage(NamedTuple):
     """A picture of the report."""
 
     title: str
@@ -17,7 +17,7 @@ class Picture(NamedTuple):
     """Over the whole width, or half of it."""
 
 
-class Figure(NamedTuple):
+class MetricInfo(NamedTuple):
     """How a metric is told to a person."""
 
     label: str
@@ -25,69 +25,81 @@ class Figure(NamedTuple):
     meaning: str
 
 
-FIGURES: dict[str, Figure] = {
-    "r": Figure("R", "", "Σ(|F| − √I)² / ΣI of the stitched object, cut again at every position; 0 is perfect"),
-    "r_floor": Figure("R, noise floor", "", "R if the model were the truth: Poisson counting noise alone"),
-    "amplitude_loss": Figure("amplitude loss", "", "mean of 2(|F| − √I)² a pixel; about ½ at high dose is noise alone"),
-    "held_out_deviance": Figure(
+METRICS: dict[str, MetricInfo] = {
+    "r": MetricInfo("R", "", "Σ(|F| − √I)² / ΣI of the stitched object, cut again at every position; 0 is perfect"),
+    "r_floor": MetricInfo("R, noise floor", "", "R if the model were the truth: Poisson counting noise alone"),
+    "amplitude_loss": MetricInfo(
+        "amplitude loss", "", "mean of 2(|F| − √I)² a pixel; about ½ at high dose is noise alone"
+    ),
+    "held_out_deviance": MetricInfo(
         "held-out deviance",
         "",
         "mean over the detector pixels that no engine saw of −log Poisson(counts | model), less its least value",
     ),
-    "held_out_deviance_floor": Figure("held-out deviance, noise floor", "", "the same if the model were the truth"),
-    "held_out_pixels": Figure("held-out pixels", "", "how many pixels these are"),
-    "validation_r": Figure("R, held out", "", "R over the patterns held out of training"),
-    "validation_r_floor": Figure("R, held out, noise floor", "", "its noise floor"),
-    "validation_loss": Figure("amplitude loss, held out", "", "amplitude loss over the patterns held out of training"),
-    "validation_patterns": Figure("patterns held out", "", "how many patterns these are"),
-    "nrmse": Figure("NRMSE", "", "‖c·reconstruction − truth‖ / ‖truth‖ of the complex fields, best complex c"),
-    "nrmse_scanned_box": Figure("NRMSE, scanned box", "", "the same over the box of the scan positions"),
-    "amplitude_psnr_db": Figure("amplitude PSNR", "dB", "peak: the range of the true amplitude; higher is better"),
-    "amplitude_ssim": Figure("amplitude SSIM", "", "structural similarity; 1 is perfect"),
-    "phase_mae_rad": Figure("phase error", "rad", "mean absolute phase difference, wrapped"),
-    "phase_ssim": Figure("phase SSIM", "", "structural similarity of the unwrapped phases; 1 is perfect"),
-    "frc_crossing_cycles_per_pixel": Figure(
+    "held_out_deviance_floor": MetricInfo("held-out deviance, noise floor", "", "the same if the model were the truth"),
+    "held_out_pixels": MetricInfo("held-out pixels", "", "how many pixels these are"),
+    "validation_r": MetricInfo("R, held out", "", "R over the patterns held out of training"),
+    "validation_r_floor": MetricInfo("R, held out, noise floor", "", "its noise floor"),
+    "validation_loss": MetricInfo(
+        "amplitude loss, held out", "", "amplitude loss over the patterns held out of training"
+    ),
+    "validation_patterns": MetricInfo("patterns held out", "", "how many patterns these are"),
+    "nrmse": MetricInfo("NRMSE", "", "‖c·reconstruction − truth‖ / ‖truth‖ of the complex fields, best complex c"),
+    "nrmse_scanned_box": MetricInfo("NRMSE, scanned box", "", "the same over the box of the scan positions"),
+    "amplitude_psnr_db": MetricInfo("amplitude PSNR", "dB", "peak: the range of the true amplitude; higher is better"),
+    "amplitude_ssim": MetricInfo("amplitude SSIM", "", "structural similarity; 1 is perfect"),
+    "phase_mae_rad": MetricInfo("phase error", "rad", "mean absolute phase difference, wrapped"),
+    "phase_ssim": MetricInfo("phase SSIM", "", "structural similarity of the unwrapped phases; 1 is perfect"),
+    "frc_crossing_cycles_per_pixel": MetricInfo(
         "FRC crossing",
         "cycles/pixel",
         "where the complex Fourier ring correlation with the truth first falls below the ½-bit threshold; "
         "0: never above it; none: never below it",
     ),
-    "frc_resolution_pixels": Figure("resolution", "pixels", "half a period at that crossing; 1 is the best on a grid"),
-    "half_scan_resolution_pixels": Figure(
+    "frc_resolution_pixels": MetricInfo(
+        "resolution", "pixels", "half a period at that crossing; 1 is the best on a grid"
+    ),
+    "half_scan_resolution_pixels": MetricInfo(
         "resolution, half scans",
         "pixels",
         "half a period where two reconstructions from halves of the positions cease to agree; none: they never do",
     ),
-    "half_scan_resolution_nm": Figure("resolution, half scans", "nm", "the same in nanometres"),
-    "half_scan_crossing_cycles_per_pixel": Figure(
+    "half_scan_resolution_nm": MetricInfo("resolution, half scans", "nm", "the same in nanometres"),
+    "half_scan_crossing_cycles_per_pixel": MetricInfo(
         "half-scan FRC crossing",
         "cycles/pixel",
         "where the ring correlation of these two first falls below the ½-bit threshold; 0: never above it",
     ),
-    "half_scan_fixed_crossing_cycles_per_pixel": Figure(
+    "half_scan_fixed_crossing_cycles_per_pixel": MetricInfo(
         "half-scan FRC crossing, fixed", "cycles/pixel", "where it first falls below the fixed level of 0.5"
     ),
-    "half_scan_removed_shift_pixels": Figure("half-scan shift", "pixels", "shift (y, x) of one half onto the other"),
-    "uncertainty_median": Figure("uncertainty", "", "median standard deviation stated, in the object's unit"),
-    "uncertainty_shares": Figure(
+    "half_scan_removed_shift_pixels": MetricInfo(
+        "half-scan shift", "pixels", "shift (y, x) of one half onto the other"
+    ),
+    "uncertainty_median": MetricInfo("uncertainty", "", "median standard deviation stated, in the object's unit"),
+    "uncertainty_shares": MetricInfo(
         "within k σ", "", "share of the pixels whose error is at most ½, 1, 1½, 2, 3 times the stated uncertainty"
     ),
-    "uncertainty_expected_shares": Figure("within k σ, expected", "", "the same for complex Gaussian errors"),
-    "uncertainty_rank_correlation": Figure("uncertainty's rank", "", "Spearman's correlation of it with the error"),
-    "patterns": Figure("patterns", "", "patterns judged"),
-    "patterns_skipped": Figure("patterns skipped", "", "patterns whose window reaches outside the canvas"),
-    "photons_per_pattern": Figure("photons a pattern", "", "mean of the measured patterns, over unmasked pixels"),
-    "coverage_share": Figure("covered share", "", "share of the canvas lit by a tenth or more of the highest coverage"),
-    "covered_pixels": Figure("covered pixels", "", "the same as a number of pixels: the covered region"),
-    "compared_pixels": Figure("compared pixels", "", "pixels of the covered region that the truth has too"),
-    "removed_scale": Figure("scale removed", "", "modulus of the complex factor c"),
-    "removed_phase_rad": Figure("phase removed", "rad", "phase of the complex factor c"),
-    "removed_ramp_rad_per_pixel": Figure("ramp removed", "rad/pixel", "phase ramp (y, x) divided out, if asked"),
-    "removed_shift_pixels": Figure("shift removed", "pixels", "shift (y, x) applied to the reconstruction, if asked"),
+    "uncertainty_expected_shares": MetricInfo("within k σ, expected", "", "the same for complex Gaussian errors"),
+    "uncertainty_rank_correlation": MetricInfo("uncertainty's rank", "", "Spearman's correlation of it with the error"),
+    "patterns": MetricInfo("patterns", "", "patterns judged"),
+    "patterns_skipped": MetricInfo("patterns skipped", "", "patterns whose window reaches outside the canvas"),
+    "photons_per_pattern": MetricInfo("photons a pattern", "", "mean of the measured patterns, over unmasked pixels"),
+    "coverage_share": MetricInfo(
+        "covered share", "", "share of the canvas lit by a tenth or more of the highest coverage"
+    ),
+    "covered_pixels": MetricInfo("covered pixels", "", "the same as a number of pixels: the covered region"),
+    "compared_pixels": MetricInfo("compared pixels", "", "pixels of the covered region that the truth has too"),
+    "removed_scale": MetricInfo("scale removed", "", "modulus of the complex factor c"),
+    "removed_phase_rad": MetricInfo("phase removed", "rad", "phase of the complex factor c"),
+    "removed_ramp_rad_per_pixel": MetricInfo("ramp removed", "rad/pixel", "phase ramp (y, x) divided out, if asked"),
+    "removed_shift_pixels": MetricInfo(
+        "shift removed", "pixels", "shift (y, x) applied to the reconstruction, if asked"
+    ),
 }
 """What each entry of ``metrics.json`` means, in the order of the table."""
 
-_HEADLINES = (
+_HEADLINE_METRICS = (
     "r",
     "r_floor",
     "held_out_deviance",
@@ -101,7 +113,7 @@ _HEADLINES = (
     "photons_per_pattern",
 )
 
-_PAGE = Template("""<!DOCTYPE html>
+_PAGE_TEMPLATE = Template("""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -157,7 +169,7 @@ def render_report(
     *,
     title: str,
     subtitle: str,
-    pictures: Sequence[Picture],
+    pictures: Sequence[ReportImage],
     metrics: Mapping[str, Any],
     command: str,
     origin: Mapping[str, Any],
@@ -168,58 +180,58 @@ def render_report(
         title: heading of the page.
         subtitle: a line below it.
         pictures: in order.
-        metrics: as in ``metrics.json``; entries are explained by :data:`FIGURES`.
+        metrics: as in ``metrics.json``; entries are explained by :data:`METRICS`.
         command: the exact command that made the result.
         origin: what is known of the result, by name.
     """
-    return _PAGE.substitute(
+    return _PAGE_TEMPLATE.substitute(
         title=html.escape(title),
         subtitle=html.escape(subtitle),
-        tiles="".join(_tile(name, metrics[name]) for name in _HEADLINES if metrics.get(name) is not None),
-        pictures="\n".join(map(_picture, pictures)),
-        metrics="\n".join(_metric(name, metrics[name]) for name in FIGURES if name in metrics),
+        tiles="".join(_render_tile(name, metrics[name]) for name in _HEADLINE_METRICS if metrics.get(name) is not None),
+        pictures="\n".join(map(_render_image, pictures)),
+        metrics="\n".join(_render_metric(name, metrics[name]) for name in METRICS if name in metrics),
         command=html.escape(command),
         origin="\n".join(
-            f"<tr><td>{html.escape(name)}</td><td><code>{html.escape(_brief(value))}</code></td></tr>"
+            f"<tr><td>{html.escape(name)}</td><td><code>{html.escape(_abbreviate(value))}</code></td></tr>"
             for name, value in origin.items()
         ),
     )
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A metric as text: four significant digits, thousands apart, ``none`` for null."""
     if value is None:
         return "none"
     if isinstance(value, list | tuple):
-        return ", ".join(map(shown, value))
+        return ", ".join(map(format_value, value))
     if isinstance(value, float) and not (value.is_integer() and abs(value) < 1e15):
         return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
     return f"{value:,.0f}" if isinstance(value, int | float) else str(value)
 
 
-def _brief(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     """A value of the origin table; long lists are counted rather than printed."""
     if isinstance(value, list | tuple) and len(value) > 20:
         return f"{len(value)} values, {value[0]} … {value[-1]}"
     return str(value)
 
 
-def _tile(name: str, value: Any) -> str:
-    figure = FIGURES[name]
+def _render_tile(name: str, value: Any) -> str:
+    figure = METRICS[name]
     label = html.escape(f"{figure.label} ({figure.unit})" if figure.unit else figure.label)
-    return f'<div class="tile"><b>{html.escape(shown(value))}</b><span>{label}</span></div>'
+    return f'<div class="tile"><b>{html.escape(format_value(value))}</b><span>{label}</span></div>'
 
 
-def _metric(name: str, value: Any) -> str:
-    figure = FIGURES[name]
-    number = html.escape(f"{shown(value)} {figure.unit if value is not None else ''}".strip())
+def _render_metric(name: str, value: Any) -> str:
+    figure = METRICS[name]
+    number = html.escape(f"{format_value(value)} {figure.unit if value is not None else ''}".strip())
     return (
         f'<tr><td class="label">{html.escape(figure.label)}</td><td class="number">{number}</td>'
         f'<td class="meaning">{html.escape(figure.meaning)}</td></tr>'
     )
 
 
-def _picture(picture: Picture) -> str:
+def _render_image(picture: ReportImage) -> str:
     data = base64.b64encode(picture.png).decode("ascii")
     title, caption = html.escape(picture.title), html.escape(picture.caption)
     kind = ' class="wide"' if picture.wide else ""

@@ -4,23 +4,27 @@ import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import DataError
-from ptycho_torch.core.files import make_output_dir, write_json, write_text, written_whole
+from ptycho_torch.core.files import atomic_write, make_output_dir, write_json, write_text
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.evaluation.alignment import covered_region
+from ptycho_torch.evaluation.alignment import compute_covered_region
+from ptycho_torch.evaluation.fourier_error import (
+    FourierError,
+    compute_fourier_error,
+    compute_measured_photons,
+    predict_photons,
+    select_intensities,
+)
 from ptycho_torch.evaluation.metrics import TruthComparison, compare_with_truth
-from ptycho_torch.evaluation.uncertainty_calibration import Calibration, calibration_of
+from ptycho_torch.evaluation.uncertainty_calibration import UncertaintyCalibration, compute_calibration
 from ptycho_torch.plotting import figures
-from ptycho_torch.plotting.report import Picture, render_report
-
-if TYPE_CHECKING:
-    from ptycho_torch.evaluation.fourier_error import Consistency
+from ptycho_torch.plotting.report import ReportImage, render_report
 
 
 class ExamplePatterns(NamedTuple):
@@ -35,14 +39,14 @@ class ExamplePatterns(NamedTuple):
     titles: list[str]
 
 
-class Judgement(NamedTuple):
+class EvaluationResult(NamedTuple):
     """All that is found out about a reconstruction, from what was given."""
 
-    consistency: "Consistency | None" = None
-    validation: "Consistency | None" = None
+    fourier_error: FourierError | None = None
+    validation: FourierError | None = None
     patterns: ExamplePatterns | None = None
     comparison: TruthComparison | None = None
-    calibration: Calibration | None = None
+    calibration: UncertaintyCalibration | None = None
 
 
 def write_results(
@@ -56,7 +60,7 @@ def write_results(
     validation: NDArray[np.intp] | None = None,
     device: str = "cpu",
     report: bool = True,
-    further: Sequence[Picture] = (),
+    extra_images: Sequence[ReportImage] = (),
     found: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write ``reconstruction.npz``, two pictures, ``metrics.json`` and ``report.html`` into ``output_dir``.
@@ -72,7 +76,7 @@ def write_results(
         device: where the patterns are predicted.
         report: write the report and the pictures too.
         further: pictures that the report shows after its own.
-        found: further metrics, by names that :data:`ptycho_torch.plotting.report.FIGURES` explains.
+        found: further metrics, by names that :data:`ptycho_torch.plotting.report.METRICS` explains.
 
     Returns:
         What is in ``metrics.json``.
@@ -80,17 +84,17 @@ def write_results(
     Raises:
         DataError: the folder cannot be made, or what was given does not belong together.
     """
-    judgement = judge(
+    evaluation = evaluate_result(
         reconstruction, scan, photons_per_unit=photons_per_unit, truth=truth, validation=validation, device=device
     )
     output_dir = make_output_dir(output_dir)
     reconstruction.save(output_dir / "reconstruction.npz")
-    return write_judgement(
-        output_dir, reconstruction, judgement, command=command, report=report, further=further, found=found
+    return write_evaluation(
+        output_dir, reconstruction, evaluation, command=command, report=report, extra_images=extra_images, found=found
     )
 
 
-def judge(
+def evaluate_result(
     reconstruction: Reconstruction,
     scan: Scan | None = None,
     *,
@@ -100,85 +104,85 @@ def judge(
     remove_ramp: bool = False,
     remove_shift: bool = False,
     device: str = "cpu",
-) -> Judgement:
+) -> EvaluationResult:
     """Compare a reconstruction with the patterns of ``scan`` and with ``truth``, each where it is given.
 
     Raises:
         DataError: the object cannot be shown (nothing is covered, or it is not finite), or does not belong to the rest.
     """
-    covered_region(reconstruction)  # raises before anything is computed or written
-    judgement = Judgement()
+    compute_covered_region(reconstruction)  # raises before anything is computed or written
+    evaluation = EvaluationResult()
     if scan is not None:
-        from ptycho_torch.evaluation.fourier_error import consistency  # torch, which a truth alone does without
-
-        measured = consistency(reconstruction, scan, photons_per_unit=photons_per_unit, device=device)
-        patterns = example_patterns(reconstruction, scan, measured, photons_per_unit)
-        judgement = Judgement(measured, None, patterns)
+        measured = compute_fourier_error(reconstruction, scan, photons_per_unit=photons_per_unit, device=device)
+        patterns = select_example_patterns(reconstruction, scan, measured, photons_per_unit)
+        evaluation = EvaluationResult(measured, None, patterns)
         if validation is not None and len(validation):
-            held_out = consistency(
+            held_out = compute_fourier_error(
                 reconstruction, scan, photons_per_unit=photons_per_unit, device=device, indices=validation
             )
-            judgement = judgement._replace(validation=held_out)
+            evaluation = evaluation._replace(validation=held_out)
     if truth is not None:
         comparison = compare_with_truth(reconstruction, truth, remove_ramp=remove_ramp, remove_shift=remove_shift)
-        judgement = judgement._replace(comparison=comparison, calibration=calibration_of(reconstruction, comparison))
-    return judgement
+        evaluation = evaluation._replace(
+            comparison=comparison, calibration=compute_calibration(reconstruction, comparison)
+        )
+    return evaluation
 
 
-def write_judgement(
+def write_evaluation(
     output_dir: Path,
     reconstruction: Reconstruction,
-    judgement: Judgement,
+    evaluation: EvaluationResult,
     *,
     command: str,
     report: bool = True,
-    further: Sequence[Picture] = (),
+    extra_images: Sequence[ReportImage] = (),
     found: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write ``metrics.json`` and, with ``report``, the two plain pictures and ``report.html``; return the metrics."""
-    metrics = metrics_of(reconstruction, judgement)
-    metrics |= {name: _finite(value) for name, value in (found or {}).items()}
+    metrics = collect_metrics(reconstruction, evaluation)
+    metrics |= {name: _convert_to_finite(value) for name, value in (found or {}).items()}
     if not report:
         write_json(output_dir / "metrics.json", metrics)
         return metrics
     page = render_report(
         title="Ptychographic reconstruction",
-        subtitle=_subtitle(reconstruction),
-        pictures=[*report_pictures(reconstruction, judgement), *further],
+        subtitle=_make_subtitle(reconstruction),
+        pictures=[*make_report_images(reconstruction, evaluation), *extra_images],
         metrics=metrics,
         command=command,
-        origin=_origin(reconstruction),
+        origin=_collect_origin(reconstruction),
     )
-    write_pictures(output_dir, reconstruction)
+    write_images(output_dir, reconstruction)
     write_json(output_dir / "metrics.json", metrics)
     write_text(output_dir / "report.html", page)
     return metrics
 
 
-def write_pictures(output_dir: Path, reconstruction: Reconstruction) -> list[Path]:
+def write_images(output_dir: Path, reconstruction: Reconstruction) -> list[Path]:
     """Write ``reconstructed_amplitude.png`` and ``reconstructed_phase.png`` into a folder that is there.
 
     Raises:
         DataError: nothing is covered, or the folder cannot be written to.
     """
-    view = figures.view_of(reconstruction)
-    plain = {"amplitude": figures.amplitude_picture(view), "phase": figures.phase_picture(view)}
+    view = figures.crop_to_covered_region(reconstruction)
+    plain = {"amplitude": figures.render_amplitude(view), "phase": figures.render_phase(view)}
     paths = [output_dir / f"reconstructed_{name}.png" for name in plain]
     for path, png in zip(paths, plain.values(), strict=True):
-        with written_whole(path) as aside:
-            aside.write_bytes(png)
+        with atomic_write(path) as temp_path:
+            temp_path.write_bytes(png)
     return paths
 
 
-def metrics_of(reconstruction: Reconstruction, judgement: Judgement) -> dict[str, Any]:
+def collect_metrics(reconstruction: Reconstruction, evaluation: EvaluationResult) -> dict[str, Any]:
     """The entries of ``metrics.json``: numbers, lists of numbers, or None for what is not finite or not defined.
 
-    :data:`ptycho_torch.plotting.report.FIGURES` says what each is.
+    :data:`ptycho_torch.plotting.report.METRICS` says what each is.
     """
-    region = covered_region(reconstruction)
+    region = compute_covered_region(reconstruction)
     metrics: dict[str, Any] = {"coverage_share": region.mean(), "covered_pixels": int(region.sum())}
-    if judgement.consistency is not None:
-        found = judgement.consistency
+    if evaluation.fourier_error is not None:
+        found = evaluation.fourier_error
         metrics |= {
             "r": found.r,
             "r_floor": found.r_floor,
@@ -187,36 +191,35 @@ def metrics_of(reconstruction: Reconstruction, judgement: Judgement) -> dict[str
             "patterns_skipped": found.skipped,
             "photons_per_pattern": found.photons_per_pattern,
         }
-    if judgement.validation is not None:
-        held_out = judgement.validation
+    if evaluation.validation is not None:
+        held_out = evaluation.validation
         metrics |= {
             "validation_r": held_out.r,
             "validation_r_floor": held_out.r_floor,
             "validation_loss": held_out.loss,
             "validation_patterns": len(held_out.indices),
         }
-    if judgement.comparison is not None:
-        metrics |= judgement.comparison.figures()
+    if evaluation.comparison is not None:
+        metrics |= evaluation.comparison.to_metrics()
     if reconstruction.uncertainty is not None:
         metrics["uncertainty_median"] = np.median(reconstruction.uncertainty[region])
-    if judgement.calibration is not None:
-        metrics |= judgement.calibration.figures()
-    return {name: _finite(value) for name, value in metrics.items()}
+    if evaluation.calibration is not None:
+        metrics |= evaluation.calibration.to_metrics()
+    return {name: _convert_to_finite(value) for name, value in metrics.items()}
 
 
-def example_patterns(
-    reconstruction: Reconstruction, scan: Scan, found: "Consistency", photons_per_unit: float
+def select_example_patterns(
+    reconstruction: Reconstruction, scan: Scan, found: FourierError, photons_per_unit: float
 ) -> ExamplePatterns:
     """The patterns that the model explains best, middling and worst, by their R."""
-    from ptycho_torch.evaluation.fourier_error import expected_photons, intensities_of, measured_photons
 
     order = np.argsort(found.per_pattern, kind="stable")  # patterns without a photon have R = NaN and come last
     usable = order[: max(1, int(np.isfinite(found.per_pattern).sum()))]
     places = usable[[0, len(usable) // 2, len(usable) - 1]]
     chosen = found.indices[places]
-    brightness = intensities_of(reconstruction, scan, chosen)
-    predicted = expected_photons(reconstruction, scan.positions[chosen], intensities=brightness).numpy()
-    measured = measured_photons(scan, chosen, photons_per_unit).numpy()
+    batch_intensities = select_intensities(reconstruction, scan, chosen)
+    predicted = predict_photons(reconstruction, scan.positions[chosen], intensities=batch_intensities).numpy()
+    measured = compute_measured_photons(scan, chosen, photons_per_unit).numpy()
     measured, predicted = (np.fft.fftshift(patterns, axes=(-2, -1)) for patterns in (measured, predicted))
     if scan.mask is not None:
         measured = np.where(scan.mask if scan.mask.ndim == 2 else scan.mask[chosen], measured, np.float32(np.nan))
@@ -227,86 +230,90 @@ def example_patterns(
     return ExamplePatterns(measured, predicted, titles)
 
 
-def report_pictures(reconstruction: Reconstruction, judgement: Judgement) -> list[Picture]:
+def make_report_images(reconstruction: Reconstruction, evaluation: EvaluationResult) -> list[ReportImage]:
     """The pictures that the report shows, in order."""
     pictures = [
-        Picture(
+        ReportImage(
             "Object",
-            figures.object_figure(figures.view_of(reconstruction)),
+            figures.plot_object(figures.crop_to_covered_region(reconstruction)),
             "The covered region, axes in object pixels. The mean over the region is real: the global phase is free.",
         ),
-        Picture(
+        ReportImage(
             "Illumination",
-            figures.illumination_figure(reconstruction),
+            figures.plot_illumination(reconstruction),
             "Probe power summed over the scan positions (dots), and the probe: hue is phase, brightness amplitude.",
         ),
     ]
-    if judgement.comparison is not None:
+    if evaluation.comparison is not None:
         removed = "After the best complex factor and whatever else the table names as removed. Errors: 99th percentile."
-        pictures.insert(1, Picture("Against the truth", figures.truth_figure(judgement.comparison), removed))
-    pictures += _uncertainty_pictures(reconstruction, judgement)
-    if judgement.patterns is not None:
-        told = "Photons on a log scale; the patterns that the stitched object explains best, middling and worst."
-        pictures.append(Picture("Diffraction patterns", figures.patterns_figure(*judgement.patterns), told))
-    history = figures.history_figure(reconstruction.history)
-    frc = judgement.comparison.frc if judgement.comparison is not None else None
+        pictures.insert(
+            1, ReportImage("Against the truth", figures.plot_truth_comparison(evaluation.comparison), removed)
+        )
+    pictures += _make_uncertainty_images(reconstruction, evaluation)
+    if evaluation.patterns is not None:
+        caption = "Photons on a log scale; the patterns that the stitched object explains best, middling and worst."
+        pictures.append(ReportImage("Diffraction patterns", figures.plot_patterns(*evaluation.patterns), caption))
+    history = figures.plot_history(reconstruction.history)
+    frc = evaluation.comparison.frc if evaluation.comparison is not None else None
     if history is not None:
-        title, told = _history_caption(reconstruction.history)
-        pictures.append(Picture(title, history, told, wide=frc is None))
+        title, caption = _make_history_caption(reconstruction.history)
+        pictures.append(ReportImage(title, history, caption, wide=frc is None))
     if frc is not None:
-        told = "Complex fields of reconstruction and truth, without their means, under a Hann taper."
-        pictures.append(Picture("Fourier ring correlation", figures.frc_figure(frc), told, wide=history is None))
+        caption = "Complex fields of reconstruction and truth, without their means, under a Hann taper."
+        pictures.append(ReportImage("Fourier ring correlation", figures.plot_frc(frc), caption, wide=history is None))
     return pictures
 
 
-def _uncertainty_pictures(reconstruction: Reconstruction, judgement: Judgement) -> list[Picture]:
+def _make_uncertainty_images(reconstruction: Reconstruction, evaluation: EvaluationResult) -> list[ReportImage]:
     """The stated standard deviation, beside the true error where that is known."""
-    if judgement.calibration is not None and judgement.comparison is not None:
-        told = "Stated standard deviation and true error on one scale, and how many pixels lie within k of the former."
-        figure = figures.calibration_figure(judgement.calibration, judgement.comparison.pair)
-        return [Picture("Uncertainty against the error", figure, told)]
+    if evaluation.calibration is not None and evaluation.comparison is not None:
+        caption = (
+            "Stated standard deviation and true error on one scale, and how many pixels lie within k of the former."
+        )
+        figure = figures.plot_calibration(evaluation.calibration, evaluation.comparison.overlap_region)
+        return [ReportImage("Uncertainty against the error", figure, caption)]
     if reconstruction.uncertainty is not None:
-        told = "The root of the mean squared distance of the complex object from the truth that is to be expected."
-        return [Picture("Uncertainty", figures.uncertainty_figure(reconstruction), told, wide=False)]
+        caption = "The root of the mean squared distance of the complex object from the truth that is to be expected."
+        return [ReportImage("Uncertainty", figures.plot_uncertainty(reconstruction), caption, wide=False)]
     return []
 
 
-def _history_caption(history: Mapping[str, Sequence[float]]) -> tuple[str, str]:
+def _make_history_caption(history: Mapping[str, Sequence[float]]) -> tuple[str, str]:
     """Title and caption of the picture of a history."""
     if "r" not in history:
         return "Loss", "As recorded by the maker of the result."
-    told = "R of each epoch, batch by batch before its step, and what counting noise alone would leave of it."
+    caption = "R of each epoch, batch by batch before its step, and what counting noise alone would leave of it."
     if "held_out_deviance" in history:
-        told += " Below: how well pixels that no engine saw are predicted after each epoch."
-    return "Convergence", told
+        caption += " Below: how well pixels that no engine saw are predicted after each epoch."
+    return "Convergence", caption
 
 
-def stage_pictures(stages: Sequence[tuple[str, Reconstruction]]) -> list[Picture]:
+def make_stage_images(stages: Sequence[tuple[str, Reconstruction]]) -> list[ReportImage]:
     """The object after each stage of a chain, by the name of the stage."""
     return [
-        Picture(
+        ReportImage(
             f"Stage {number}: {name}",
-            figures.object_figure(figures.view_of(result)),
-            f"The object that this stage left{_last_r(result)}.",
+            figures.plot_object(figures.crop_to_covered_region(result)),
+            f"The object that this stage left{_format_last_r(result)}.",
         )
         for number, (name, result) in enumerate(stages, start=1)
     ]
 
 
-def _last_r(result: Reconstruction) -> str:
+def _format_last_r(result: Reconstruction) -> str:
     r = result.history.get("r", [])
     return f", R {r[-1]:.4g} in its last epoch" if r else ""
 
 
-def _subtitle(reconstruction: Reconstruction) -> str:
+def _make_subtitle(reconstruction: Reconstruction) -> str:
     rows, columns = reconstruction.object.shape
     method = reconstruction.metadata.get("method")
-    told = [str(method)] if method else []
-    told += [f"{len(reconstruction.positions):,} positions", f"canvas of {rows} × {columns} pixels"]
-    return " · ".join([*told, f"ptycho-torch {version('ptycho-torch')}"])
+    caption = [str(method)] if method else []
+    caption += [f"{len(reconstruction.positions):,} positions", f"canvas of {rows} × {columns} pixels"]
+    return " · ".join([*caption, f"ptycho-torch {version('ptycho-torch')}"])
 
 
-def _origin(reconstruction: Reconstruction) -> dict[str, Any]:
+def _collect_origin(reconstruction: Reconstruction) -> dict[str, Any]:
     modes, size, _ = reconstruction.probe.shape
     return dict(sorted(reconstruction.metadata.items())) | {
         "probe": f"{modes} mode{'s' * (modes > 1)} of {size} × {size} pixels",
@@ -315,10 +322,10 @@ def _origin(reconstruction: Reconstruction) -> dict[str, Any]:
     }
 
 
-def _finite(value: Any) -> Any:
+def _convert_to_finite(value: Any) -> Any:
     """``value`` in plain Python types, None where it is not finite."""
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [_convert_to_finite(item) for item in value]
     if value is None or isinstance(value, bool | int):
         return value
     if not isinstance(value, float | np.floating):

@@ -16,32 +16,32 @@ from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
-Turns = NDArray[np.complex128]
+PhaseFactors = NDArray[np.complex128]
 
-SUSPECT = 16.0
+OUTLIER_RATIO = 16.0
 """A patch is trusted less once its mean squared disagreement is this many times the median."""
 
-AGREED = 1e-4
+MIN_RELATIVE_DISAGREEMENT = 1e-4
 """Squared disagreement, as a share of the object's mean square, below which no patch is suspected."""
 
-REWEIGHTINGS = 4
-EIGEN_STEPS, EIGEN_RESIDUAL = 1000, 1e-6
-SMALL = 16  # patches up to which the graph is written down: less work than steps on it
-NEWTON_STEPS, NEWTON_ANGLE = 20, 1e-9
-CONJUGATE_STEPS = 200
+MAX_REWEIGHTINGS = 4
+MAX_EIGEN_STEPS, EIGEN_TOLERANCE = 1000, 1e-6
+MAX_DENSE_PATCHES = 16  # patches up to which the graph is written down: less work than steps on it
+MAX_NEWTON_STEPS, NEWTON_TOLERANCE_RAD = 20, 1e-9
+MAX_CONJUGATE_STEPS = 200
 
 
-class Synchronised(NamedTuple):
+class Synchronization(NamedTuple):
     """What makes patches agree."""
 
-    turns: Turns
+    phase_factors: PhaseFactors
     """(n,) of modulus one."""
 
-    trust: NDArray[np.float64]
+    patch_weights: NDArray[np.float64]
     """(n,) above 0, at most 1: factors on the weights; 1 where a patch disagrees no more than most do."""
 
 
-class Samples(NamedTuple):
+class PatchSamples(NamedTuple):
     """Patches at some of their pixels, the same pixels of the canvas for all."""
 
     values: NDArray[np.complex128]
@@ -50,11 +50,11 @@ class Samples(NamedTuple):
     weights: NDArray[np.float64]
     """(n, k), not negative."""
 
-    places: NDArray[np.int64]
+    canvas_indices: NDArray[np.int64]
     """(n, k): which pixel of the canvas, counted from 0."""
 
 
-def synchronise(samples: Samples) -> Synchronised:
+def synchronize_phases(samples: PatchSamples) -> Synchronization:
     """The turns that make patches agree best, and how far each patch may be trusted.
 
     A patch that disagrees with its neighbours far more than most do (of a dead pattern, say) loses its say: iteratively
@@ -62,53 +62,55 @@ def synchronise(samples: Samples) -> Synchronised:
     the patches' weights, so patches that agree already stay as they are.
     """
     count = len(samples.values)
-    turns, trust = np.ones(count, np.complex128), np.ones(count)
-    islands = _islands(samples)
+    phase_factors, patch_weights = np.ones(count, np.complex128), np.ones(count)
+    components = _find_components(samples)
     light = (samples.weights * np.abs(samples.values) ** 2).sum(1)
-    for number in range(REWEIGHTINGS + 1):
-        matrix = _matrix(samples, trust)
-        for island in islands:
-            part = matrix[island]
-            start = turns[island] if number else _by_eigenvector(part, light[island])
-            turns[island] = _by_newton(part, start)
-        before, trust = trust, _trust(samples, turns, trust)
-        if np.abs(trust - before).max(initial=0) < 0.05:
+    for number in range(MAX_REWEIGHTINGS + 1):
+        matrix = _build_matrix(samples, patch_weights)
+        for component in components:
+            part = matrix[component]
+            start = phase_factors[component] if number else _solve_by_eigenvector(part, light[component])
+            phase_factors[component] = _solve_by_newton(part, start)
+        before, patch_weights = patch_weights, _compute_patch_weights(samples, phase_factors, patch_weights)
+        if np.abs(patch_weights - before).max(initial=0) < 0.05:
             break
-    for island in islands:
-        mean = (samples.weights[island].sum(1) * turns[island]).sum()
-        turns[island] *= np.conj(_unit(mean))
-    return Synchronised(turns, trust)
+    for component in components:
+        mean = (samples.weights[component].sum(1) * phase_factors[component]).sum()
+        phase_factors[component] *= np.conj(_normalize_modulus(mean))
+    return Synchronization(phase_factors, patch_weights)
 
 
-def _matrix(samples: Samples, trust: NDArray[np.float64]) -> Any:
+def _build_matrix(samples: PatchSamples, patch_weights: NDArray[np.float64]) -> Any:
     """M of the module's docstring, sparse, (n, pixels)."""
     from scipy.sparse import csr_array
 
     count, each = samples.values.shape
-    weights = samples.weights * trust[:, None]
-    total = np.bincount(samples.places.ravel(), weights.ravel())
-    data = weights * samples.values / np.sqrt(np.maximum(total, np.finfo(float).tiny))[samples.places]
-    return csr_array((data.ravel(), samples.places.ravel(), np.arange(0, data.size + 1, each)), (count, len(total)))
+    weights = samples.weights * patch_weights[:, None]
+    total = np.bincount(samples.canvas_indices.ravel(), weights.ravel())
+    data = weights * samples.values / np.sqrt(np.maximum(total, np.finfo(float).tiny))[samples.canvas_indices]
+    return csr_array(
+        (data.ravel(), samples.canvas_indices.ravel(), np.arange(0, data.size + 1, each)), (count, len(total))
+    )
 
 
-def _islands(samples: Samples) -> list[NDArray[np.intp]]:
+def _find_components(samples: PatchSamples) -> list[NDArray[np.intp]]:
     """The patches (indices) of each connected part of the overlap graph; those without weight or content in none."""
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
 
     count = len(samples.values)
-    seen = (samples.weights > 0) & (samples.values != 0)
-    rows = np.broadcast_to(np.arange(count)[:, None], seen.shape)[seen]
-    pixels = samples.places[seen] + count
-    size = int(samples.places.max(initial=0)) + 1 + count
+    occupied = (samples.weights > 0) & (samples.values != 0)
+    rows = np.broadcast_to(np.arange(count)[:, None], occupied.shape)[occupied]
+    pixels = samples.canvas_indices[occupied] + count
+    size = int(samples.canvas_indices.max(initial=0)) + 1 + count
     _, labels = connected_components(csr_array((np.ones(len(rows)), (rows, pixels)), (size, size)), directed=False)
     labels = labels[:count]
     order = np.argsort(labels, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
-    return [group for group in groups if seen[group].any()]
+    return [group for group in groups if occupied[group].any()]
 
 
-def _by_eigenvector(matrix: Any, light: NDArray[np.float64]) -> Turns:
+def _solve_by_eigenvector(matrix: Any, light: NDArray[np.float64]) -> PhaseFactors:
     """The phases of the leading eigenvector of ``M̄ Mᵀ``, each patch over the root of its ``light`` Σ w |p|², (n,).
 
     The scale takes from a patch of garbage what its brightness would give it, and where all agree, the eigenvalue is 1
@@ -118,38 +120,40 @@ def _by_eigenvector(matrix: Any, light: NDArray[np.float64]) -> Turns:
 
     norms = np.sqrt(np.maximum(light, np.finfo(float).tiny))
     forth, back = (matrix / norms[:, None]).T.tocsr(), (matrix / norms[:, None]).conj().tocsr()
-    if len(norms) <= SMALL:
-        return _unit(np.linalg.eigh((back @ forth).toarray())[1][:, -1])
+    if len(norms) <= MAX_DENSE_PATCHES:
+        return _normalize_modulus(np.linalg.eigh((back @ forth).toarray())[1][:, -1])
     graph = LinearOperator((len(norms),) * 2, matvec=lambda vector: back @ (forth @ vector), dtype=np.complex128)
     start = norms.astype(np.complex128)[:, None]
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        vector = lobpcg(graph, start, largest=True, tol=EIGEN_RESIDUAL, maxiter=EIGEN_STEPS)[1]
-    if said:  # Newton's method goes on from what there is
+        vector = lobpcg(graph, start, largest=True, tol=EIGEN_TOLERANCE, maxiter=MAX_EIGEN_STEPS)[1]
+    if caught:  # Newton's method goes on from what there is
         log.info("the phases of %d patches settle slowly: their eigenvector is not exact", len(norms))
-    return _unit(vector[:, 0])
+    return _normalize_modulus(vector[:, 0])
 
 
-def _by_newton(matrix: Any, turns: Turns) -> Turns:
+def _solve_by_newton(matrix: Any, phase_factors: PhaseFactors) -> PhaseFactors:
     """Turns that nothing turns further: Newton's method on the angles, each step by conjugate gradients."""
     forth = matrix.T.tocsr()
     back = matrix.conj()
-    for _ in range(NEWTON_STEPS):
-        pull = turns.conj() * (back @ (forth @ turns))
-        if np.abs(np.angle(pull)).max() < NEWTON_ANGLE:
+    for _ in range(MAX_NEWTON_STEPS):
+        pull = phase_factors.conj() * (back @ (forth @ phase_factors))
+        if np.abs(np.angle(pull)).max() < NEWTON_TOLERANCE_RAD:
             break
-        angles = _newton_step(pull, lambda step, at=turns: (at.conj() * (back @ (forth @ (at * step)))).real)
-        gain = np.linalg.norm(forth @ turns)
+        angles = _solve_newton_step(
+            pull, lambda step, at=phase_factors: (at.conj() * (back @ (forth @ (at * step)))).real
+        )
+        gain = np.linalg.norm(forth @ phase_factors)
         # Half as far where that overshoots; at the last the plain angles, which never do.
-        for tried in (angles, angles / 2, angles / 4, np.angle(pull)):
-            turned = turns * np.exp(1j * tried)
-            if np.linalg.norm(forth @ turned) >= gain:
+        for candidate in (angles, angles / 2, angles / 4, np.angle(pull)):
+            rotated = phase_factors * np.exp(1j * candidate)
+            if np.linalg.norm(forth @ rotated) >= gain:
                 break
-        turns = turned
-    return turns
+        phase_factors = rotated
+    return phase_factors
 
 
-def _newton_step(pull: Turns, apply: Any) -> NDArray[np.float64]:
+def _solve_newton_step(pull: PhaseFactors, apply: Any) -> NDArray[np.float64]:
     """Angles (n,) that solve ``(diag(Re pull) − apply) angles = Im pull``, as far as the left side is convex."""
     diagonal = np.maximum(np.abs(pull), np.finfo(float).tiny)
     angles = np.zeros(len(pull))
@@ -157,7 +161,7 @@ def _newton_step(pull: Turns, apply: Any) -> NDArray[np.float64]:
     first = np.linalg.norm(left)
     scaled = left / diagonal
     direction, norm = scaled, left @ scaled
-    for number in range(CONJUGATE_STEPS):
+    for number in range(MAX_CONJUGATE_STEPS):
         image = pull.real * direction - apply(direction)
         curvature = direction @ image
         if curvature <= 0:
@@ -172,21 +176,25 @@ def _newton_step(pull: Turns, apply: Any) -> NDArray[np.float64]:
     return angles
 
 
-def _trust(samples: Samples, turns: Turns, trust: NDArray[np.float64]) -> NDArray[np.float64]:
+def _compute_patch_weights(
+    samples: PatchSamples, phase_factors: PhaseFactors, patch_weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Factors on the weights from what each patch disagrees by, in units of what the median one does."""
-    lit = samples.weights * trust[:, None]
-    total = np.bincount(samples.places.ravel(), lit.ravel())
-    turned = samples.values * turns[:, None]
-    real, imaginary = (np.bincount(samples.places.ravel(), (lit * part).ravel()) for part in (turned.real, turned.imag))
+    lit = samples.weights * patch_weights[:, None]
+    total = np.bincount(samples.canvas_indices.ravel(), lit.ravel())
+    rotated = samples.values * phase_factors[:, None]
+    real, imaginary = (
+        np.bincount(samples.canvas_indices.ravel(), (lit * part).ravel()) for part in (rotated.real, rotated.imag)
+    )
     mean = (real + 1j * imaginary) / np.maximum(total, np.finfo(float).tiny)
     light = np.maximum(samples.weights.sum(1), np.finfo(float).tiny)
-    off = (samples.weights * np.abs(turned - mean[samples.places]) ** 2).sum(1) / light
+    off = (samples.weights * np.abs(rotated - mean[samples.canvas_indices]) ** 2).sum(1) / light
     power = (np.abs(mean) ** 2 * total).sum() / max(float(total.sum()), np.finfo(float).tiny)
-    usual = SUSPECT * np.median(off) + AGREED * power
-    return np.square(np.where(off <= usual, 1, usual / np.maximum(off, np.finfo(float).tiny)))
+    threshold = OUTLIER_RATIO * np.median(off) + MIN_RELATIVE_DISAGREEMENT * power
+    return np.square(np.where(off <= threshold, 1, threshold / np.maximum(off, np.finfo(float).tiny)))
 
 
-def _unit(values: Any) -> Any:
+def _normalize_modulus(values: Any) -> Any:
     """``values`` over their modulus, 1 where that is 0."""
     size = np.abs(values)
     return np.where(size > 0, values / np.where(size > 0, size, 1), 1)

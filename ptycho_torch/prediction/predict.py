@@ -10,45 +10,45 @@ import torch
 from torch import Tensor
 
 from ptycho_torch.core.observer import Observer, SilentObserver
-from ptycho_torch.data.grouping import Indices, nearest_groups
+from ptycho_torch.data.grouping import Indices, find_nearest_groups
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.distributed.process_group import ALONE, Ranks
-from ptycho_torch.engines.modulus_positions import Settling
+from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from ptycho_torch.engines.modulus_positions import GaussNewtonPositionRefiner
 from ptycho_torch.models.model import PtychoModel
-from ptycho_torch.physics.batch import Batch, batch_of_scan
-from ptycho_torch.physics.forward import merge_patches, probe_at
-from ptycho_torch.physics.patches import Frame, frame_of
-from ptycho_torch.physics.probe import power_of
-from ptycho_torch.physics.updates import Lit, Scene, scene_of
+from ptycho_torch.physics.batch import Batch, make_batch
+from ptycho_torch.physics.forward import merge_patches, shift_probe
+from ptycho_torch.physics.patches import Canvas, make_canvas
+from ptycho_torch.physics.probe import compute_power
+from ptycho_torch.physics.updates import IlluminatedPatterns, ObjectPatterns, make_object_patterns
 from ptycho_torch.prediction.stitching import stitch
 
 log = logging.getLogger(__name__)
 
-TRUSTED = 0.5
+MIN_PATTERN_WEIGHT = 0.5
 """Patterns whose patches stitching trusts less than this are not looked at again, nor moved."""
 
-DARK = 0.01
+MIN_PHOTON_FRACTION = 0.01
 """Share of the photons of the median pattern below which one is dead: neither looked at again nor moved, either."""
 
-AGAIN = 2
+EXTRA_OBJECT_STAGES = 2
 """Looks at a whole object beyond those of a lesson: they go on improving it."""
 
-OBJECT_DIVISOR = 8
+CANVAS_MULTIPLE_PX = 8
 """The sides of an object that a network looks at are divisible by this."""
 
-MARGIN = 2
+CANVAS_MARGIN_PX = 2
 """Pixels of canvas beyond the outermost windows, wherever they are moved. For that it is wider by a multiple of
-:data:`OBJECT_DIVISOR`, which leaves a network that pools the object where it was."""
+:data:`CANVAS_MULTIPLE_PX`, which leaves a network that pools the object where it was."""
 
 
-def reconstruct_by_network(
+def predict_scan(
     model: PtychoModel,
     scan: Scan,
     photons_per_unit: float,
     *,
     gridsize: int = 1,
-    centres: Indices | None = None,
+    centers: Indices | None = None,
     batch_size: int = 64,
     precision: str = "fp32",
     observer: Observer | None = None,
@@ -57,7 +57,7 @@ def reconstruct_by_network(
     probe: Tensor | None = None,
     position_bound: float | None = None,
     background: Tensor | None = None,
-    ranks: Ranks = ALONE,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> Reconstruction:
     """Predict the patch of each group's centre and stitch them.
 
@@ -82,37 +82,37 @@ def reconstruct_by_network(
             explains its pattern best; None: positions stay. A network that looks at the whole moves them between its
             looks, any other before a second pass.
         background: (N, N) photons in every pattern, zero frequency at [0, 0], that positions are found beside.
-        ranks: this process, the first, and those that call :func:`assist` meanwhile.
+        ranks: this process, the first, and those that call :func:`predict_scan_share` meanwhile.
 
     Raises:
         ConfigError: fewer than g² positions, or no probe where the model has none or several.
     """
-    work = _Work(
+    work = _ScanPredictor(
         model,
         photons_per_unit,
         gridsize,
-        np.arange(len(scan)) if centres is None else centres,
+        np.arange(len(scan)) if centers is None else centers,
         batch_size,
         precision,
         model.probe if probe is None else probe,
         position_bound,
         background,
         observer or SilentObserver(),
-        ranks,
+        process_group,
     )
-    seen = work.picture(scan)
-    if model.looks:
-        seen = work.looked_at(seen)
+    stitched = work.predict_object(scan)
+    if model.object_stages:
+        stitched = work.refine_object(stitched)
     elif position_bound is not None:
-        seen = work.picture(work.settled(scan, seen))
-    positions = seen.positions.numpy()
+        stitched = work.predict_object(work.refine_positions(scan, stitched))
+    positions = stitched.positions.numpy()
     if position_bound is not None:
-        moved = np.square(positions - scan.positions[work.centres]).mean() ** 0.5
+        moved = np.square(positions - scan.positions[work.centers]).mean() ** 0.5
         log.info("positions: moved by %.3f pixels rms an axis", moved)
     return Reconstruction(
-        object=seen.object.numpy(),
-        coverage=seen.coverage.numpy(),
-        origin_yx=np.array(seen.frame.origin, dtype=np.int64),
+        object=stitched.object.numpy(),
+        coverage=stitched.coverage.numpy(),
+        origin_yx=np.array(stitched.canvas.origin, dtype=np.int64),
         probe=work.probe.detach().cpu().numpy(),
         positions=positions,
         photons_per_unit=photons_per_unit,
@@ -121,40 +121,50 @@ def reconstruct_by_network(
     )
 
 
-def assist(
+def predict_scan_share(
     model: PtychoModel,
     scan: Scan,
     photons_per_unit: float,
     *,
     gridsize: int,
-    centres: Indices,
+    centers: Indices,
     batch_size: int,
     precision: str,
     probe: Tensor,
     position_bound: float | None = None,
-    ranks: Ranks,
+    process_group: ProcessGroup,
 ) -> None:
-    """What the other ranks do while the first calls :func:`reconstruct_by_network`, with the same arguments.
+    """What the other ranks do while the first calls :func:`predict_scan`, with the same arguments.
 
     They predict their share of the patches, for the first to stitch.
     """
     silent = SilentObserver()
-    work = _Work(
-        model, photons_per_unit, gridsize, centres, batch_size, precision, probe, position_bound, None, silent, ranks
+    work = _ScanPredictor(
+        model,
+        photons_per_unit,
+        gridsize,
+        centers,
+        batch_size,
+        precision,
+        probe,
+        position_bound,
+        None,
+        silent,
+        process_group,
     )
-    work.predict(work.needed(scan).batch)
-    if position_bound is not None and not model.looks:
-        work.predict(work.needed(work.as_first_says(scan)).batch)
+    work.predict(work.collect_patterns(scan).batch)
+    if position_bound is not None and not model.object_stages:
+        work.predict(work.collect_patterns(work.broadcast_positions(scan)).batch)
 
 
-class _Needed(NamedTuple):
+class _GroupedPatterns(NamedTuple):
     """Patterns that make up the groups, and where in ``batch`` each group's (m, g²) are."""
 
     batch: Batch
-    places: Tensor
+    group_indices: Tensor
 
 
-class _Picture(NamedTuple):
+class _StitchedObject(NamedTuple):
     """What the network has made of a scan so far."""
 
     object: Tensor
@@ -163,59 +173,63 @@ class _Picture(NamedTuple):
     coverage: Tensor
     """(rows, columns) real: the light on it."""
 
-    frame: Frame
+    canvas: Canvas
     batch: Batch
     """The pattern of each centre."""
 
     positions: Tensor
     """(m, 2) float64 (y, x) in object pixels: where they are."""
 
-    trusted: Tensor
+    reliable: Tensor
     """Indices int64 of those that stitching trusts."""
 
 
 @dataclass(frozen=True)
-class _Work:
-    """A reconstruction to be made; the fields are arguments of :func:`reconstruct_by_network`."""
+class _ScanPredictor:
+    """A reconstruction to be made; the fields are arguments of :func:`predict_scan`."""
 
     model: PtychoModel
     photons_per_unit: float
     gridsize: int
-    centres: Indices
+    centers: Indices
     batch_size: int
     precision: str
     probe: Tensor
     bound: float | None
     background: Tensor | None
     observer: Observer
-    ranks: Ranks
+    process_group: ProcessGroup
 
-    def needed(self, scan: Scan) -> _Needed:
-        groups = torch.from_numpy(np.ascontiguousarray(nearest_groups(scan.positions, self.gridsize, self.centres)))
+    def collect_patterns(self, scan: Scan) -> _GroupedPatterns:
+        groups = torch.from_numpy(
+            np.ascontiguousarray(find_nearest_groups(scan.positions, self.gridsize, self.centers))
+        )
         needed, places = groups.unique(return_inverse=True)
-        return _Needed(batch_of_scan(scan, self.photons_per_unit).take(needed), places)
+        return _GroupedPatterns(make_batch(scan, self.photons_per_unit).take(needed), places)
 
-    def picture(self, scan: Scan) -> _Picture:
+    def predict_object(self, scan: Scan) -> _StitchedObject:
         """A pass of the network over the patterns, stitched."""
-        batch, places = self.needed(scan)
-        self.observer.begin("inference", len(batch.corners))
+        batch, places = self.collect_patterns(scan)
+        self.observer.start("inference", len(batch.corners))
         try:
             patches, weights = self.predict(batch)
         finally:
-            self.observer.end()
+            self.observer.finish()
         own = places[:, 0]
         if self.gridsize > 1:
             patches = _merge_groups(patches, weights, batch.corners, places, self.batch_size)
         else:
             patches = patches[own]
         batch = batch.take(own)
-        margin = MARGIN + OBJECT_DIVISOR * math.ceil((self.bound or 0) / OBJECT_DIVISOR)
-        frame = frame_of(batch.corners, scan.size, margin)
-        stitched = stitch(patches, weights[own], batch.corners, frame)
-        positions = torch.from_numpy(scan.positions[self.centres])
+        margin = CANVAS_MARGIN_PX + CANVAS_MULTIPLE_PX * math.ceil((self.bound or 0) / CANVAS_MULTIPLE_PX)
+        canvas = make_canvas(batch.corners, scan.size, margin)
+        stitched = stitch(patches, weights[own], batch.corners, canvas)
+        positions = torch.from_numpy(scan.positions[self.centers])
         photons = batch.counts.sum((1, 2))
-        trusted = torch.nonzero((stitched.trust > TRUSTED) & (photons > DARK * photons.median()))[:, 0]
-        return _Picture(stitched.object, stitched.coverage, frame, batch, positions, trusted)
+        trusted = torch.nonzero(
+            (stitched.patch_weights > MIN_PATTERN_WEIGHT) & (photons > MIN_PHOTON_FRACTION * photons.median())
+        )[:, 0]
+        return _StitchedObject(stitched.object, stitched.coverage, canvas, batch, positions, trusted)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -231,94 +245,97 @@ class _Work:
         patches = torch.empty((n, size, size), dtype=torch.complex64)
         weights = torch.empty((n, size, size))
         batches = torch.arange(n).split(min(self.batch_size, n))
-        for indices in batches[self.ranks.share(len(batches))]:
+        for indices in batches[self.process_group.shard(len(batches))]:
             part = batch.take(indices).to(device)
-            probe = probe_at(light, part.fractions)
-            with self._precisely():
+            probe = shift_probe(light, part.fractions)
+            with self._autocast():
                 patches[indices] = self.model.predict(part, probe).cpu()
-            weights[indices] = power_of(probe).cpu()
+            weights[indices] = compute_power(probe).cpu()
             self.observer.advance(len(indices))
-        shares = [self.ranks.share(len(batches), rank) for rank in range(self.ranks.size)]
+        shares = [self.process_group.shard(len(batches), rank) for rank in range(self.process_group.size)]
         rows = [slice(share.start * self.batch_size, min(share.stop * self.batch_size, n)) for share in shares]
         for tensor in (patches, weights):
-            self.ranks.collect(tensor, rows)
-        elsewhere = n - len(range(n)[rows[self.ranks.rank]])
+            self.process_group.gather_rows(tensor, rows)
+        elsewhere = n - len(range(n)[rows[self.process_group.rank]])
         if elsewhere:
             self.observer.advance(elsewhere)
         return patches, weights
 
-    def settled(self, scan: Scan, seen: _Picture) -> Scan:
+    def refine_positions(self, scan: Scan, stitched: _StitchedObject) -> Scan:
         """``scan`` with the positions from which its picture explains its patterns best."""
         positions = scan.positions.copy()
-        settling = self._settling(seen)
-        settling.settle(seen.object.to(self.model.device))
-        positions[self.centres[seen.trusted.numpy()]] = settling.positions.numpy()
-        return self.as_first_says(replace(scan, positions=positions))
+        refiner = self._make_refiner(stitched)
+        refiner.refine(stitched.object.to(self.model.device))
+        positions[self.centers[stitched.reliable.numpy()]] = refiner.positions.numpy()
+        return self.broadcast_positions(replace(scan, positions=positions))
 
-    def as_first_says(self, scan: Scan) -> Scan:
+    def broadcast_positions(self, scan: Scan) -> Scan:
         """``scan`` with the first rank's positions."""
         positions = torch.from_numpy(scan.positions.copy())
-        self.ranks.follow_first([positions])
+        self.process_group.broadcast_([positions])
         return replace(scan, positions=positions.numpy())
 
     @torch.no_grad()
-    def looked_at(self, seen: _Picture) -> _Picture:
+    def refine_object(self, stitched: _StitchedObject) -> _StitchedObject:
         """The picture after the network's looks at the whole of it, between which positions may move.
 
         Some patterns are computed at a time; those of a step of physics are many more or fewer, and always the same.
         """
-        rows, columns = seen.frame.shape
-        shape = (-(-rows // OBJECT_DIVISOR) * OBJECT_DIVISOR, -(-columns // OBJECT_DIVISOR) * OBJECT_DIVISOR)
-        canvas = torch.ones(shape, dtype=seen.object.dtype)
-        canvas[:rows, :columns] = seen.object
+        rows, columns = stitched.canvas.shape
+        shape = (
+            -(-rows // CANVAS_MULTIPLE_PX) * CANVAS_MULTIPLE_PX,
+            -(-columns // CANVAS_MULTIPLE_PX) * CANVAS_MULTIPLE_PX,
+        )
+        canvas = torch.ones(shape, dtype=stitched.object.dtype)
+        canvas[:rows, :columns] = stitched.object
         canvas = canvas.to(self.model.device)
         velocity = torch.zeros_like(canvas)
-        settling = None if self.bound is None else self._settling(seen)
-        scene = self._scene(seen.batch.take(seen.trusted), seen.frame, shape)
-        count = self.model.looks + AGAIN
-        self.observer.begin("looks at the whole", count)
+        refiner = None if self.bound is None else self._make_refiner(stitched)
+        scene = self._make_patterns(stitched.batch.take(stitched.reliable), stitched.canvas, shape)
+        count = self.model.object_stages + EXTRA_OBJECT_STAGES
+        self.observer.start("looks at the whole", count)
         try:
             for number in range(count):
-                if settling is not None and number:
-                    moved = settling.settle(canvas[:rows, :columns])
-                    scene = self._scene(moved, seen.frame, shape)
-                with self._precisely():
-                    canvas, velocity = self.model.look(canvas, velocity, scene)
+                if refiner is not None and number:
+                    moved = refiner.refine(canvas[:rows, :columns])
+                    scene = self._make_patterns(moved, stitched.canvas, shape)
+                with self._autocast():
+                    canvas, velocity = self.model.refine_object(canvas, velocity, scene)
                 self.observer.advance()
         finally:
-            self.observer.end()
-        coverage, positions = seen.coverage, seen.positions.clone()
-        if settling is not None:
-            positions[seen.trusted] = settling.positions
-            everything = self._scene(seen.batch.placed_at(positions), seen.frame, shape)
-            coverage = everything.light[:rows, :columns].cpu()
+            self.observer.finish()
+        coverage, positions = stitched.coverage, stitched.positions.clone()
+        if refiner is not None:
+            positions[stitched.reliable] = refiner.positions
+            everything = self._make_patterns(stitched.batch.replace_positions(positions), stitched.canvas, shape)
+            coverage = everything.illumination[:rows, :columns].cpu()
         obj = torch.where(coverage > 0, canvas[:rows, :columns].cpu(), 1)
-        return seen._replace(object=obj, coverage=coverage, positions=positions)
+        return stitched._replace(object=obj, coverage=coverage, positions=positions)
 
-    def _settling(self, seen: _Picture) -> Settling:
+    def _make_refiner(self, stitched: _StitchedObject) -> GaussNewtonPositionRefiner:
         assert self.bound is not None
-        return Settling(
-            seen.batch.take(seen.trusted),
-            seen.positions[seen.trusted],
+        return GaussNewtonPositionRefiner(
+            stitched.batch.take(stitched.reliable),
+            stitched.positions[stitched.reliable],
             self.probe.detach().to(self.model.device),
-            seen.frame,
+            stitched.canvas,
             self.bound,
             self.background,
         )
 
-    def _scene(self, batch: Batch, frame: Frame, shape: tuple[int, int]) -> Scene:
+    def _make_patterns(self, batch: Batch, canvas: Canvas, shape: tuple[int, int]) -> ObjectPatterns:
         """``batch`` on a canvas of ``shape`` whose [0, 0] pixel is that of ``frame``."""
         device = self.model.device
         light = self.probe.to(device)
-        origin = torch.tensor(frame.origin)
+        origin = torch.tensor(canvas.origin)
 
-        def take(indices: Tensor) -> Lit:
+        def take(indices: Tensor) -> IlluminatedPatterns:
             part = batch.take(indices)._replace(corners=batch.corners[indices] - origin).to(device)
-            return Lit(part.amplitudes, part.mask, probe_at(light, part.fractions), part.corners)
+            return IlluminatedPatterns(part.amplitudes, part.mask, shift_probe(light, part.fractions), part.corners)
 
-        return scene_of(take, len(batch.corners), shape, chunk=self.batch_size)
+        return make_object_patterns(take, len(batch.corners), shape, chunk_size=self.batch_size)
 
-    def _precisely(self) -> torch.autocast:
+    def _autocast(self) -> torch.autocast:
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -9,30 +10,27 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ptycho_torch.core.errors import DataError, PtychoError
 
-if TYPE_CHECKING:
-    import resource
+_ExitUsage = tuple[float, resource.struct_rusage]
 
-    _End = tuple[float, resource.struct_rusage]
 
-GRACE = 3.0
+TERMINATION_GRACE_S = 3.0
 """Seconds between the request to end and the kill of a command that is stopped."""
 
-POLL = 0.01
+POLL_INTERVAL_S = 0.01
 """Seconds between two looks at a command: the resolution of its wall time."""
 
 
 @dataclass(frozen=True)
-class Measured:
+class ProcessResult:
     """What a command took. Its children count where it waited for them before it ended."""
 
     exit_code: int
     """What it returned; minus the signal's number where a signal ended it."""
 
-    stopped: bool
+    timed_out: bool
     """Whether it ran past the limit and was stopped."""
 
     wall_seconds: float
@@ -46,9 +44,9 @@ class Measured:
     the system hands on to a new process, so that nothing smaller can be seen."""
 
 
-def measure(
+def run_measured(
     command: Sequence[str], log: Path, *, limit: float | None = None, environment: Mapping[str, str] | None = None
-) -> Measured:
+) -> ProcessResult:
     """Run ``command`` to its end, its output going to the file ``log`` as it comes.
 
     It has a process group of its own, nothing to read, and is never run twice. Whatever is left of the group when it
@@ -57,7 +55,7 @@ def measure(
     Args:
         command: program and arguments.
         log: file for standard output and error, replaced if it is there.
-        limit: seconds after which the command is stopped: asked to end, and killed :data:`GRACE` seconds later.
+        limit: seconds after which the command is stopped: asked to end, and killed :data:`TERMINATION_GRACE_S` seconds later.
         environment: variables to set besides those of this process.
 
     Raises:
@@ -78,17 +76,17 @@ def measure(
         _signal_group(process.pid, signal.SIGKILL)
         if process.returncode is None:
             _wait(process, None)
-    peak = _in_bytes(usage.ru_maxrss)
-    return Measured(
+    peak = _to_bytes(usage.ru_maxrss)
+    return ProcessResult(
         exit_code=process.returncode,
-        stopped=stopped,
+        timed_out=stopped,
         wall_seconds=ended - started,
         cpu_seconds=usage.ru_utime + usage.ru_stime,
-        peak_bytes=peak if peak > _own_peak() else None,
+        peak_bytes=peak if peak > _read_own_peak_bytes() else None,
     )
 
 
-def _start(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+def _start(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     try:
         with open(log, "wb") as output:
             return subprocess.Popen(
@@ -103,7 +101,7 @@ def _start(command: Sequence[str], log: Path, environment: Mapping[str, str]) ->
         raise DataError(f"{error.filename or log}: cannot be started or written ({error.strerror})") from error
 
 
-def _wait(process: "subprocess.Popen[bytes]", until: float | None) -> "_End | None":
+def _wait(process: subprocess.Popen[bytes], until: float | None) -> _ExitUsage | None:
     """When the process ended and what it used; None if it still runs at ``until`` (of ``time.perf_counter``)."""
     while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
@@ -113,16 +111,16 @@ def _wait(process: "subprocess.Popen[bytes]", until: float | None) -> "_End | No
             return now, usage
         if until is not None and now >= until:
             return None
-        time.sleep(POLL)
+        time.sleep(POLL_INTERVAL_S)
 
 
-def _stop(process: "subprocess.Popen[bytes]") -> "_End":
+def _stop(process: subprocess.Popen[bytes]) -> _ExitUsage:
     """Ask the whole group to end, then kill it."""
     _signal_group(process.pid, signal.SIGTERM)
-    found = _wait(process, time.perf_counter() + GRACE)
+    found = _wait(process, time.perf_counter() + TERMINATION_GRACE_S)
     while found is None:
         _signal_group(process.pid, signal.SIGKILL)
-        found = _wait(process, time.perf_counter() + GRACE)
+        found = _wait(process, time.perf_counter() + TERMINATION_GRACE_S)
     return found
 
 
@@ -133,7 +131,7 @@ def _signal_group(group: int, number: signal.Signals) -> None:
         return
 
 
-def _own_peak() -> int:
+def _read_own_peak_bytes() -> int:
     """Largest resident memory of this process, in bytes."""
     import resource
 
@@ -142,9 +140,9 @@ def _own_peak() -> int:
         found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
         if found:
             return int(found[1]) * 1024
-    return _in_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return _to_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-def _in_bytes(resident: int) -> int:
+def _to_bytes(resident: int) -> int:
     """Linux counts in KiB, macOS in bytes."""
     return resident if sys.platform == "darwin" else resident * 1024

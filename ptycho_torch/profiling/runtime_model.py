@@ -9,30 +9,29 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from ptycho_torch.io.profile import Profile
+from ptycho_torch.io.profile import Profile
 
-START_UP = "start-up"
-TERMS = ("image", "epoch", "batch")
+STARTUP_TERM = "start-up"
+COST_TERMS = ("image", "epoch", "batch")
 """What a cost is fitted to besides start-up, the first first."""
 
 WORK_SETTINGS = {"max_epochs", "n_images", "batch_size", "seed"}
 """Settings that leave the cost of an image as it is. Runs that differ in others are not fitted together."""
 
-CONFIDENCE = 0.95
+CONFIDENCE_LEVEL = 0.95
 """Chance with which the true cost lies in the range that is told."""
 
-STAGES = ("load", "prepare", "train", "save", "pictures")
+TIMING_STAGES = ("load", "prepare", "train", "save", "pictures")
 """The stages of ``timing.json``, in order."""
 
 
 @dataclass(frozen=True)
-class Work:
+class TrainingWork:
     """What a complete training did."""
 
     epochs: int
@@ -52,17 +51,17 @@ class Work:
 
     @property
     def batches_per_epoch(self) -> int | None:
-        """All batches but one are full: :func:`ptycho_torch.data.grouping.compact_batches`."""
+        """All batches but one are full: :func:`ptycho_torch.data.grouping.make_compact_batches`."""
         return None if self.groups is None else math.ceil(self.groups / self.batch_size)
 
-    def amount(self, term: str) -> int:
+    def count_units(self, term: str) -> int:
         """How many images, epochs or batches were gone through in all."""
         each = {"image": self.groups, "epoch": 1, "batch": self.batches_per_epoch}[term]
         return self.epochs * (each or 0)
 
 
 @dataclass(frozen=True)
-class Row:
+class RunRecord:
     """One run of the sweep."""
 
     name: str
@@ -89,12 +88,12 @@ class Row:
     files: dict[str, int]
     """Size of each file that the run left, before bulky ones were removed."""
 
-    work: Work | None
+    work: TrainingWork | None
     """What was done; None where the run failed."""
 
 
 @dataclass(frozen=True)
-class Difference:
+class RunDifference:
     """The second of two runs less the first."""
 
     runs: tuple[str, str]
@@ -103,14 +102,14 @@ class Difference:
 
     wall_seconds: float
     amounts: dict[str, int]
-    """Difference in images, epochs and batches gone through, by :data:`TERMS`."""
+    """Difference in images, epochs and batches gone through, by :data:`COST_TERMS`."""
 
     reading: str | None
     """What the difference says by itself; None where more than one thing changed."""
 
 
 @dataclass(frozen=True)
-class Cost:
+class CostEstimate:
     """What one image, epoch or batch takes, or the start."""
 
     name: str
@@ -123,14 +122,14 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Fit:
+class RuntimeFit:
     """Wall time as start-up and a cost for each image, epoch and batch, by least squares."""
 
     settings: dict[str, str]
     """What all of these runs share besides the amount of work."""
 
     runs: list[str]
-    costs: list[Cost]
+    costs: list[CostEstimate]
     residual_seconds: float | None
     """What the runs stray from the fit by: root of the squares' sum over the runs beyond the number of costs."""
 
@@ -139,7 +138,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Scope:
+class RuntimeReport:
     """A sweep as far as it has come."""
 
     scan: str
@@ -160,34 +159,34 @@ class Scope:
     planned: int
     """Runs in all."""
 
-    rows: list[Row]
+    rows: list[RunRecord]
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """All that was found, as JSON can hold it."""
         content = dataclasses.asdict(self)
         del content["rows"]
-        content["runs"] = [_row(row) for row in self.rows]
-        content["differences"] = [dataclasses.asdict(found) for found in differences(self.rows)]
-        content["fits"] = [dataclasses.asdict(found) for found in fits(self.rows)]
+        content["runs"] = [_convert_row(row) for row in self.rows]
+        content["differences"] = [dataclasses.asdict(found) for found in compute_differences(self.rows)]
+        content["fits"] = [dataclasses.asdict(found) for found in fit_costs(self.rows)]
         return content
 
-    def markdown(self) -> str:
+    def to_markdown(self) -> str:
         """The same for people, with tables."""
-        return "\n".join(_page(self)) + "\n"
+        return "\n".join(_format_page(self)) + "\n"
 
 
-def _row(row: Row) -> dict[str, Any]:
+def _convert_row(row: RunRecord) -> dict[str, Any]:
     content = dataclasses.asdict(row)
     if row.work:
         content["work"]["batches_per_epoch"] = row.work.batches_per_epoch
     return content
 
 
-def differences(rows: Sequence[Row]) -> list[Difference]:
+def compute_differences(rows: Sequence[RunRecord]) -> list[RunDifference]:
     """Every pair of the runs that were complete, in order."""
     done = [(row, row.work) for row in rows if row.work]
     return [
-        Difference(
+        RunDifference(
             runs=(first.name, second.name),
             settings={
                 name: (first.settings.get(name), second.settings.get(name))
@@ -195,16 +194,16 @@ def differences(rows: Sequence[Row]) -> list[Difference]:
                 if first.settings.get(name) != second.settings.get(name)
             },
             wall_seconds=round(second.wall_seconds - first.wall_seconds, 3),
-            amounts={term: after.amount(term) - before.amount(term) for term in TERMS},
-            reading=_reading(first, before, second, after),
+            amounts={term: after.count_units(term) - before.count_units(term) for term in COST_TERMS},
+            reading=_interpret_difference(first, before, second, after),
         )
         for (first, before), (second, after) in combinations(done, 2)
     ]
 
 
-def _reading(first: Row, before: Work, second: Row, after: Work) -> str | None:
+def _interpret_difference(first: RunRecord, before: TrainingWork, second: RunRecord, after: TrainingWork) -> str | None:
     """What a difference says where one thing alone changed."""
-    if _kind(first) != _kind(second):
+    if _make_workload_key(first) != _make_workload_key(second):
         return None
     changed = [name for name in ("epochs", "batch_size") if getattr(before, name) != getattr(after, name)]
     if before.groups != after.groups and None not in (before.groups, after.groups):
@@ -212,76 +211,80 @@ def _reading(first: Row, before: Work, second: Row, after: Work) -> str | None:
     if not changed:
         return "the same work: this is how far times stray"
     term = {"epochs": "epoch", "batch_size": "batch", "groups": "image"}[changed[0]]
-    amount = after.amount(term) - before.amount(term)
+    amount = after.count_units(term) - before.count_units(term)
     if len(changed) > 1 or not amount:
         return None
     each = (second.wall_seconds - first.wall_seconds) / amount
     lost = ", negative: less than times stray by" if each < 0 else ""
-    return f"{_seconds(each)} a{'n' if term[0] in 'ei' else ''} {term}{lost}"
+    return f"{_format_seconds(each)} a{'n' if term[0] in 'ei' else ''} {term}{lost}"
 
 
-def _kind(row: Row) -> tuple[tuple[str, str], ...]:
+def _make_workload_key(row: RunRecord) -> tuple[tuple[str, str], ...]:
     """What a run does, apart from how much of it."""
     return tuple(sorted(item for item in row.settings.items() if item[0] not in WORK_SETTINGS))
 
 
-def fits(rows: Sequence[Row]) -> list[Fit]:
+def fit_costs(rows: Sequence[RunRecord]) -> list[RuntimeFit]:
     """A fit for each kind of work among the runs that were complete."""
-    kinds: dict[tuple[tuple[str, str], ...], list[Row]] = {}
+    kinds: dict[tuple[tuple[str, str], ...], list[RunRecord]] = {}
     for row in rows:
         if row.work:
-            kinds.setdefault(_kind(row), []).append(row)
-    return [_fit(dict(kind), members) for kind, members in kinds.items()]
+            kinds.setdefault(_make_workload_key(row), []).append(row)
+    return [_fit_runs(dict(kind), members) for kind, members in kinds.items()]
 
 
-def _fit(settings: dict[str, str], rows: list[Row]) -> Fit:
+def _fit_runs(settings: dict[str, str], rows: list[RunRecord]) -> RuntimeFit:
     """As many costs as the runs tell apart and leave one run over for, so that the residual says something."""
     works = [row.work for row in rows if row.work]
-    columns = {term: np.array([work.amount(term) for work in works], dtype=np.float64) for term in TERMS}
-    columns[START_UP] = np.ones(len(works))
-    chosen, left_out = [START_UP], {}
-    for term in TERMS:
-        if not _independent([columns[name] for name in (*chosen, term)]):
-            left_out[term] = f"in these runs it goes along with {' and '.join(chosen)}"
-        elif len(rows) < len(chosen) + 2:
-            left_out[term] = f"{len(chosen) + 1} costs need {len(chosen) + 2} runs, and there are {len(rows)}"
+    columns = {term: np.array([work.count_units(term) for work in works], dtype=np.float64) for term in COST_TERMS}
+    columns[STARTUP_TERM] = np.ones(len(works))
+    fitted, left_out = [STARTUP_TERM], {}
+    for term in COST_TERMS:
+        if not _are_independent([columns[name] for name in (*fitted, term)]):
+            left_out[term] = f"in these runs it goes along with {' and '.join(fitted)}"
+        elif len(rows) < len(fitted) + 2:
+            left_out[term] = f"{len(fitted) + 1} costs need {len(fitted) + 2} runs, and there are {len(rows)}"
         else:
-            chosen.append(term)
+            fitted.append(term)
     names = [row.name for row in rows]
-    if len(chosen) == 1:
-        return Fit(settings, names, [], None, left_out)
+    if len(fitted) == 1:
+        return RuntimeFit(settings, names, [], None, left_out)
     wall = np.array([row.wall_seconds for row in rows])
-    costs, residual = _least_squares({name: columns[name] for name in chosen}, wall)
-    return Fit(settings, names, costs, residual, left_out)
+    costs, residual = _solve_least_squares({name: columns[name] for name in fitted}, wall)
+    return RuntimeFit(settings, names, costs, residual, left_out)
 
 
-def _independent(columns: list[NDArray[np.float64]]) -> bool:
+def _are_independent(columns: list[NDArray[np.float64]]) -> bool:
     matrix = np.stack([column / max(column.max(), 1.0) for column in columns], axis=1)
     return int(np.linalg.matrix_rank(matrix)) == len(columns)
 
 
-def _least_squares(columns: Mapping[str, NDArray[np.float64]], wall: NDArray[np.float64]) -> tuple[list[Cost], float]:
+def _solve_least_squares(
+    columns: Mapping[str, NDArray[np.float64]], wall: NDArray[np.float64]
+) -> tuple[list[CostEstimate], float]:
     """Costs with their ranges, and the residual. ``columns`` are independent and fewer than the runs."""
     from scipy.special import stdtrit
 
     scales = np.array([column.max() for column in columns.values()])
     matrix = np.stack(list(columns.values()), axis=1) / scales
     found, *_ = np.linalg.lstsq(matrix, wall, rcond=None)
-    spare = len(wall) - len(columns)
-    residual = math.sqrt(float(np.square(wall - matrix @ found).sum()) / spare)
+    degrees_of_freedom = len(wall) - len(columns)
+    residual = math.sqrt(float(np.square(wall - matrix @ found).sum()) / degrees_of_freedom)
     deviations = residual * np.sqrt(np.diag(np.linalg.inv(matrix.T @ matrix)))
-    margins = deviations * float(stdtrit(spare, (1 + CONFIDENCE) / 2))  # few runs say little about their own scatter
+    margins = deviations * float(
+        stdtrit(degrees_of_freedom, (1 + CONFIDENCE_LEVEL) / 2)
+    )  # few runs say little about their own scatter
     costs = zip(columns, (found / scales).tolist(), (margins / scales).tolist(), strict=True)
-    return [Cost(name, cost, margin, _remark(cost, margin)) for name, cost, margin in costs], residual
+    return [CostEstimate(name, cost, margin, _make_remark(cost, margin)) for name, cost, margin in costs], residual
 
 
-def _remark(cost: float, margin: float) -> str | None:
+def _make_remark(cost: float, margin: float) -> str | None:
     if abs(cost) <= margin:
         return "not told apart from zero by these runs"
     return "negative, which no cost is: these runs differ in something else" if cost < 0 else None
 
 
-def observations(profile: "Profile") -> list[str]:
+def describe_headers(profile: Profile) -> list[str]:
     """What a scan file's headers say on dtype and orientation, and what the reader makes of them."""
     order, kind = profile.axis_order, profile.measurement
     lines = [
@@ -291,11 +294,11 @@ def observations(profile: "Profile") -> list[str]:
     ]
     lines.append(f"axis order {order['order'] or 'open'}: {order['reason']}")
     lines.append(f"measurement {kind['kind'] or 'open'}: {kind['reason']}")
-    told = [f"{found['level']} {found['rule']}: {found['message']}" for found in profile.violations]
-    return lines + (told or ["nothing to convert: it is in the canonical layout"])
+    violations = [f"{found['level']} {found['rule']}: {found['message']}" for found in profile.violations]
+    return lines + (violations or ["nothing to convert: it is in the canonical layout"])
 
 
-def _page(scope: Scope) -> Iterator[str]:
+def _format_page(scope: RuntimeReport) -> Iterator[str]:
     failed = sum(row.failure is not None for row in scope.rows)
     yield "# What the runtime of training depends on"
     yield ""
@@ -305,27 +308,29 @@ def _page(scope: Scope) -> Iterator[str]:
         f"run is stopped at {scope.limit:g} s. Whatever else ran on the machine meanwhile is in the times."
     )
     yield ""
-    yield from _table(("what", "value"), sorted((name, _plain(value)) for name, value in scope.machine.items()))
+    yield from _format_table(
+        ("what", "value"), sorted((name, _format_value(value)) for name, value in scope.machine.items())
+    )
     for title, lines in (
-        ("Runs", _runs(scope.rows)),
-        ("Stages", _stages(scope.rows)),
-        ("Commands", _commands(scope.rows)),
-        ("Files", _files(scope.rows)),
-        ("Differences", _differences(scope.rows)),
-        ("Costs", _costs(scope.rows)),
+        ("Runs", _format_runs(scope.rows)),
+        ("Stages", _format_stages(scope.rows)),
+        ("Commands", _format_commands(scope.rows)),
+        ("Files", _format_files(scope.rows)),
+        ("Differences", _format_differences(scope.rows)),
+        ("Costs", _format_costs(scope.rows)),
         ("The scan file", (f"- {line}" for line in scope.observations)),
     ):
         yield from ("", f"## {title}", "", *lines)
 
 
-def _runs(rows: Sequence[Row]) -> Iterator[str]:
+def _format_runs(rows: Sequence[RunRecord]) -> Iterator[str]:
     head = ("run", "settings", "outcome", "wall", "CPU", "peak MiB", "epochs", "images an epoch", "batches an epoch")
-    yield from _table(
+    yield from _format_table(
         (*head, "final loss"),
         (
             (
                 row.name,
-                _named(row.settings),
+                _format_settings(row.settings),
                 row.failure or "complete",
                 f"{row.wall_seconds:.2f}",
                 f"{row.cpu_seconds:.2f}",
@@ -340,14 +345,14 @@ def _runs(rows: Sequence[Row]) -> Iterator[str]:
     )
 
 
-def _stages(rows: Sequence[Row]) -> Iterator[str]:
+def _format_stages(rows: Sequence[RunRecord]) -> Iterator[str]:
     """Seconds of each stage; the rest of the wall time is the interpreter and its imports."""
     done = [(row, row.work) for row in rows if row.work]
     if not done:
         yield "No run was complete."
         return
-    stages = [name for name in STAGES if any(name in work.stages for _, work in done)]
-    yield from _table(
+    stages = [name for name in TIMING_STAGES if any(name in work.stages for _, work in done)]
+    yield from _format_table(
         ("run", *stages, "outside of them"),
         (
             (
@@ -362,7 +367,7 @@ def _stages(rows: Sequence[Row]) -> Iterator[str]:
     yield "Outside of the stages lie the start of Python, imports, and the end of the process."
 
 
-def _commands(rows: Sequence[Row]) -> Iterator[str]:
+def _format_commands(rows: Sequence[RunRecord]) -> Iterator[str]:
     yield "```sh"
     for row in rows:
         yield f"# run {row.name}: exit {row.exit_code}"
@@ -370,18 +375,18 @@ def _commands(rows: Sequence[Row]) -> Iterator[str]:
     yield "```"
 
 
-def _files(rows: Sequence[Row]) -> Iterator[str]:
-    yield from _table(
+def _format_files(rows: Sequence[RunRecord]) -> Iterator[str]:
+    yield from _format_table(
         ("run", "file", "bytes"), ((row.name, name, size) for row in rows for name, size in sorted(row.files.items()))
     )
 
 
-def _differences(rows: Sequence[Row]) -> Iterator[str]:
-    found = differences(rows)
+def _format_differences(rows: Sequence[RunRecord]) -> Iterator[str]:
+    found = compute_differences(rows)
     if not found:
         yield "Fewer than two runs were complete, so there is nothing to compare."
         return
-    yield from _table(
+    yield from _format_table(
         ("runs", "what differs", "wall", "images", "epochs", "batches", "reads as"),
         (
             (
@@ -390,7 +395,7 @@ def _differences(rows: Sequence[Row]) -> Iterator[str]:
                     f"{name} {old or 'default'} → {new or 'default'}" for name, (old, new) in pair.settings.items()
                 ),
                 f"{pair.wall_seconds:+.2f}",
-                *(f"{pair.amounts[term]:+d}" for term in TERMS),
+                *(f"{pair.amounts[term]:+d}" for term in COST_TERMS),
                 pair.reading,
             )
             for pair in found
@@ -398,18 +403,18 @@ def _differences(rows: Sequence[Row]) -> Iterator[str]:
     )
 
 
-def _costs(rows: Sequence[Row]) -> Iterator[str]:
-    found = fits(rows)
+def _format_costs(rows: Sequence[RunRecord]) -> Iterator[str]:
+    found = fit_costs(rows)
     if not found:
         yield "No run was complete, so there is nothing to fit."
     for number, fit in enumerate(found):
         if number:
             yield ""
-        runs = f"{'Run' if len(fit.runs) == 1 else 'Runs'} {', '.join(fit.runs)} ({_named(fit.settings) or 'defaults'})"
+        runs = f"{'Run' if len(fit.runs) == 1 else 'Runs'} {', '.join(fit.runs)} ({_format_settings(fit.settings) or 'defaults'})"
         if fit.costs:
             yield f"{runs}: wall time by least squares, residual {fit.residual_seconds:.3f} s."
             yield ""
-            yield from _table(("of", "seconds", "± (95 %)", "remark"), map(_cost_cells, fit.costs))
+            yield from _format_table(("of", "seconds", "± (95 %)", "remark"), map(_format_cost_cells, fit.costs))
         else:
             yield f"{runs}: no fit, because the runs are too few or too much alike."
         if fit.left_out:
@@ -417,25 +422,25 @@ def _costs(rows: Sequence[Row]) -> Iterator[str]:
             yield from (f"- Not fitted, {term}: {reason}." for term, reason in fit.left_out.items())
 
 
-def _cost_cells(cost: Cost) -> tuple[str | None, ...]:
-    name = cost.name if cost.name == START_UP else f"one {cost.name}"
+def _format_cost_cells(cost: CostEstimate) -> tuple[str | None, ...]:
+    name = cost.name if cost.name == STARTUP_TERM else f"one {cost.name}"
     return name, f"{cost.seconds:.4g}", f"{cost.margin:.2g}", cost.remark
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+def _format_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
     yield f"| {' | '.join(head)} |"
     yield f"|{'---|' * len(head)}"
     for row in rows:
         yield f"| {' | '.join('' if cell is None else str(cell).replace('|', chr(92) + '|') for cell in row)} |"
 
 
-def _named(settings: Mapping[str, str]) -> str:
+def _format_settings(settings: Mapping[str, str]) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
-def _plain(value: object) -> str:
-    return (_named(value) or "none") if isinstance(value, dict) else str(value)
+def _format_value(value: object) -> str:
+    return (_format_settings(value) or "none") if isinstance(value, dict) else str(value)
 
 
-def _seconds(value: float) -> str:
+def _format_seconds(value: float) -> str:
     return f"{value:.3g} s"

@@ -5,15 +5,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-FAINT = 4.0
+MAX_INVERSION_PHOTONS = 4.0
 """Photons up to which counts are drawn by inverting the distribution, all pixels at once."""
 
-BRIGHT = 20.0
+MIN_EXPANSION_PHOTONS = 20.0
 """Photons from which on counts are drawn by an expansion instead of exactly."""
 
 
-def poisson_counts(rates: Tensor, rng: np.random.Generator) -> Tensor:
-    """Whole counts, Poisson distributed: exactly below :data:`BRIGHT` photons, by three right moments above.
+def draw_poisson_counts(rates: Tensor, rng: np.random.Generator) -> Tensor:
+    """Whole counts, Poisson distributed: exactly below :data:`MIN_EXPANSION_PHOTONS` photons, by three right moments above.
 
     Above, the count is λ + s z + (z² − 1)/6, rounded, for a normal z: Cornish & Fisher's expansion (Rev. Inst. Int.
     Stat. 5, 307 (1938)). s² is λ less what the last term (1/18) and rounding (1/12) add to the variance. The total
@@ -28,9 +28,9 @@ def poisson_counts(rates: Tensor, rng: np.random.Generator) -> Tensor:
     """
     expected = rates.numpy().ravel()
     counts = np.empty_like(expected)
-    faint, bright = expected < FAINT, expected >= BRIGHT
+    faint, bright = expected < MAX_INVERSION_PHOTONS, expected >= MIN_EXPANSION_PHOTONS
     middle = ~(faint | bright)
-    counts[faint] = inverted_counts(expected[faint], rng)
+    counts[faint] = draw_counts_by_inversion(expected[faint], rng)
     counts[middle] = rng.poisson(expected[middle])
     mean = expected[bright]
     normal = rng.standard_normal(len(mean), dtype=np.float32)
@@ -38,8 +38,8 @@ def poisson_counts(rates: Tensor, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(counts.reshape(rates.shape))
 
 
-def inverted_counts(rates: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Poisson counts at ``rates`` (n,) up to :data:`FAINT`, by inversion.
+def draw_counts_by_inversion(rates: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Poisson counts at ``rates`` (n,) up to :data:`MAX_INVERSION_PHOTONS`, by inversion.
 
     A count is the first k whose cumulated probability exceeds a uniform number. All pixels take the step from k to
     k + 1 together, and most of them are done after the first: two to three times faster than one by one. Tails below
@@ -85,11 +85,11 @@ def draw_mask(far_power: NDArray[np.float64], rng: np.random.Generator) -> NDArr
                 gap = (slice(None),) * axis + (slice(start, start + width),)
                 mask[gap] = False
     if faults[2]:
-        mask &= ~beam_stop(far_power, rng.uniform(0.05, 0.4))
+        mask &= ~make_beam_stop(far_power, rng.uniform(0.05, 0.4))
     return mask
 
 
-def beam_stop(far_power: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
+def make_beam_stop(far_power: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
     """Pixels (N, N) behind the largest round stop in the middle that hides at most ``share`` of ``far_power``."""
     axis = np.rint(np.fft.fftfreq(len(far_power), 1 / len(far_power))).astype(np.int64)
     ring = axis[:, None] ** 2 + axis[None, :] ** 2  # pixels of one ring are equally far from the middle

@@ -3,37 +3,37 @@
 import numpy as np
 from numpy.typing import NDArray
 
-Field = NDArray[np.float64]
+RealArray = NDArray[np.float64]
 Shape = tuple[int, int]
 
 
-def centred_grid(shape: Shape) -> tuple[Field, Field]:
+def make_centered_grid(shape: Shape) -> tuple[RealArray, RealArray]:
     """Row and column coordinates from the centre, in units of the shorter side."""
     rows, columns = (np.arange(side) - (side - 1) / 2 for side in shape)
     return np.meshgrid(rows / min(shape), columns / min(shape), indexing="ij")
 
 
-def soft_step(distance: Field, shape: Shape) -> Field:
+def compute_soft_step(distance: RealArray, shape: Shape) -> RealArray:
     """0 where ``distance`` (in shorter sides) is negative and 1 where positive, over about two pixels."""
     return 0.5 + 0.5 * np.tanh(distance * min(shape))
 
 
-def ellipse_field(shape: Shape, rng: np.random.Generator, count: int, smallest: float, largest: float) -> Field:
+def draw_ellipses(shape: Shape, rng: np.random.Generator, count: int, smallest: float, largest: float) -> RealArray:
     """Ellipses with soft edges, 0 outside and up to 1 where they overlap; radii in shorter sides."""
-    rows, columns = centred_grid(shape)
+    rows, columns = make_centered_grid(shape)
     field = np.zeros(shape)
     for _ in range(count):
-        centre_y, centre_x = rng.uniform(-0.4, 0.4, 2)
+        center_y, center_x = rng.uniform(-0.4, 0.4, 2)
         radii = rng.uniform(smallest, largest, 2)
         turn = rng.uniform(0, np.pi)
-        y, x = rows - centre_y, columns - centre_x
+        y, x = rows - center_y, columns - center_x
         along, across = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
         reach = np.hypot(along / radii[0], across / radii[1])
-        field += rng.uniform(0.4, 1.0) * soft_step((1 - reach) * radii.min(), shape)
+        field += rng.uniform(0.4, 1.0) * compute_soft_step((1 - reach) * radii.min(), shape)
     return np.tanh(field)
 
 
-def band_limited_noise(shape: Shape, rng: np.random.Generator, period: float) -> Field:
+def draw_band_limited_noise(shape: Shape, rng: np.random.Generator, period: float) -> RealArray:
     """A random field of unit variance without features shorter than about ``period`` pixels."""
     ky, kx = np.meshgrid(*(np.fft.fftfreq(side) for side in shape), indexing="ij")
     smooth = np.fft.ifft2(np.fft.fft2(rng.standard_normal(shape)) * np.exp(-((ky**2 + kx**2) * period**2))).real
@@ -41,7 +41,7 @@ def band_limited_noise(shape: Shape, rng: np.random.Generator, period: float) ->
     return smooth / smooth.std()
 
 
-def text_mask(text: str, shape: Shape) -> Field:
+def make_text_mask(text: str, shape: Shape) -> RealArray:
     """``text`` in the middle half of a picture of ``shape``, 1 on the letters and 0 beside them, edges smoothed."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.path import Path
@@ -76,7 +76,7 @@ PAINT_OVERSAMPLING = 2
 """Painted pixels a side of each pixel: polygons get edges of a pixel's width."""
 
 
-def paint_labels(corners: Field, counts: NDArray[np.int64], shape: Shape) -> NDArray[np.int32]:
+def paint_labels(corners: RealArray, counts: NDArray[np.int64], shape: Shape) -> NDArray[np.int32]:
     """Number of the topmost polygon on each point of a picture, from 1 on; 0 where there is none.
 
     Args:
@@ -89,15 +89,17 @@ def paint_labels(corners: Field, counts: NDArray[np.int64], shape: Shape) -> NDA
     """
     from PIL import Image, ImageDraw
 
-    sheet = Image.new("I", (shape[1], shape[0]))
-    draw = ImageDraw.Draw(sheet)
+    label_image = Image.new("I", (shape[1], shape[0]))
+    draw = ImageDraw.Draw(label_image)
     flat = corners[..., ::-1].reshape(len(corners), -1).tolist()  # x, y, x, y, …
     for number, (polygon, count) in enumerate(zip(flat, counts.tolist(), strict=True), start=1):
         draw.polygon(polygon[: 2 * count], fill=number)
-    return np.asarray(sheet)
+    return np.asarray(label_image)
 
 
-def paint(corners: Field, counts: NDArray[np.int64], values: Field, shape: Shape) -> NDArray[np.float32]:
+def paint_polygons(
+    corners: RealArray, counts: NDArray[np.int64], values: RealArray, shape: Shape
+) -> NDArray[np.float32]:
     """Opaque polygons in the colours of ``values``, with edges of a pixel's width.
 
     Args:
@@ -117,16 +119,16 @@ def paint(corners: Field, counts: NDArray[np.int64], values: Field, shape: Shape
     return np.asarray(sum(parts[1:], parts[0]) / np.float32(fine**2))
 
 
-def smoothed(picture: NDArray[np.float32], width: float) -> NDArray[np.float32]:
+def blur_image(image: NDArray[np.float32], width: float) -> NDArray[np.float32]:
     """``picture`` (*, rows, columns) blurred by a Gaussian of standard deviation ``width`` in pixels."""
     from scipy.ndimage import gaussian_filter
 
-    if picture.ndim == 2:
-        return np.asarray(gaussian_filter(picture, width, mode="nearest", truncate=3))
-    return np.stack([smoothed(part, width) for part in picture])
+    if image.ndim == 2:
+        return np.asarray(gaussian_filter(image, width, mode="nearest", truncate=3))
+    return np.stack([blur_image(part, width) for part in image])
 
 
-def power_law_noise(shape: Shape, rng: np.random.Generator, power: float) -> NDArray[np.float32]:
+def draw_power_law_noise(shape: Shape, rng: np.random.Generator, power: float) -> NDArray[np.float32]:
     """A random field of zero mean and unit variance whose Fourier amplitudes fall as frequency to the −``power``."""
     from scipy.fft import irfft2, rfft2
 

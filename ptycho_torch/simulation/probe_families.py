@@ -2,7 +2,7 @@
 
 Each draws its lengths as shares of N, with bounds that keep its rays inside the window and its pupil inside the
 detector: no ray lands beyond 0.36 N from the beam's axis and no pupil exceeds 0.41 cycles a pixel. What diffraction
-still sends further is cut by :func:`~ptycho_torch.simulation.wavefields.confined`. So at least 95 % of the power lies within
+still sends further is cut by :func:`~ptycho_torch.simulation.wavefields.confine_wave`. So at least 95 % of the power lies within
 the central 3/4 of the window, and of the far field within the central 7/8 of the detector, on each axis. The probe of
 LCLS run 1084 has an rms radius of 0.24 N and an rms frequency of 0.27 cycles a pixel, that of the Siemens star of the
 APS 0.17 N and 0.15.
@@ -16,127 +16,129 @@ from numpy.typing import NDArray
 from ptycho_torch.simulation.wavefields import (
     Grid,
     Wave,
-    aperture_wave,
-    beam,
-    cis,
-    confined,
-    defocus_phase,
-    frequency_grid,
-    pixel_grid,
-    propagated,
-    soft_disk,
-    through_pupil,
+    compute_phasor,
+    confine_wave,
+    make_aperture_wave,
+    make_beam,
+    make_defocus_phase,
+    make_frequency_grid,
+    make_pixel_grid,
+    make_pupil_wave,
+    make_soft_disk,
+    propagate,
 )
 
-WIDEST_PUPIL = 0.41
+MAX_PUPIL_CYCLES_PER_PX = 0.41
 """Cycles a pixel: leaves the edge of the detector to what the object scatters."""
 
-FARTHEST_RAY = 0.36
+MAX_RAY_OFFSET_FRACTION = 0.36
 """Share of N at which the outermost ray may land, before the probe is moved off the centre."""
 
 
-def fresnel(size: int, rng: np.random.Generator) -> Wave:
+def draw_fresnel(size: int, rng: np.random.Generator) -> Wave:
     """Behind a round, square or rounded aperture, from its shadow to its first fringes, converging or diverging."""
     half_width = rng.uniform(0.1, 0.27) * size
     fresnel_number = np.exp(rng.uniform(np.log(2), np.log(40)))
     squareness, aspect, turn = rng.choice([2.0, 4.0, 12.0]), rng.uniform(0.7, 1), rng.uniform(0, np.pi)
-    return confined(aperture_wave(size, half_width, fresnel_number, slope(rng), squareness, aspect, turn))
+    return confine_wave(make_aperture_wave(size, half_width, fresnel_number, draw_slope(rng), squareness, aspect, turn))
 
 
-def zone_plate(size: int, rng: np.random.Generator) -> Wave:
+def draw_zone_plate(size: int, rng: np.random.Generator) -> Wave:
     """The first order of a zone plate with its central stop, out of focus, cut by an order-sorting aperture: a ring."""
-    aperture, radius = pupil_edge(size, rng), sign(rng) * rng.uniform(0.12, FARTHEST_RAY)
-    phase = defocus_phase(size, aperture, radius) + aberrations(size, aperture, rng, 0.3)
-    y, x = pixel_grid(size)
-    sorting = soft_disk(np.hypot(y, x), rng.uniform(1.05, 1.5) * abs(radius) * size + 1, 2.0)
-    wave = through_pupil(size, aperture, rng.uniform(0.2, 0.65) * aperture, phase, offset(rng, 0.02))
-    return moved(sorting * wave, rng)
+    aperture, radius = draw_pupil_edge(size, rng), draw_sign(rng) * rng.uniform(0.12, MAX_RAY_OFFSET_FRACTION)
+    phase = make_defocus_phase(size, aperture, radius) + draw_aberrations(size, aperture, rng, 0.3)
+    y, x = make_pixel_grid(size)
+    sorting = make_soft_disk(np.hypot(y, x), rng.uniform(1.05, 1.5) * abs(radius) * size + 1, 2.0)
+    wave = make_pupil_wave(size, aperture, rng.uniform(0.2, 0.65) * aperture, phase, draw_offset(rng, 0.02))
+    return shift_randomly(sorting * wave, rng)
 
 
-def zernike(size: int, rng: np.random.Generator) -> Wave:
+def draw_zernike(size: int, rng: np.random.Generator) -> Wave:
     """A lens with aberrations: random Zernike polynomials up to spherical aberration, on a disk out of focus."""
-    aperture, radius = pupil_edge(size, rng), sign(rng) * rng.uniform(0.06, 0.3)
-    phase = defocus_phase(size, aperture, radius) + aberrations(size, aperture, rng, rng.uniform(0.3, 1.5))
-    return moved(through_pupil(size, aperture, 0.0, bounded(phase, aperture), offset(rng, 0.02)), rng)
+    aperture, radius = draw_pupil_edge(size, rng), draw_sign(rng) * rng.uniform(0.06, 0.3)
+    phase = make_defocus_phase(size, aperture, radius) + draw_aberrations(size, aperture, rng, rng.uniform(0.3, 1.5))
+    return shift_randomly(
+        make_pupil_wave(size, aperture, 0.0, limit_ray_offset(phase, aperture), draw_offset(rng, 0.02)), rng
+    )
 
 
-def defocus(size: int, rng: np.random.Generator) -> Wave:
+def draw_defocus(size: int, rng: np.random.Generator) -> Wave:
     """A Gaussian beam or the disk of a round lens, on either side of the focus and in it."""
     if rng.random() < 0.5:
         radius = rng.uniform(max(0.06 * size, 2.0), 0.2 * size)
-        return moved(beam(size, radius, rng.uniform(-0.16, 0.16), 0), rng)
-    aperture, radius = pupil_edge(size, rng), rng.uniform(-FARTHEST_RAY, FARTHEST_RAY)
+        return shift_randomly(make_beam(size, radius, rng.uniform(-0.16, 0.16), 0), rng)
+    aperture, radius = draw_pupil_edge(size, rng), rng.uniform(-MAX_RAY_OFFSET_FRACTION, MAX_RAY_OFFSET_FRACTION)
     if abs(radius) < 0.1:  # near the focus only a narrow pupil makes a spot of some pixels
         aperture = min(aperture, rng.uniform(4, 8) / size)
-    return moved(through_pupil(size, aperture, 0.0, defocus_phase(size, aperture, radius)), rng)
+    return shift_randomly(make_pupil_wave(size, aperture, 0.0, make_defocus_phase(size, aperture, radius)), rng)
 
 
-def vortex(size: int, rng: np.random.Generator) -> Wave:
+def draw_vortex(size: int, rng: np.random.Generator) -> Wave:
     """A ring with a dark axis round which the phase turns one to three times, curved either way."""
     charge = int(rng.integers(1, 4))
     radius = rng.uniform(max(0.09 * size, charge + 1.0), 0.22 * size)
-    return moved(beam(size, radius, rng.uniform(-0.15, 0.15), int(sign(rng)) * charge), rng)
+    return shift_randomly(make_beam(size, radius, rng.uniform(-0.15, 0.15), int(draw_sign(rng)) * charge), rng)
 
 
-def speckle(size: int, rng: np.random.Generator) -> Wave:
+def draw_speckle(size: int, rng: np.random.Generator) -> Wave:
     """A diffuser's light: grains of a drawn size under a round or Gaussian envelope, alone or on a smooth beam."""
-    slant = slope(rng) / 2
-    aperture = min(pupil_edge(size, rng), WIDEST_PUPIL - abs(slant))
+    edge_slope = draw_slope(rng) / 2
+    aperture = min(draw_pupil_edge(size, rng), MAX_PUPIL_CYCLES_PER_PX - abs(edge_slope))
     white = rng.standard_normal((2, size, size))
-    grains = through_pupil(size, aperture, 0.0, np.pi * white[0])
+    grains = make_pupil_wave(size, aperture, 0.0, np.pi * white[0])
     grains /= np.sqrt(np.mean(np.square(np.abs(grains))))
-    y, x = pixel_grid(size)
+    y, x = make_pixel_grid(size)
     reach, radius = np.hypot(y, x), rng.uniform(0.12, 0.27) * size
-    envelope = soft_disk(reach, radius, 4.0) if rng.random() < 0.5 else np.exp(-((reach / radius) ** 2))
+    envelope = make_soft_disk(reach, radius, 4.0) if rng.random() < 0.5 else np.exp(-((reach / radius) ** 2))
     smooth = rng.choice([0.0, rng.uniform(0, 2)])
-    return moved(envelope * (grains + smooth) * cis(np.pi * slant / radius * reach**2), rng)
+    return shift_randomly(envelope * (grains + smooth) * compute_phasor(np.pi * edge_slope / radius * reach**2), rng)
 
 
-FAMILIES: dict[str, Callable[[int, np.random.Generator], Wave]] = {
-    "fresnel": fresnel,
-    "zone_plate": zone_plate,
-    "zernike": zernike,
-    "defocus": defocus,
-    "vortex": vortex,
-    "speckle": speckle,
+PROBE_FAMILIES: dict[str, Callable[[int, np.random.Generator], Wave]] = {
+    "fresnel": draw_fresnel,
+    "zone_plate": draw_zone_plate,
+    "zernike": draw_zernike,
+    "defocus": draw_defocus,
+    "vortex": draw_vortex,
+    "speckle": draw_speckle,
 }
 """Each draws a probe (N, N) of unit power from a generator; N is at least 16."""
 
 
-def pupil_edge(size: int, rng: np.random.Generator) -> float:
+def draw_pupil_edge(size: int, rng: np.random.Generator) -> float:
     """Edge of a pupil in cycles a pixel, evenly in its logarithm; wide enough that its focus is narrower than N / 5."""
-    return float(np.exp(rng.uniform(np.log(min(max(0.07, 4 / size), 0.3)), np.log(WIDEST_PUPIL))))
+    return float(np.exp(rng.uniform(np.log(min(max(0.07, 4 / size), 0.3)), np.log(MAX_PUPIL_CYCLES_PER_PX))))
 
 
-def slope(rng: np.random.Generator) -> float:
+def draw_slope(rng: np.random.Generator) -> float:
     """Local frequency at a beam's edge in cycles a pixel, either way."""
     return float(rng.uniform(-0.3, 0.3))
 
 
-def sign(rng: np.random.Generator) -> float:
+def draw_sign(rng: np.random.Generator) -> float:
     """1 or −1."""
     return float(rng.choice([-1.0, 1.0]))
 
 
-def offset(rng: np.random.Generator, most: float) -> tuple[float, float]:
+def draw_offset(rng: np.random.Generator, max_offset: float) -> tuple[float, float]:
     """Two numbers within ±``most``."""
-    y, x = rng.uniform(-most, most, 2)
+    y, x = rng.uniform(-max_offset, max_offset, 2)
     return float(y), float(x)
 
 
-def moved(wave: Wave, rng: np.random.Generator) -> Wave:
+def shift_randomly(wave: Wave, rng: np.random.Generator) -> Wave:
     """``wave`` moved off the centre by up to 0.03 N, by whole pixels, and confined."""
-    most = int(0.03 * wave.shape[-1])
-    down, right = rng.integers(-most, most + 1, 2)
-    return confined(np.roll(wave, (down, right), (0, 1)))
+    max_offset = int(0.03 * wave.shape[-1])
+    down, right = rng.integers(-max_offset, max_offset + 1, 2)
+    return confine_wave(np.roll(wave, (down, right), (0, 1)))
 
 
-def aberrations(size: int, aperture: float, rng: np.random.Generator, strength: float) -> Grid:
+def draw_aberrations(size: int, aperture: float, rng: np.random.Generator, strength: float) -> Grid:
     """Phase (N, N) in rad of random astigmatism, coma, trefoil and spherical aberration, ``strength`` rms in all.
 
     The Zernike polynomials are Noll's (J. Opt. Soc. Am. 66, 207 (1976)), 5 to 11, of unit rms on the pupil.
     """
-    ky, kx = frequency_grid(size)
+    ky, kx = make_frequency_grid(size)
     y, x = ky / aperture, kx / aperture
     squared = y**2 + x**2
     modes = (
@@ -152,32 +154,32 @@ def aberrations(size: int, aperture: float, rng: np.random.Generator, strength: 
     return np.asarray(sum(weight * mode for weight, mode in zip(weights, modes, strict=True)))
 
 
-def bounded(phase: Grid, aperture: float) -> Grid:
-    """``phase`` on a pupil, weakened so that no ray lands beyond :data:`FARTHEST_RAY`.
+def limit_ray_offset(phase: Grid, aperture: float) -> Grid:
+    """``phase`` on a pupil, weakened so that no ray lands beyond :data:`MAX_RAY_OFFSET_FRACTION`.
 
     A ray lands, in pixels, at the slope of the phase over 2π.
     """
     size = phase.shape[-1]
-    ky, kx = frequency_grid(size)
+    ky, kx = make_frequency_grid(size)
     inside = np.hypot(ky, kx) < aperture
-    centred = np.fft.fftshift(np.where(inside, phase, np.nan))
-    slopes = [np.abs(np.diff(centred, axis=axis)) for axis in (0, 1)]
+    centered = np.fft.fftshift(np.where(inside, phase, np.nan))
+    slopes = [np.abs(np.diff(centered, axis=axis)) for axis in (0, 1)]
     farthest = max(float(np.nanmax(part)) for part in slopes) * size / (2 * np.pi)
-    return phase * min(1.0, FARTHEST_RAY * size / farthest)
+    return phase * min(1.0, MAX_RAY_OFFSET_FRACTION * size / farthest)
 
 
-def random_modes(probe: Wave, modes: int, rng: np.random.Generator) -> NDArray[np.complex128]:
+def draw_modes(probe: Wave, modes: int, rng: np.random.Generator) -> NDArray[np.complex128]:
     """Orthogonal incoherent modes (modes, N, N) of unit power in all, each of a tenth to half of the power before it.
 
     The first is the probe; the next are the probe times slow slopes and bends in drawn directions, without what is in
     those before.
     """
     if modes == 1:
-        return confined(probe[None])
-    y, x = (axis / probe.shape[0] for axis in pixel_grid(probe.shape[0]))
+        return confine_wave(probe[None])
+    y, x = (axis / probe.shape[0] for axis in make_pixel_grid(probe.shape[0]))
     turn = rng.uniform(0, np.pi)
     along, across = y * np.cos(turn) + x * np.sin(turn), x * np.cos(turn) - y * np.sin(turn)
-    shapes = (along * cis(np.full(y.shape, rng.uniform(0, np.pi))), across + rng.normal() * along**2)
+    shapes = (along * compute_phasor(np.full(y.shape, rng.uniform(0, np.pi))), across + rng.normal() * along**2)
     found = [probe / np.linalg.norm(probe)]
     for shape in shapes[: modes - 1]:
         mode = probe * shape
@@ -190,11 +192,11 @@ def random_modes(probe: Wave, modes: int, rng: np.random.Generator) -> NDArray[n
 
 def draw_probe(size: int, names: tuple[str, ...], rng: np.random.Generator) -> NDArray[np.complex128]:
     """A probe (M, N, N) of unit power from one of the families ``names``, with one to three incoherent modes."""
-    probe = FAMILIES[names[rng.integers(len(names))]](size, rng)
-    return random_modes(probe, int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15])), rng)
+    probe = PROBE_FAMILIES[names[rng.integers(len(names))]](size, rng)
+    return draw_modes(probe, int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15])), rng)
 
 
-def varied(modes: Wave, amount: float, rng: np.random.Generator) -> NDArray[np.complex128]:
+def perturb_probe(modes: Wave, amount: float, rng: np.random.Generator) -> NDArray[np.complex128]:
     """A probe (M, N, N) a little different from ``modes``, of unit power.
 
     It is wider or narrower (by a tenth of ``amount`` rms), moved (by 0.02 N · ``amount`` rms an axis), defocused (its
@@ -205,29 +207,29 @@ def varied(modes: Wave, amount: float, rng: np.random.Generator) -> NDArray[np.c
     widening, mixing = 0.1 * amount, 0.1 * amount
     scale = np.exp(-widening * rng.standard_normal())
     shifts = 0.02 * amount * size * rng.standard_normal(2)
-    down, across = (resampling(size, scale, shift) for shift in shifts)
+    down, across = (make_resampling_matrix(size, scale, shift) for shift in shifts)
     power = np.square(np.abs(np.fft.fft2(modes))).sum(0)
-    ky, kx = frequency_grid(size)
+    ky, kx = make_frequency_grid(size)
     bandwidth = np.sqrt((power * (ky**2 + kx**2)).sum() / power.sum())
     distance = 0.03 * amount * size / bandwidth * rng.standard_normal()
-    wave = propagated(down @ modes @ across.T, distance)
+    wave = propagate(down @ modes @ across.T, distance)
     if len(modes) > 1:
         leak = rng.standard_normal((2, len(modes), len(modes)))
         wave = wave + mixing * np.tensordot(leak[0] + 1j * leak[1], wave, 1)
     return wave / np.linalg.norm(wave)
 
 
-def resampling(size: int, scale: float, shift: float) -> Grid:
+def make_resampling_matrix(size: int, scale: float, shift: float) -> Grid:
     """Matrix (N, N) that moves a signal by ``shift`` pixels and shows it 1 / ``scale`` times as wide.
 
     It interpolates by the Fourier series of N samples and is therefore exact for what the grid can hold; beyond the
     window it sees nothing.
     """
     axis = np.arange(size, dtype=np.float64) - size // 2
-    seen = scale * (axis - shift)
-    distance = seen[:, None] - axis[None, :]
+    source = scale * (axis - shift)
+    distance = source[:, None] - axis[None, :]
     # The sum of exp(2πi k d / N) over the N frequencies, the highest one by half from either side.
     whole = np.abs(distance / size - np.rint(distance / size)) < 1e-9
     angle = np.pi * np.where(whole, 0.5, distance) / size
     kernel = np.sin(size * angle) / (size * np.tan(angle))
-    return np.where(whole, 1.0, kernel) * (np.abs(seen) <= size / 2)[:, None]
+    return np.where(whole, 1.0, kernel) * (np.abs(source) <= size / 2)[:, None]

@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.data.contract import check_scan
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.io.profile import probe_diameter
+from ptycho_torch.io.profile import compute_probe_diameter
 from ptycho_torch.physics.forward import from_object
 from ptycho_torch.simulation.objects import OBJECTS
-from ptycho_torch.simulation.probes import PROBES, incoherent_modes
+from ptycho_torch.simulation.probes import PROBES, make_incoherent_modes
 from ptycho_torch.simulation.trajectories import TRAJECTORIES
 
-NOISELESS_PHOTONS = 1e6
+NOISELESS_PHOTONS_PER_PATTERN = 1e6
 """Mean total a pattern of a noiseless scan."""
 
-MARGIN = 4
+OBJECT_MARGIN_PX = 4
 """Pixels of object beyond the outermost window."""
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SimulationSettings:
     """All that defines a simulated scan but for its seed."""
 
     object: str
@@ -56,41 +56,45 @@ class Recipe:
 
 
 PRESETS = {
-    "run1084": Recipe("letters", "structured", "raster", 64, 1089, 0.94, 0.4, 1, 1e6),
-    "star": Recipe("star", "structured", "spiral", 128, 500, 0.86, 0.0, 1, 5e5),
-    "tiny": Recipe("letters", "structured", "raster", 32, 64, 0.80, 0.3, 1, 1e6),
+    "run1084": SimulationSettings("letters", "structured", "raster", 64, 1089, 0.94, 0.4, 1, 1e6),
+    "star": SimulationSettings("star", "structured", "spiral", 128, 500, 0.86, 0.0, 1, 5e5),
+    "tiny": SimulationSettings("letters", "structured", "raster", 32, 64, 0.80, 0.3, 1, 1e6),
 }
 """``run1084``: like the scan of LCLS run 1084, 64² patterns over some 90 × 90 pixels. ``star``: like a measured Siemens
 star of 128². ``tiny``: for trying things out, in seconds."""
 
 
-def simulate_recipe(recipe: Recipe, seed: int) -> Scan:
+def simulate_from_settings(settings: SimulationSettings, seed: int) -> Scan:
     """The scan of ``recipe``: the same for the same seed.
 
     Raises:
         ConfigError: an unknown object, probe or trajectory.
     """
     for kind, name, known in (
-        ("object", recipe.object, OBJECTS),
-        ("probe", recipe.probe, PROBES),
-        ("trajectory", recipe.trajectory, TRAJECTORIES),
+        ("object", settings.object, OBJECTS),
+        ("probe", settings.probe, PROBES),
+        ("trajectory", settings.trajectory, TRAJECTORIES),
     ):
         if name not in known:
             raise ConfigError(f"--{kind} is {name}: known are {', '.join(sorted(known))}")
-    if recipe.size < 8:
-        raise ConfigError(f"--size is {recipe.size}: a pattern needs at least 8 pixels a side")
+    if settings.size < 8:
+        raise ConfigError(f"--size is {settings.size}: a pattern needs at least 8 pixels a side")
     rng = np.random.default_rng(seed)
-    probe = incoherent_modes(PROBES[recipe.probe](recipe.size), recipe.modes)
-    step = (1 - recipe.overlap) * probe_diameter(probe)
-    relative = TRAJECTORIES[recipe.trajectory](recipe.positions, step, recipe.jitter, rng)
-    positions = relative - relative.min(0) + recipe.size // 2 + MARGIN
+    probe = make_incoherent_modes(PROBES[settings.probe](settings.size), settings.modes)
+    step = (1 - settings.overlap) * compute_probe_diameter(probe)
+    relative = TRAJECTORIES[settings.trajectory](settings.positions, step, settings.jitter, rng)
+    positions = relative - relative.min(0) + settings.size // 2 + OBJECT_MARGIN_PX
     # Windows start half a window before a position, end half a window after it, and may be rounded up by one pixel.
-    rows, columns = (int(np.ceil(high)) + recipe.size - recipe.size // 2 + MARGIN for high in positions.max(0))
-    obj = OBJECTS[recipe.object]((rows + 1, columns), rng)  # not square, so that exchanged axes show
-    return simulate_scan(obj, probe, positions, recipe.photons, rng, {"simulation": asdict(recipe) | {"seed": seed}})
+    rows, columns = (
+        int(np.ceil(high)) + settings.size - settings.size // 2 + OBJECT_MARGIN_PX for high in positions.max(0)
+    )
+    obj = OBJECTS[settings.object]((rows + 1, columns), rng)  # not square, so that exchanged axes show
+    return simulate_measurement(
+        obj, probe, positions, settings.photons, rng, {"simulation": asdict(settings) | {"seed": seed}}
+    )
 
 
-def simulate_scan(
+def simulate_measurement(
     obj: NDArray[np.complex128],
     probe: NDArray[np.complex128],
     positions: NDArray[np.float64],
@@ -123,7 +127,7 @@ def simulate_scan(
     except IndexError as error:
         raise ConfigError(f"a scan position lies too near the edge of the object: {error}") from error
     intensity = np.fft.fftshift(np.concatenate(batches), axes=(-2, -1))
-    scale = (photons or NOISELESS_PHOTONS) / intensity.sum((1, 2)).mean()
+    scale = (photons or NOISELESS_PHOTONS_PER_PATTERN) / intensity.sum((1, 2)).mean()
     counts = rng.poisson(intensity * scale) if photons else intensity * scale
     scan = Scan(
         amplitudes=np.sqrt(counts).astype(np.float32),
@@ -137,6 +141,6 @@ def simulate_scan(
     return scan
 
 
-def recipe_with(preset: str, **changes: Any) -> Recipe:
+def make_simulation_settings(preset: str, **changes: Any) -> SimulationSettings:
     """The recipe of ``preset`` with those of ``changes`` that are not None."""
     return replace(PRESETS[preset], **{name: value for name, value in changes.items() if value is not None})

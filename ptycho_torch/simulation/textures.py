@@ -9,15 +9,21 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_torch.simulation.image_primitives import Shape, paint, paint_labels, power_law_noise, smoothed
+from ptycho_torch.simulation.image_primitives import (
+    Shape,
+    blur_image,
+    draw_power_law_noise,
+    paint_labels,
+    paint_polygons,
+)
 
-Pictures = NDArray[np.float32]
+ImagePair = NDArray[np.float32]
 
-MOST_CORNERS = 20
+MAX_POLYGON_CORNERS = 20
 """Corners of a polygon that passes for a disk."""
 
 
-def dead_leaves(shape: Shape, rng: np.random.Generator) -> Pictures:
+def draw_dead_leaves(shape: Shape, rng: np.random.Generator) -> ImagePair:
     """Opaque disks, ellipses and polygons that hide each other, with radii by a power law, as natural scenes have them.
 
     Lee, Mumford & Huang, Int. J. Comput. Vis. 41, 35 (2001). The power of the law, how much is covered, and the
@@ -26,56 +32,58 @@ def dead_leaves(shape: Shape, rng: np.random.Generator) -> Pictures:
     side = min(shape)
     low, high, power = rng.uniform(1.5, 4), rng.uniform(0.06, 0.25) * side, rng.uniform(1.2, 3.2)
     # More than are needed; the area says how many of them are taken.
-    radii = power_law(rng, 500, low, high, power)
+    radii = draw_power_law(rng, 500, low, high, power)
     cover = np.cumsum(np.pi * radii**2) / (shape[0] * shape[1])
     count = int(np.clip(np.searchsorted(cover, rng.uniform(0.4, 3.5)), 12, 500))
     round_share = rng.choice([0.0, 0.5, 1.0])
-    counts = np.where(rng.random(count) < round_share, MOST_CORNERS, rng.integers(3, 8, count))
-    corners = polygons(radii[:count], counts, shape, rng)
-    return soft(paint(corners, counts, colours(count + 1, rng), shape), rng)
+    counts = np.where(rng.random(count) < round_share, MAX_POLYGON_CORNERS, rng.integers(3, 8, count))
+    corners = draw_polygons(radii[:count], counts, shape, rng)
+    return blur_randomly(paint_polygons(corners, counts, draw_gray_levels(count + 1, rng), shape), rng)
 
 
-def bars(shape: Shape, rng: np.random.Generator) -> Pictures:
+def draw_bars(shape: Shape, rng: np.random.Generator) -> ImagePair:
     """Groups of parallel bars, as on a resolution target: each of a period, an angle and colours of its own."""
     groups = int(rng.integers(8, 25) * max(0.5, shape[0] * shape[1] / 150**2))
     width = np.exp(rng.uniform(np.log(1.5), np.log(12), groups))
-    length, turn = width * rng.uniform(4, 12, groups), rng.uniform(0, np.pi, groups)
+    length, rotation = width * rng.uniform(4, 12, groups), rng.uniform(0, np.pi, groups)
     if rng.random() < 0.5:  # a target that is aligned with its edges
-        turn = turn[0] * rng.integers(0, 2) * np.ones(groups) + rng.integers(0, 2, groups) * np.pi / 2
+        rotation = rotation[0] * rng.integers(0, 2) * np.ones(groups) + rng.integers(0, 2, groups) * np.pi / 2
     members = rng.integers(2, 7, groups)
     group = np.repeat(np.arange(groups), members)
     number = np.concatenate([np.arange(count) - (count - 1) / 2 for count in members])
     along = length[group, None] / 2 * np.array([-1, 1, 1, -1])
     across = width[group, None] * (2 * number[:, None] + np.array([-0.5, -0.5, 0.5, 0.5]))
-    cos, sin = np.cos(turn)[group, None], np.sin(turn)[group, None]
+    cos, sin = np.cos(rotation)[group, None], np.sin(rotation)[group, None]
     middle = rng.uniform(0, 1, (groups, 2)) * shape
     corners = np.stack([along * sin + across * cos, along * cos - across * sin], -1) + middle[group, None]
     if rng.random() < 0.5:  # all of one material
-        palette = colours(2, rng)[:, np.append(0, np.ones(len(group), dtype=np.int64))]
+        palette = draw_gray_levels(2, rng)[:, np.append(0, np.ones(len(group), dtype=np.int64))]
     else:
-        palette = colours(groups + 1, rng)[:, np.append(0, group + 1)]
-    return soft(paint(corners, np.full(len(group), 4), palette, shape), rng)
+        palette = draw_gray_levels(groups + 1, rng)[:, np.append(0, group + 1)]
+    return blur_randomly(paint_polygons(corners, np.full(len(group), 4), palette, shape), rng)
 
 
-def gratings(shape: Shape, rng: np.random.Generator) -> Pictures:
+def draw_gratings(shape: Shape, rng: np.random.Generator) -> ImagePair:
     """A patchwork of line gratings, from sines to square waves, with periods from 3 pixels on."""
     count = int(rng.integers(1, 20))
-    radii, counts = rng.uniform(0.15, 0.45) * min(shape) * np.ones(count), np.full(count, MOST_CORNERS)
-    labels = paint_labels(polygons(radii, counts, shape, rng), counts, shape)
+    radii, counts = rng.uniform(0.15, 0.45) * min(shape) * np.ones(count), np.full(count, MAX_POLYGON_CORNERS)
+    labels = paint_labels(draw_polygons(radii, counts, shape, rng), counts, shape)
     period = np.exp(rng.uniform(np.log(3), np.log(40), count + 1))
-    turn, start = rng.uniform(0, np.pi, count + 1), rng.uniform(0, 2 * np.pi, count + 1)
+    rotation, start = rng.uniform(0, np.pi, count + 1), rng.uniform(0, 2 * np.pi, count + 1)
     sharpness = np.exp(rng.uniform(np.log(0.3), np.log(4), count + 1)) * np.clip((period - 2) / 4, 0.1, 1)
     rows, columns = np.arange(shape[0], dtype=np.float32)[:, None], np.arange(shape[1], dtype=np.float32)[None, :]
-    down, across = ((2 * np.pi / period * part).astype(np.float32)[labels] for part in (np.sin(turn), np.cos(turn)))
+    down, across = (
+        (2 * np.pi / period * part).astype(np.float32)[labels] for part in (np.sin(rotation), np.cos(rotation))
+    )
     wave = np.sin(down * rows + across * columns + start.astype(np.float32)[labels])
     sharp = sharpness.astype(np.float32)[labels]
-    picture = 0.5 + 0.5 * np.tanh(sharp * wave) / np.tanh(sharp)
-    low, high = np.split(colours(2 * count + 2, rng).astype(np.float32), 2, axis=1)
-    mixed = low[:, labels] * (1 - picture) + high[:, labels] * picture
-    return soft(mixed.astype(np.float32), rng)
+    image = 0.5 + 0.5 * np.tanh(sharp * wave) / np.tanh(sharp)
+    low, high = np.split(draw_gray_levels(2 * count + 2, rng).astype(np.float32), 2, axis=1)
+    mixed = low[:, labels] * (1 - image) + high[:, labels] * image
+    return blur_randomly(mixed.astype(np.float32), rng)
 
 
-def lines(shape: Shape, rng: np.random.Generator) -> Pictures:
+def draw_lines(shape: Shape, rng: np.random.Generator) -> ImagePair:
     """Many thin straight lines of random width and grey, summed and smoothed; the phase is the same picture.
 
     Like the "lines" that PtychoPINN is tested on: lines blurred at 1, 5 and 10 pixels and added up.
@@ -85,15 +93,15 @@ def lines(shape: Shape, rng: np.random.Generator) -> Pictures:
     layers, count, side = 2, int(rng.integers(10, 80)), max(shape)
     padded = tuple(next_fast_len(extent + 16, real=True) for extent in shape)  # so that no line comes back opposite
     spot = np.arange(2 * side, dtype=np.float64) - side  # along a line, in pixels
-    turn = rng.uniform(0, np.pi, (layers, count, 1))
+    rotation = rng.uniform(0, np.pi, (layers, count, 1))
     middle = rng.uniform(0, 1, (layers, count, 2, 1)) * np.reshape(shape, (2, 1))
-    y, x = middle[:, :, 0] + np.sin(turn) * spot, middle[:, :, 1] + np.cos(turn) * spot
-    grey = np.broadcast_to(rng.uniform(0.2, 1, (layers, count, 1)), y.shape)
+    y, x = middle[:, :, 0] + np.sin(rotation) * spot, middle[:, :, 1] + np.cos(rotation) * spot
+    gray = np.broadcast_to(rng.uniform(0.2, 1, (layers, count, 1)), y.shape)
     row, column = np.rint(y).astype(np.int64), np.rint(x).astype(np.int64)
     inside = (row >= 0) & (row < shape[0]) & (column >= 0) & (column < shape[1])
     layer = np.broadcast_to(np.arange(layers)[:, None, None], y.shape)
     place = (layer * padded[0] + row) * padded[1] + column
-    drawn = np.bincount(place[inside], grey[inside], layers * padded[0] * padded[1]).reshape(layers, *padded)
+    drawn = np.bincount(place[inside], gray[inside], layers * padded[0] * padded[1]).reshape(layers, *padded)
     ky, kx = np.fft.fftfreq(padded[0])[:, None], np.fft.rfftfreq(padded[1])[None, :]
     squared = -2 * (np.pi**2) * (ky**2 + kx**2)
     widths = np.array([[rng.uniform(0.8, 1.2), 5, 10], [rng.uniform(1.5, 3), 5, 10]])
@@ -106,20 +114,20 @@ def lines(shape: Shape, rng: np.random.Generator) -> Pictures:
     return np.repeat((summed / max(summed.max(), 1e-12)).astype(np.float32)[None], 2, 0)
 
 
-def clouds(shape: Shape, rng: np.random.Generator) -> Pictures:
+def draw_clouds(shape: Shape, rng: np.random.Generator) -> ImagePair:
     """Random fields whose Fourier amplitudes fall by a power law, from fine grain to slow hills; some with edges.
 
     A steep curve turns a field into two materials with soft edges, as in a porous sample.
     """
     steep = np.exp(rng.uniform(np.log(0.5), np.log(6)))
     powers = rng.uniform(0.7, 2.3, 2)
-    fields = np.stack([power_law_noise(shape, rng, power) for power in powers])
+    fields = np.stack([draw_power_law_noise(shape, rng, power) for power in powers])
     if rng.random() < 0.3:
         fields[1] = fields[0]
-    return soft((0.5 + 0.5 * np.tanh(steep * fields)).astype(np.float32), rng)
+    return blur_randomly((0.5 + 0.5 * np.tanh(steep * fields)).astype(np.float32), rng)
 
 
-def spokes(shape: Shape, rng: np.random.Generator) -> Pictures:
+def draw_spokes(shape: Shape, rng: np.random.Generator) -> ImagePair:
     """A Siemens star somewhere near, with rings, its spokes fading where they are finer than three pixels."""
     rows, columns = (
         np.arange(side, dtype=np.float32) - np.float32(side * place)
@@ -136,42 +144,44 @@ def spokes(shape: Shape, rng: np.random.Generator) -> Pictures:
         gap = np.clip((np.abs(band) - np.float32(rng.uniform(0.05, 0.4))) * ring + 0.5, 0, 1)
         wave = (wave + 1) * gap - 1
     wave = np.where(radius > min(shape) * rng.uniform(0.4, 1.2), np.float32(-1), wave)
-    low, high = np.split(colours(2, rng).astype(np.float32), 2, axis=1)
-    picture = 0.5 + 0.5 * wave
-    mixed = low[..., None] * (1 - picture) + high[..., None] * picture
-    return soft(mixed.astype(np.float32), rng)
+    low, high = np.split(draw_gray_levels(2, rng).astype(np.float32), 2, axis=1)
+    image = 0.5 + 0.5 * wave
+    mixed = low[..., None] * (1 - image) + high[..., None] * image
+    return blur_randomly(mixed.astype(np.float32), rng)
 
 
-PICTURES: dict[str, Callable[[Shape, np.random.Generator], Pictures]] = {
-    "dead_leaves": dead_leaves,
-    "bars": bars,
-    "gratings": gratings,
-    "lines": lines,
-    "clouds": clouds,
-    "spokes": spokes,
+TEXTURES: dict[str, Callable[[Shape, np.random.Generator], ImagePair]] = {
+    "dead_leaves": draw_dead_leaves,
+    "bars": draw_bars,
+    "gratings": draw_gratings,
+    "lines": draw_lines,
+    "clouds": draw_clouds,
+    "spokes": draw_spokes,
 }
 """Each makes the pictures of an amplitude and a phase."""
 
 
-def power_law(rng: np.random.Generator, count: int, low: float, high: float, power: float) -> NDArray[np.float64]:
+def draw_power_law(rng: np.random.Generator, count: int, low: float, high: float, power: float) -> NDArray[np.float64]:
     """``count`` numbers from ``low`` to ``high`` whose density falls as their −``power`` (not 1)."""
     edges = low ** (1 - power), high ** (1 - power)
     return (edges[0] + rng.random(count) * (edges[1] - edges[0])) ** (1 / (1 - power))
 
 
-def polygons(
+def draw_polygons(
     radii: NDArray[np.float64], counts: NDArray[np.int64], shape: Shape, rng: np.random.Generator
 ) -> NDArray[np.float64]:
     """Corners (n, MOST_CORNERS, 2) of polygons in ellipses of ``radii``, all over ``shape`` and turned at random."""
     count = len(radii)
-    squeeze, turn = rng.uniform(0.4, 1, (count, 1)), rng.uniform(0, np.pi, (count, 1))
-    angle = 2 * np.pi * np.arange(MOST_CORNERS) / counts[:, None] + rng.uniform(0, 2 * np.pi, (count, 1))
+    squeeze, rotation = rng.uniform(0.4, 1, (count, 1)), rng.uniform(0, np.pi, (count, 1))
+    angle = 2 * np.pi * np.arange(MAX_POLYGON_CORNERS) / counts[:, None] + rng.uniform(0, 2 * np.pi, (count, 1))
     long, short = radii[:, None] * np.cos(angle), radii[:, None] * squeeze * np.sin(angle)
-    offsets = np.stack([long * np.cos(turn) - short * np.sin(turn), long * np.sin(turn) + short * np.cos(turn)], -1)
+    offsets = np.stack(
+        [long * np.cos(rotation) - short * np.sin(rotation), long * np.sin(rotation) + short * np.cos(rotation)], -1
+    )
     return rng.uniform(-0.05, 1.05, (count, 1, 2)) * shape + offsets
 
 
-def colours(count: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def draw_gray_levels(count: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Two colours, 0 to 1, for each of two or more things, (2, ``count``): independent, or related in both pictures.
 
     In each picture the darkest has 0 and the brightest 1, so that no picture is empty.
@@ -183,6 +193,6 @@ def colours(count: int, rng: np.random.Generator) -> NDArray[np.float64]:
     return both / both.max(1, keepdims=True)
 
 
-def soft(pictures: NDArray[np.float32], rng: np.random.Generator) -> Pictures:
+def blur_randomly(images: NDArray[np.float32], rng: np.random.Generator) -> ImagePair:
     """The pictures as an instrument of a drawn sharpness shows them: blurred by 0.4 to 1.2 pixels, kept in 0 to 1."""
-    return np.clip(smoothed(pictures, rng.uniform(0.4, 1.2)), 0, 1)
+    return np.clip(blur_image(images, rng.uniform(0.4, 1.2)), 0, 1)

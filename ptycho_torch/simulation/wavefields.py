@@ -11,40 +11,40 @@ Wave = NDArray[np.complex128]
 Grid = NDArray[np.float64]
 
 
-def pixel_grid(size: int) -> tuple[Grid, Grid]:
+def make_pixel_grid(size: int) -> tuple[Grid, Grid]:
     """Row and column coordinates in pixels, zero at ``size // 2``."""
     axis = np.arange(size, dtype=np.float64) - size // 2
     return np.meshgrid(axis, axis, indexing="ij")
 
 
-def frequency_grid(size: int) -> tuple[Grid, Grid]:
+def make_frequency_grid(size: int) -> tuple[Grid, Grid]:
     """Row and column frequencies in cycles a pixel, zero at ``[0, 0]``."""
     axis = np.fft.fftfreq(size)
     return np.meshgrid(axis, axis, indexing="ij")
 
 
-def soft_disk(reach: Grid, radius: float, edge: float) -> Grid:
+def make_soft_disk(reach: Grid, radius: float, edge: float) -> Grid:
     """1 where ``reach`` is below ``radius`` and 0 beyond, over about ``edge``."""
     return 0.5 + 0.5 * np.tanh((radius - reach) * (2 / edge))
 
 
-def cis(phase: Grid) -> Wave:
+def compute_phasor(phase: Grid) -> Wave:
     """exp(i ``phase``), faster than a complex exponential."""
     wave = np.empty(phase.shape, dtype=np.complex128)
     wave.real, wave.imag = np.cos(phase), np.sin(phase)
     return wave
 
 
-def confined(wave: Wave) -> Wave:
+def confine_wave(wave: Wave) -> Wave:
     """``wave`` (*, N, N) without what lies beyond half of the window, fading from 0.33 N on, and of unit power."""
     size = wave.shape[-1]
-    y, x = pixel_grid(size)
+    y, x = make_pixel_grid(size)
     fade = np.clip((0.5 - np.hypot(y, x) / size) / 0.17, 0, 1)
     wave = wave * (fade * fade * (3 - 2 * fade))
     return wave / np.sqrt(np.square(wave.real).sum() + np.square(wave.imag).sum())
 
 
-def through_pupil(size: int, aperture: float, stop: float, phase: Grid, centre: tuple[float, float] = (0, 0)) -> Wave:
+def make_pupil_wave(size: int, aperture: float, stop: float, phase: Grid, center: tuple[float, float] = (0, 0)) -> Wave:
     """The wave behind a lens: the Fourier transform of its pupil, centred in real space; not confined yet.
 
     Args:
@@ -54,31 +54,31 @@ def through_pupil(size: int, aperture: float, stop: float, phase: Grid, centre: 
         phase: (N, N) in rad, zero frequency at [0, 0].
         centre: of the pupil, in cycles a pixel.
     """
-    ky, kx = frequency_grid(size)
-    k = np.hypot(ky - centre[0], kx - centre[1])
-    pupil = soft_disk(k, aperture, 2 / size)
+    ky, kx = make_frequency_grid(size)
+    k = np.hypot(ky - center[0], kx - center[1])
+    pupil = make_soft_disk(k, aperture, 2 / size)
     if stop:
-        pupil = pupil - soft_disk(k, stop, 2 / size)
-    return np.fft.fftshift(np.fft.ifft2(pupil * cis(phase), norm="ortho"))
+        pupil = pupil - make_soft_disk(k, stop, 2 / size)
+    return np.fft.fftshift(np.fft.ifft2(pupil * compute_phasor(phase), norm="ortho"))
 
 
-def defocus_phase(size: int, aperture: float, radius: float) -> Grid:
+def make_defocus_phase(size: int, aperture: float, radius: float) -> Grid:
     """Phase (N, N) in rad by which a ray through the pupil's edge lands ``radius`` · N pixels from the centre.
 
     A phase π d k² bends the ray at k by d k pixels, so d = radius · N / aperture.
     """
-    ky, kx = frequency_grid(size)
+    ky, kx = make_frequency_grid(size)
     return np.pi * (radius * size / aperture) * (ky**2 + kx**2)
 
 
-def propagated(wave: Wave, distance: float) -> Wave:
+def propagate(wave: Wave, distance: float) -> Wave:
     """``wave`` (*, N, N) after free space of ``distance`` = λ z / pixel², in pixels²: Fresnel's exp(−iπ d k²)."""
-    ky, kx = frequency_grid(wave.shape[-1])
-    return np.fft.ifft2(np.fft.fft2(wave) * cis(-np.pi * distance * (ky**2 + kx**2)))
+    ky, kx = make_frequency_grid(wave.shape[-1])
+    return np.fft.ifft2(np.fft.fft2(wave) * compute_phasor(-np.pi * distance * (ky**2 + kx**2)))
 
 
-def aperture_wave(
-    size: int, half_width: float, fresnel_number: float, slope: float, squareness: float, aspect: float, turn: float
+def make_aperture_wave(
+    size: int, half_width: float, fresnel_number: float, slope: float, squareness: float, aspect: float, rotation: float
 ) -> Wave:
     """A wave some way behind an aperture, by Fresnel propagation; not confined yet.
 
@@ -91,15 +91,15 @@ def aperture_wave(
         aspect: height over width.
         turn: rotation in rad.
     """
-    y, x = pixel_grid(size)
-    across, along = y * np.cos(turn) - x * np.sin(turn), y * np.sin(turn) + x * np.cos(turn)
+    y, x = make_pixel_grid(size)
+    across, along = y * np.cos(rotation) - x * np.sin(rotation), y * np.sin(rotation) + x * np.cos(rotation)
     reach = (np.abs(across / aspect) ** squareness + np.abs(along) ** squareness) ** (1 / squareness)
-    opening = soft_disk(reach, half_width, 2.0).astype(np.complex128)
-    behind = propagated(opening, half_width**2 / fresnel_number)
-    return behind * cis(np.pi * slope / half_width * (y**2 + x**2))
+    opening = make_soft_disk(reach, half_width, 2.0).astype(np.complex128)
+    behind = propagate(opening, half_width**2 / fresnel_number)
+    return behind * compute_phasor(np.pi * slope / half_width * (y**2 + x**2))
 
 
-def beam(size: int, radius: float, slope: float, charge: int) -> Wave:
+def make_beam(size: int, radius: float, slope: float, charge: int) -> Wave:
     """A Laguerre-Gaussian beam without radial nodes; not confined yet.
 
     Args:
@@ -108,8 +108,8 @@ def beam(size: int, radius: float, slope: float, charge: int) -> Wave:
         slope: local frequency at that distance in cycles a pixel: the curvature of the wavefront.
         charge: turns of the phase round the axis; 0 is a Gaussian.
     """
-    y, x = pixel_grid(size)
+    y, x = make_pixel_grid(size)
     squared = y**2 + x**2
     waist = radius**2 / (abs(charge) + 1)
     amplitude = np.exp(-0.5 * squared / waist) * (squared / waist) ** (abs(charge) / 2)
-    return amplitude * cis(np.pi * slope / radius * squared + charge * np.arctan2(y, x))
+    return amplitude * compute_phasor(np.pi * slope / radius * squared + charge * np.arctan2(y, x))

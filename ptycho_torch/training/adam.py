@@ -14,7 +14,7 @@ BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 
 
-class Group(NamedTuple):
+class ParameterGroup(NamedTuple):
     """Weights that share a step."""
 
     weights: list[Tensor]
@@ -25,7 +25,7 @@ class Group(NamedTuple):
 class Adam:
     """Moments of the gradients of some weights, and the steps that follow from them."""
 
-    def __init__(self, groups: list[Group]) -> None:
+    def __init__(self, groups: list[ParameterGroup]) -> None:
         self.groups = groups
         self.weights = [weight for group in groups for weight in group.weights]
         self._state = [
@@ -37,7 +37,7 @@ class Adam:
             for weight in self.weights
         ]
 
-    def clear_gradients(self) -> None:
+    def zero_grad(self) -> None:
         """Forget the gradients of the last batch."""
         for weight in self.weights:
             weight.grad = None
@@ -70,16 +70,16 @@ class Adam:
                 maximize=False,
             )
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """All moments by ``index.name``, for a checkpoint."""
         return {f"{index}.{name}": tensor for index, one in enumerate(self._state) for name, tensor in one.items()}
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what :meth:`state` gave.
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what :meth:`state_dict` gave.
 
         Raises:
             KeyError: a tensor is missing.
             RuntimeError: one is of another shape.
         """
-        for name, tensor in self.state().items():
+        for name, tensor in self.state_dict().items():
             tensor.copy_(tensors[name])  # in place: it keeps the memory layout of its weight

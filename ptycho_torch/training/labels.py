@@ -9,18 +9,18 @@ from torch import Tensor
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.physics.batch import Batch
-from ptycho_torch.physics.forward import probe_at
+from ptycho_torch.physics.forward import shift_probe
 from ptycho_torch.physics.fourier import far_field
-from ptycho_torch.physics.probe import power_of
+from ptycho_torch.physics.probe import compute_power
 
-COMPARED = 64
+MAX_CHECKED_PATTERNS = 64
 """Patterns, spread over the scan, that tell what the labels are."""
 
-WORSE_THAN_FLAT = 1.05
+MAX_ERROR_OVER_FLAT = 1.05
 """Error of the patterns, as a multiple of that of a flat object, beyond which labels are not of these patterns."""
 
 
-class Fit(NamedTuple):
+class AmplitudeFit(NamedTuple):
     """How well amplitudes explain the patterns."""
 
     r: float
@@ -30,7 +30,7 @@ class Fit(NamedTuple):
     """That factor."""
 
 
-def checked_labels(scan: Scan, batch: Batch, probe: Tensor) -> Tensor:
+def prepare_labels(scan: Scan, batch: Batch, probe: Tensor) -> Tensor:
     """The scan's labels, (n, N, N) complex64, in the unit in which ``probe`` lights them.
 
     Args:
@@ -45,39 +45,39 @@ def checked_labels(scan: Scan, batch: Batch, probe: Tensor) -> Tensor:
     name = scan.source or "scan"
     if scan.labels is None:
         raise DataError(f"{name}: --supervised needs labels, and there is no Y in it; leave --supervised out")
-    chosen = np.linspace(0, len(scan) - 1, min(COMPARED, len(scan))).round().astype(np.intp)
+    chosen = np.linspace(0, len(scan) - 1, min(MAX_CHECKED_PATTERNS, len(scan))).round().astype(np.intp)
     some, labels = batch.take(torch.from_numpy(chosen)), torch.from_numpy(scan.labels[chosen])
-    probes = probe_at(probe, some.fractions)
-    lit = _fit(some, probes * labels[:, None])
-    bare = _fit(some, labels[:, None])
-    flat = _fit(some, probes)
-    figures = f"R {lit.r:.3g} lit by the probe, {bare.r:.3g} as it is, {flat.r:.3g} for a flat object"
-    if bare.r < lit.r:
+    probes = shift_probe(probe, some.fractions)
+    illuminated = _fit_amplitudes(some, probes * labels[:, None])
+    unilluminated = _fit_amplitudes(some, labels[:, None])
+    flat = _fit_amplitudes(some, probes)
+    figures = f"R {illuminated.r:.3g} lit by the probe, {unilluminated.r:.3g} as it is, {flat.r:.3g} for a flat object"
+    if unilluminated.r < illuminated.r:
         raise DataError(
             f"{name}: Y seems to be the illuminated object, probe times object, where the contract wants the object "
             f"({figures}); divide it by the probe, or leave --supervised out"
         )
-    if lit.r > WORSE_THAN_FLAT * flat.r:
+    if illuminated.r > MAX_ERROR_OVER_FLAT * flat.r:
         raise DataError(
             f"{name}: Y seems to be neither the object under these patterns nor the illuminated object ({figures}); "
             "check its order and its orientation, or leave --supervised out"
         )
-    return torch.from_numpy(scan.labels) * lit.factor
+    return torch.from_numpy(scan.labels) * illuminated.factor
 
 
-def _fit(batch: Batch, exit_waves: Tensor) -> Fit:
+def _fit_amplitudes(batch: Batch, exit_waves: Tensor) -> AmplitudeFit:
     """How well the far fields of ``exit_waves`` (n, M, N, N) explain the patterns, with one factor for all."""
-    amplitudes = power_of(far_field(exit_waves)).sqrt()
+    amplitudes = compute_power(far_field(exit_waves)).sqrt()
     if batch.mask is not None:
         amplitudes = torch.where(batch.mask, amplitudes, torch.zeros_like(amplitudes))
     overlap = float((amplitudes * batch.amplitudes).sum(dtype=torch.float64))
     power = float(amplitudes.square().sum(dtype=torch.float64))
     photons = float(batch.counts.sum(dtype=torch.float64))
     factor = overlap / max(power, 1e-30)
-    return Fit(1 - factor * overlap / photons, factor)
+    return AmplitudeFit(1 - factor * overlap / photons, factor)
 
 
-def turned(labels: Tensor, patches: Tensor, weights: Tensor) -> Tensor:
+def align_phases(labels: Tensor, patches: Tensor, weights: Tensor) -> Tensor:
     """``labels`` (n, N, N), each turned by a constant phase, which no pattern fixes, to be nearest to its patch."""
     overlap = (weights * patches.detach() * labels.conj()).sum((-2, -1), keepdim=True)
     return labels * torch.sgn(overlap)

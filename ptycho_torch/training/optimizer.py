@@ -13,41 +13,41 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ptycho_torch.distributed.process_group import ALONE, Ranks
+from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ptycho_torch.models.model import PtychoModel
-from ptycho_torch.training.adam import Adam, Group
-from ptycho_torch.training.muon import Kernels, Muon
+from ptycho_torch.training.adam import Adam, ParameterGroup
+from ptycho_torch.training.muon import KernelGroup, Muon
 
-KERNEL_STEP = 20 / 3
+KERNEL_RATE_FACTOR = 20 / 3
 """Muon's step for the kernels as a multiple of Adam's for the biases."""
 
-PROBE_STEP = 100.0
+PROBE_RATE_FACTOR = 100.0
 """Adam's step for the probe (√photons) as a multiple of that for the biases."""
 
-POSITION_STEP = 60.0
+POSITION_RATE_FACTOR = 60.0
 """Adam's step for the positions (pixels) as a multiple of that for the biases."""
 
-BACKGROUND_STEP = 30.0
+BACKGROUND_RATE_FACTOR = 30.0
 """Adam's step for a background (photons) as a multiple of that for the biases."""
 
-POSITION_START = 100
+POSITION_DELAY_STEPS = 100
 """Steps after which positions and backgrounds move: before, the object is too rough to tell."""
 
 DECAY_STEPS = 100
 """Steps t after which the learning rate falls as 1/√(1 + t / DECAY_STEPS)."""
 
 
-class Pace(NamedTuple):
+class LearningRateSchedule(NamedTuple):
     """How large the steps are."""
 
     learning_rate: float
-    """Largest step of Adam for the network's biases; :data:`KERNEL_STEP` times that is Muon's for its kernels."""
+    """Largest step of Adam for the network's biases; :data:`KERNEL_RATE_FACTOR` times that is Muon's for its kernels."""
 
     warm_up: int
     """Steps over which the learning rate rises."""
 
 
-class Optimiser:
+class Optimizer:
     """Moves the weights of ``model`` in place, and keeps their running mean.
 
     Args:
@@ -56,83 +56,87 @@ class Optimiser:
         ranks: the processes that each have a part of the loss, and all make the same steps.
     """
 
-    def __init__(self, model: PtychoModel, pace: Pace, ranks: Ranks = ALONE) -> None:
-        self.model, self.pace, self.ranks, self.steps = model, pace, ranks, 0
+    def __init__(
+        self, model: PtychoModel, schedule: LearningRateSchedule, process_group: ProcessGroup = SINGLE_PROCESS
+    ) -> None:
+        self.model, self.schedule, self.process_group, self.steps = model, schedule, process_group, 0
         parameters = list(model.network.parameters())
-        self.muon = Muon(Kernels([weight for weight in parameters if weight.dim() > 1], KERNEL_STEP))
-        groups = [Group([weight for weight in parameters if weight.dim() <= 1], 1.0)]
-        learned = [parts for parts in model.all_probe_parts if parts.requires_grad]
-        if learned:
-            groups.append(Group(learned, PROBE_STEP))
-        sources = range(len(model.all_probe_parts))
-        shifts = [parts for source in sources if (parts := model.shifts_of(source)) is not None]
-        backgrounds = [parts for source in sources if (parts := model.background_of(source)) is not None]
-        groups += [Group(shifts, POSITION_STEP), Group(backgrounds, BACKGROUND_STEP)]
-        self._late = [*shifts, *backgrounds]
+        self.muon = Muon(KernelGroup([weight for weight in parameters if weight.dim() > 1], KERNEL_RATE_FACTOR))
+        groups = [ParameterGroup([weight for weight in parameters if weight.dim() <= 1], 1.0)]
+        probe_parameters = [parts for parts in model.probe_parameters if parts.requires_grad]
+        if probe_parameters:
+            groups.append(ParameterGroup(probe_parameters, PROBE_RATE_FACTOR))
+        sources = range(len(model.probe_parameters))
+        shifts = [parts for source in sources if (parts := model.get_position_offsets(source)) is not None]
+        backgrounds = [parts for source in sources if (parts := model.get_background(source)) is not None]
+        groups += [ParameterGroup(shifts, POSITION_RATE_FACTOR), ParameterGroup(backgrounds, BACKGROUND_RATE_FACTOR)]
+        self._delayed = [*shifts, *backgrounds]
         self.adam = Adam(groups)
-        self.average = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self.averaged_weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         self._weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
 
     @property
-    def rate(self) -> float:
+    def learning_rate(self) -> float:
         """The learning rate at the current step."""
-        warm = min(1.0, self.steps / max(self.pace.warm_up, 1))
-        return self.pace.learning_rate * warm / math.sqrt(1 + self.steps / DECAY_STEPS)
+        warm = min(1.0, self.steps / max(self.schedule.warm_up, 1))
+        return self.schedule.learning_rate * warm / math.sqrt(1 + self.steps / DECAY_STEPS)
 
-    def clear_gradients(self) -> None:
+    def zero_grad(self) -> None:
         """Forget the gradients of the last batch."""
-        self.muon.clear_gradients()
-        self.adam.clear_gradients()
+        self.muon.zero_grad()
+        self.adam.zero_grad()
 
-    def descend(self, loss: Tensor, constrain: Callable[[], None] = lambda: None) -> None:
+    def backward_and_step(self, loss: Tensor, constrain: Callable[[], None] = lambda: None) -> None:
         """One step down the gradient of ``loss``, this rank's part; ``constrain`` then brings back what strayed."""
-        self.clear_gradients()
+        self.zero_grad()
         loss.backward()
         self.steps += 1
-        if self.steps <= POSITION_START:
-            for late in self._late:
-                late.grad = None
-        self.ranks.add_up([weight.grad for _, weight in self._weights if weight.grad is not None])
-        self.muon.step(self.rate)
-        self.adam.step(self.rate)
+        if self.steps <= POSITION_DELAY_STEPS:
+            for delayed in self._delayed:
+                delayed.grad = None
+        self.process_group.all_reduce_sum_([weight.grad for _, weight in self._weights if weight.grad is not None])
+        self.muon.step(self.learning_rate)
+        self.adam.step(self.learning_rate)
         constrain()
         # Polynomial-decay averaging (Shamir & Zhang, ICML 2013, with η = 8): the mean of about the last ninth.
-        share = 9 / (self.steps + 8)
+        averaging_share = 9 / (self.steps + 8)
         with torch.no_grad():
             for name, weight in self._weights:
-                self.average[name].lerp_(weight, share)
+                self.averaged_weights[name].lerp_(weight, averaging_share)
 
     @contextmanager
-    def averaged(self) -> Iterator[PtychoModel]:
+    def use_averaged_weights(self) -> Iterator[PtychoModel]:
         """The model with the averaged weights, for as long as the context lasts."""
         training = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        self.model.load_state_dict(self.average)
+        self.model.load_state_dict(self.averaged_weights)
         self.model.eval()
         try:
             yield self.model
         finally:
             self.model.load_state_dict(training)
 
-    def state(self) -> dict[str, Tensor]:
-        """All that :meth:`load` needs besides the number of steps, by name."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that :meth:`load_state_dict` needs besides the number of steps, by name."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
-        tensors |= {f"muon.{name}": tensor for name, tensor in self.muon.state().items()}
-        return tensors | {f"adam.{name}": tensor for name, tensor in self.adam.state().items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.averaged_weights.items()}
+        tensors |= {f"muon.{name}": tensor for name, tensor in self.muon.state_dict().items()}
+        return tensors | {f"adam.{name}": tensor for name, tensor in self.adam.state_dict().items()}
 
-    def load(self, tensors: dict[str, Tensor], steps: int) -> None:
-        """Take back what :meth:`state` gave after ``steps`` steps.
+    def load_state_dict(self, tensors: dict[str, Tensor], steps: int) -> None:
+        """Take back what :meth:`state_dict` gave after ``steps`` steps.
 
         Raises:
             KeyError: a tensor is missing.
             RuntimeError: one is of another shape.
         """
-        self.model.load_state_dict(_part(tensors, "model."), strict=True)
-        self.average = {name: tensor.to(self.model.device) for name, tensor in _part(tensors, "average.").items()}
-        self.muon.load(_part(tensors, "muon."))
-        self.adam.load(_part(tensors, "adam."))
+        self.model.load_state_dict(_select_prefix(tensors, "model."), strict=True)
+        self.averaged_weights = {
+            name: tensor.to(self.model.device) for name, tensor in _select_prefix(tensors, "average.").items()
+        }
+        self.muon.load_state_dict(_select_prefix(tensors, "muon."))
+        self.adam.load_state_dict(_select_prefix(tensors, "adam."))
         self.steps = steps
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _select_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

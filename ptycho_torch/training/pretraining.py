@@ -13,31 +13,31 @@ import torch
 
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.observer import Observer
-from ptycho_torch.distributed.process_group import ALONE, Ranks
+from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ptycho_torch.models.model import PtychoModel
-from ptycho_torch.simulation.dataset import Lesson, Stream
-from ptycho_torch.training.checkpoint import Epoch, load_checkpoint, save_checkpoint
-from ptycho_torch.training.losses import mark
-from ptycho_torch.training.optimizer import Optimiser, Pace
+from ptycho_torch.simulation.dataset import SimulatedBatch, SimulatedDataset
+from ptycho_torch.training.checkpoint import EpochRecord, load_checkpoint, save_checkpoint
+from ptycho_torch.training.losses import compute_loss_terms
+from ptycho_torch.training.optimizer import LearningRateSchedule, Optimizer
 from ptycho_torch.training.tracking import Tracker
 
-ROUND = 200
+STEPS_PER_VALIDATION = 200
 """Lessons a row of the history: after each the network is examined and a checkpoint written."""
 
-EXAMINATION = 12
+VALIDATION_BATCHES = 12
 """Lessons that the network is examined by, always the same and none of those that it learns from."""
 
 
 @dataclass(frozen=True)
-class Course:
+class PretrainerSettings:
     """How long to learn, and how."""
 
-    pace: Pace
+    schedule: LearningRateSchedule
 
-    lessons: int | None = None
+    max_batches: int | None = None
     """Lessons in all; None: until the time is over."""
 
-    seconds: float | None = None
+    max_seconds: float | None = None
     """Time after which no lesson is begun; None: until all lessons are learned."""
 
     precision: str = "fp32"
@@ -54,16 +54,24 @@ class Pretrainer:
         ranks: the processes that share this pretraining, each a part of every lesson; only the first writes.
     """
 
-    def __init__(self, model: PtychoModel, stream: Stream, course: Course, ranks: Ranks = ALONE) -> None:
-        if course.lessons is None and course.seconds is None:
+    def __init__(
+        self,
+        model: PtychoModel,
+        dataset: SimulatedDataset,
+        settings: PretrainerSettings,
+        process_group: ProcessGroup = SINGLE_PROCESS,
+    ) -> None:
+        if settings.max_batches is None and settings.max_seconds is None:
             raise ConfigError("a pretraining needs an end: set --time_limit or --lessons")
-        self.model, self.stream, self.course, self.ranks = model, stream, course, ranks
-        ranks.follow_first(list(model.state_dict().values()))
-        self.optimiser = Optimiser(model, course.pace, ranks)
-        self.history: list[Epoch] = []
+        self.model, self.dataset, self.settings, self.process_group = model, dataset, settings, process_group
+        process_group.broadcast_(list(model.state_dict().values()))
+        self.optimizer = Optimizer(model, settings.schedule, process_group)
+        self.history: list[EpochRecord] = []
         # Lessons from the far end of the numbers, which no pretraining reaches.
-        first = 2**62 // stream.settings.reuse
-        self._examination = [stream.lesson((first + index) * stream.settings.reuse) for index in range(EXAMINATION)]
+        first = 2**62 // dataset.settings.reuse
+        self._validation_batches = [
+            dataset.make_batch((first + index) * dataset.settings.reuse) for index in range(VALIDATION_BATCHES)
+        ]
 
     def run(self, observer: Observer, tracker: Tracker, checkpoint: Path) -> bool:
         """Learn until the course is over, with a checkpoint at the start and after each round.
@@ -76,70 +84,75 @@ class Pretrainer:
         """
         if not self.history:
             self.save(checkpoint)
-        began = time.monotonic()
-        clock = _Clock(self.course, self.optimiser.steps, began, self.ranks)
-        observer.begin("pretraining", clock.total)
+        start_time = time.monotonic()
+        clock = _ProgressClock(self.settings, self.optimizer.steps, start_time, self.process_group)
+        observer.start("pretraining", clock.total)
         try:
-            while not clock.over(self.optimiser.steps):
-                row = self._round(observer, clock)
+            while not clock.is_finished(self.optimizer.steps):
+                row = self._run_round(observer, clock)
                 self.history.append(row)
                 self.save(checkpoint)
-                tracker.figures(row.epoch, {"loss": row.loss, "val_loss": row.val_loss})
+                tracker.log_metrics(row.epoch, {"loss": row.loss, "val_loss": row.val_loss})
         except KeyboardInterrupt:
-            if self.ranks.first:
+            if self.process_group.is_main:
                 self.load(checkpoint)
             return False
         finally:
-            observer.end()
+            observer.finish()
         return True
 
-    def _round(self, observer: Observer, clock: "_Clock") -> Epoch:
+    def _run_round(self, observer: Observer, clock: "_ProgressClock") -> EpochRecord:
         self.model.train()
         total, done = 0.0, 0
-        for lesson in self._lessons(ROUND - self.optimiser.steps % ROUND):  # rounds end where they would have
+        for simulated in self._iterate_batches(
+            STEPS_PER_VALIDATION - self.optimizer.steps % STEPS_PER_VALIDATION
+        ):  # rounds end where they would have
             with self._autocast():
-                loss = mark(self.model, lesson, self.ranks).loss
-            value = self.ranks.sum(loss.detach()).item()
+                loss = compute_loss_terms(self.model, simulated, self.process_group).loss
+            value = self.process_group.all_reduce_sum(loss.detach()).item()
             if not math.isfinite(value):
                 raise ConfigError(
-                    f"the loss became {value} at lesson {self.optimiser.steps}: choose a smaller --learning_rate "
-                    f"(it is {self.course.pace.learning_rate:g})"
+                    f"the loss became {value} at lesson {self.optimizer.steps}: choose a smaller --learning_rate "
+                    f"(it is {self.settings.schedule.learning_rate:g})"
                 )
-            self.optimiser.descend(loss)
+            self.optimizer.backward_and_step(loss)
             total, done = total + value, done + 1
-            observer.advance(clock.advanced(self.optimiser.steps), loss=total / done)
-            if clock.over(self.optimiser.steps):
+            observer.advance(clock.count_progress(self.optimizer.steps), loss=total / done)
+            if clock.is_finished(self.optimizer.steps):
                 break
-        patterns = done * self.stream.settings.patterns
-        return Epoch(len(self.history) + 1, patterns, total / done, self.examine(), self.optimiser.rate)
+        patterns = done * self.dataset.settings.patterns
+        return EpochRecord(len(self.history) + 1, patterns, total / done, self.validate(), self.optimizer.learning_rate)
 
-    def _lessons(self, count: int) -> Iterator[Lesson]:
+    def _iterate_batches(self, count: int) -> Iterator[SimulatedBatch]:
         """The next lessons. Beside a GPU each is drawn while the network learns the one before."""
-        first, device = self.optimiser.steps, self.model.device
+        first, device = self.optimizer.steps, self.model.device
         numbers = range(first, first + count)
         if device.type == "cpu":  # a third thread on two cores would make the other two wait for each other
-            yield from map(self.stream.lesson, numbers)
+            yield from map(self.dataset.make_batch, numbers)
             return
-        with ThreadPoolExecutor(1) as drawer:
-            ahead = drawer.submit(self.stream.lesson, first)
+        with ThreadPoolExecutor(1) as executor:
+            pending = executor.submit(self.dataset.make_batch, first)
             for number in numbers:
-                lesson, ahead = ahead.result(), drawer.submit(self.stream.lesson, number + 1)
-                yield lesson_on(lesson, device)
+                simulated, pending = pending.result(), executor.submit(self.dataset.make_batch, number + 1)
+                yield move_to_device(simulated, device)
 
     @torch.no_grad()
-    def examine(self) -> float:
+    def validate(self) -> float:
         """Mean loss of the averaged weights on lessons that are never learned from."""
-        with self.optimiser.averaged() as model, self._autocast():
-            marks = [mark(model, lesson_on(one, model.device), self.ranks).loss for one in self._examination]
-            return self.ranks.sum(torch.stack(marks).mean()).item()
+        with self.optimizer.use_averaged_weights() as model, self._autocast():
+            losses = [
+                compute_loss_terms(model, move_to_device(one, model.device), self.process_group).loss
+                for one in self._validation_batches
+            ]
+            return self.process_group.all_reduce_sum(torch.stack(losses).mean()).item()
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.course.precision == "bf16")
+        return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
 
     def save(self, path: Path) -> None:
         """Write all that :meth:`load` needs to go on exactly."""
-        if self.ranks.first:
-            save_checkpoint(path, self.optimiser, self.history, self.fingerprint)
+        if self.process_group.is_main:
+            save_checkpoint(path, self.optimizer, self.history, self.resume_settings)
 
     def load(self, path: Path) -> None:
         """Go on from the checkpoint at ``path``.
@@ -148,56 +161,68 @@ class Pretrainer:
             BundleError: the file is damaged or of another network.
             ConfigError: it was made with other settings, so that going on would mix two pretrainings.
         """
-        self.history = load_checkpoint(path, self.optimiser, self.fingerprint)
+        self.history = load_checkpoint(path, self.optimizer, self.resume_settings)
 
     @property
-    def fingerprint(self) -> dict[str, Any]:
+    def resume_settings(self) -> dict[str, Any]:
         """What must be the same for a resumed pretraining to equal an uninterrupted one; JSON."""
-        probes = hashlib.sha256(b"".join(probe.tobytes() for probe in self.stream.given)).hexdigest()[:16]
-        settings = {name: repr(value) for name, value in asdict(self.stream.settings).items()}
+        probes = hashlib.sha256(b"".join(probe.tobytes() for probe in self.dataset.given_probes)).hexdigest()[:16]
+        settings = {name: repr(value) for name, value in asdict(self.dataset.settings).items()}
         return settings | {
             "network": asdict(self.model.config),
-            "pace": list(self.course.pace),
-            "precision": self.course.precision,
+            "pace": list(self.settings.schedule),
+            "precision": self.settings.precision,
             "probes": probes,
         }
 
 
-class _Clock:
+class _ProgressClock:
     """How far a course is: by lessons where their number is the end, else by whole seconds."""
 
-    def __init__(self, course: Course, learned: int, began: float, ranks: Ranks) -> None:
-        self.course, self.began, self.ranks, self._learned, self._told = course, began, ranks, learned, 0
-        self.by_time = course.lessons is None
-        self.total = max(0, course.lessons - learned) if course.lessons is not None else round(course.seconds or 0)
+    def __init__(
+        self, settings: PretrainerSettings, steps_done: int, start_time: float, process_group: ProcessGroup
+    ) -> None:
+        self.settings, self.start_time, self.process_group, self._initial_steps, self._reported = (
+            settings,
+            start_time,
+            process_group,
+            steps_done,
+            0,
+        )
+        self.is_timed = settings.max_batches is None
+        self.total = (
+            max(0, settings.max_batches - steps_done)
+            if settings.max_batches is not None
+            else round(settings.max_seconds or 0)
+        )
 
-    def over(self, learned: int) -> bool:
+    def is_finished(self, steps_done: int) -> bool:
         """Whether no lesson is to be begun any more."""
         late = False
-        if self.course.seconds is not None:
-            spent = torch.tensor(time.monotonic() - self.began, dtype=torch.float64)
-            late = float(self.ranks.largest(spent)) >= self.course.seconds
-        return late or (self.course.lessons is not None and learned >= self.course.lessons)
+        if self.settings.max_seconds is not None:
+            spent = torch.tensor(time.monotonic() - self.start_time, dtype=torch.float64)
+            late = float(self.process_group.all_reduce_max(spent)) >= self.settings.max_seconds
+        return late or (self.settings.max_batches is not None and steps_done >= self.settings.max_batches)
 
-    def advanced(self, learned: int) -> int:
+    def count_progress(self, steps_done: int) -> int:
         """By how much since it was last asked."""
-        now = learned - self._learned
-        if self.by_time:
-            now = min(self.total, int(time.monotonic() - self.began))
-        step, self._told = now - self._told, now
+        now = steps_done - self._initial_steps
+        if self.is_timed:
+            now = min(self.total, int(time.monotonic() - self.start_time))
+        step, self._reported = now - self._reported, now
         return step
 
 
-def lesson_on(lesson: Lesson, device: torch.device) -> Lesson:
+def move_to_device(simulated: SimulatedBatch, device: torch.device) -> SimulatedBatch:
     """``lesson`` with its tensors on ``device``; the positions stay in float64."""
     if device.type == "cpu":
-        return lesson
-    probe = lesson.probe.to(device)
-    return lesson._replace(
-        amplitudes=lesson.amplitudes.to(device),
-        mask=None if lesson.mask is None else lesson.mask.to(device),
+        return simulated
+    probe = simulated.probe.to(device)
+    return simulated._replace(
+        amplitudes=simulated.amplitudes.to(device),
+        mask=None if simulated.mask is None else simulated.mask.to(device),
         probe=probe,
-        probe_guess=probe if lesson.probe_guess is lesson.probe else lesson.probe_guess.to(device),
-        object=lesson.object.to(device),
-        positions=lesson.positions.to(device),
+        assumed_probe=probe if simulated.assumed_probe is simulated.probe else simulated.assumed_probe.to(device),
+        object=simulated.object.to(device),
+        positions=simulated.positions.to(device),
     )

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from ptycho_torch.physics.patches import extract_patches
-from ptycho_torch.physics.probe import power_of
+from ptycho_torch.physics.probe import compute_power
 
-TEACHING_WEIGHT = 50.0
+TARGET_WEIGHT = 50.0
 """Weight of the distance to the teacher's patches beside the deviance of the patterns, which is ½ at the noise."""
 
-MERGED_WEIGHT = 100.0
+MERGED_TARGET_WEIGHT = 100.0
 """The same for the patches after the overlap constraint: what all of them miss alike, no averaging takes away."""
 
 
 @dataclass(frozen=True, eq=False)
-class Teacher:
+class ObjectTarget:
     """An object on its canvas, of the units in which the network's probe lights it."""
 
     object: Tensor
@@ -26,7 +26,7 @@ class Teacher:
     origin: Tensor
     """(2,) int64: object coordinates of ``object[0, 0]``."""
 
-    def distance(self, patches: Tensor, probes: Tensor, corners: Tensor) -> Tensor:
+    def compute_distance(self, patches: Tensor, probes: Tensor, corners: Tensor) -> Tensor:
         """Squared distance of each pattern's patch to the teacher's, as a mean where the probe lights it, (n,).
 
         Args:
@@ -35,21 +35,21 @@ class Teacher:
             corners: (n, 2) int64, in object coordinates.
         """
         target = extract_patches(self.object, corners - self.origin, patches.shape[-1])
-        return patch_distance(patches, target, power_of(probes.detach()))
+        return compute_patch_distance(patches, target, compute_power(probes.detach()))
 
     def digest(self) -> str:
         """A short fingerprint."""
         return hashlib.sha256(self.object.cpu().numpy().tobytes()).hexdigest()[:16]
 
 
-def patch_distance(patches: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+def compute_patch_distance(patches: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     """Squared distance between patches (n, N, N), each as a mean weighted by ``weights`` (n, N, N), (n,)."""
-    missed = patches - target
-    squared = missed.real.square() + missed.imag.square()
+    residual = patches - target
+    squared = residual.real.square() + residual.imag.square()
     return (weights * squared).sum((-2, -1)) / weights.sum((-2, -1))
 
 
-def teacher_of(obj: Tensor, coverage: Tensor, origin: tuple[int, int]) -> Teacher:
+def make_object_target(obj: Tensor, coverage: Tensor, origin: tuple[int, int]) -> ObjectTarget:
     """A teacher whose mean over what is lit is real: the phase of an object is free, and a network starts at vacuum.
 
     Args:
@@ -57,5 +57,5 @@ def teacher_of(obj: Tensor, coverage: Tensor, origin: tuple[int, int]) -> Teache
         coverage: (rows, columns) real, its illumination.
         origin: object coordinates of ``obj[0, 0]``.
     """
-    turn = torch.sgn((obj * coverage).sum()).conj()
-    return Teacher(obj * turn, torch.tensor(origin, device=obj.device))
+    phase = torch.sgn((obj * coverage).sum()).conj()
+    return ObjectTarget(obj * phase, torch.tensor(origin, device=obj.device))

@@ -17,29 +17,29 @@ log = logging.getLogger(__name__)
 class Tracker(Protocol):
     """Follows one training run."""
 
-    def parameters(self, values: dict[str, Any]) -> None:
+    def log_parameters(self, values: dict[str, Any]) -> None:
         """The resolved configuration."""
 
-    def figures(self, epoch: int, values: dict[str, float]) -> None:
+    def log_metrics(self, epoch: int, values: dict[str, float]) -> None:
         """The figures of one epoch."""
 
-    def artifact(self, path: Path) -> None:
+    def log_artifact(self, path: Path) -> None:
         """A file worth keeping with the run, such as a picture."""
 
     def finish(self, completed: bool) -> None:
         """The run is over."""
 
 
-class NoTracker:
+class NullTracker:
     """Keeps nothing."""
 
-    def parameters(self, values: dict[str, Any]) -> None:
+    def log_parameters(self, values: dict[str, Any]) -> None:
         del values
 
-    def figures(self, epoch: int, values: dict[str, float]) -> None:
+    def log_metrics(self, epoch: int, values: dict[str, float]) -> None:
         del epoch, values
 
-    def artifact(self, path: Path) -> None:
+    def log_artifact(self, path: Path) -> None:
         del path
 
     def finish(self, completed: bool) -> None:
@@ -52,7 +52,7 @@ class MlflowTracker:
     Speaks through an ``MlflowClient`` of its own, so that MLflow's process-wide state stays as it is.
     """
 
-    EXPERIMENT = "ptycho_torch"
+    EXPERIMENT_NAME = "ptycho_torch"
 
     def __init__(self, folder: Path) -> None:
         from mlflow import MlflowClient
@@ -61,28 +61,28 @@ class MlflowTracker:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         uri = os.environ.get("MLFLOW_TRACKING_URI")
-        _require_reachable(uri)
+        _check_reachable(uri)
         store = (folder / "mlflow.db").resolve()
         if not uri and set(str(store)) & set("?#%"):
             raise OSError(f"{store} holds a ?, # or %, which the address of an SQLite store cannot hold")
         self._client = MlflowClient(uri or f"sqlite:///{store}")
-        found = self._client.get_experiment_by_name(self.EXPERIMENT)
+        found = self._client.get_experiment_by_name(self.EXPERIMENT_NAME)
         artifacts = None if uri else (folder / "mlruns").resolve().as_uri()
-        experiment = found.experiment_id if found else self._client.create_experiment(self.EXPERIMENT, artifacts)
+        experiment = found.experiment_id if found else self._client.create_experiment(self.EXPERIMENT_NAME, artifacts)
         self._run = self._client.create_run(experiment, run_name=folder.name).info.run_id
 
-    def parameters(self, values: dict[str, Any]) -> None:
+    def log_parameters(self, values: dict[str, Any]) -> None:
         from mlflow.entities import Param
 
         self._client.log_batch(self._run, params=[Param(key, str(value)) for key, value in values.items()])
 
-    def figures(self, epoch: int, values: dict[str, float]) -> None:
+    def log_metrics(self, epoch: int, values: dict[str, float]) -> None:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         self._client.log_batch(self._run, metrics=[Metric(key, value, now, epoch) for key, value in values.items()])
 
-    def artifact(self, path: Path) -> None:
+    def log_artifact(self, path: Path) -> None:
         self._client.log_artifact(self._run, str(path))
 
     def finish(self, completed: bool) -> None:
@@ -97,14 +97,14 @@ class TensorboardTracker:
 
         self._writer = SummaryWriter(str(folder / "tensorboard"))
 
-    def parameters(self, values: dict[str, Any]) -> None:
+    def log_parameters(self, values: dict[str, Any]) -> None:
         self._writer.add_text("config", "\n".join(f"    {key}: {value}" for key, value in values.items()))
 
-    def figures(self, epoch: int, values: dict[str, float]) -> None:
+    def log_metrics(self, epoch: int, values: dict[str, float]) -> None:
         for key, value in values.items():
             self._writer.add_scalar(key, value, epoch)
 
-    def artifact(self, path: Path) -> None:
+    def log_artifact(self, path: Path) -> None:
         from matplotlib.image import imread
 
         if path.suffix == ".png":
@@ -120,17 +120,17 @@ class GuardedTracker:
 
     def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
         self._name = name
-        self._tracker: Tracker = NoTracker()
+        self._tracker: Tracker = NullTracker()
         self._guard(lambda: setattr(self, "_tracker", make()))
 
-    def parameters(self, values: dict[str, Any]) -> None:
-        self._guard(lambda: self._tracker.parameters(values))
+    def log_parameters(self, values: dict[str, Any]) -> None:
+        self._guard(lambda: self._tracker.log_parameters(values))
 
-    def figures(self, epoch: int, values: dict[str, float]) -> None:
-        self._guard(lambda: self._tracker.figures(epoch, values))
+    def log_metrics(self, epoch: int, values: dict[str, float]) -> None:
+        self._guard(lambda: self._tracker.log_metrics(epoch, values))
 
-    def artifact(self, path: Path) -> None:
-        self._guard(lambda: self._tracker.artifact(path))
+    def log_artifact(self, path: Path) -> None:
+        self._guard(lambda: self._tracker.log_artifact(path))
 
     def finish(self, completed: bool) -> None:
         self._guard(lambda: self._tracker.finish(completed))
@@ -138,13 +138,13 @@ class GuardedTracker:
     def _guard(self, call: Callable[[], None]) -> None:
         try:
             call()
-        except tracker_failures() as error:
-            self._tracker = NoTracker()
+        except list_tracker_errors() as error:
+            self._tracker = NullTracker()
             reason = " ".join(str(error).split())[:200]
             log.warning("the tracker %s is left out of this run: %s; history.csv has the figures", self._name, reason)
 
 
-def tracker_failures() -> tuple[type[Exception], ...]:
+def list_tracker_errors() -> tuple[type[Exception], ...]:
     """What a tracker may raise when its store is out of reach."""
     import sys
 
@@ -156,7 +156,7 @@ def tracker_failures() -> tuple[type[Exception], ...]:
     return tuple(failures)
 
 
-def _require_reachable(uri: str | None) -> None:
+def _check_reachable(uri: str | None) -> None:
     """Raise ConnectionError at once if the server of ``uri`` takes no connection: MLflow itself retries for minutes."""
     import socket
 
@@ -179,7 +179,7 @@ def make_tracker(name: str, folder: Path) -> Tracker:
         ConfigError: the library behind the tracker is not installed.
     """
     if name in ("csv", "none"):
-        return NoTracker()
+        return NullTracker()
     if find_spec(name) is None:
         raise ConfigError(f"--logger {name} needs the package {name}: pip install {name}, or choose --logger csv")
     return GuardedTracker(name, lambda: MlflowTracker(folder) if name == "mlflow" else TensorboardTracker(folder))

@@ -15,30 +15,30 @@ from torch import Tensor
 
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.observer import Observer
-from ptycho_torch.data.grouping import Indices, compact_batches
-from ptycho_torch.distributed.process_group import ALONE, Ranks
+from ptycho_torch.data.grouping import Indices, make_compact_batches
+from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ptycho_torch.models.model import PtychoModel
-from ptycho_torch.physics.batch import Batch, Shown
+from ptycho_torch.physics.batch import Batch, NetworkInputs
 from ptycho_torch.physics.forward import Wavefields
-from ptycho_torch.physics.noise import masked_sum, noise_model
-from ptycho_torch.physics.probe import power_of
-from ptycho_torch.training.checkpoint import Epoch, load_checkpoint, save_checkpoint
-from ptycho_torch.training.labels import turned
-from ptycho_torch.training.optimizer import Optimiser, Pace
-from ptycho_torch.training.targets import MERGED_WEIGHT, TEACHING_WEIGHT, Teacher, patch_distance
+from ptycho_torch.physics.noise import make_noise_model, masked_sum
+from ptycho_torch.physics.probe import compute_power
+from ptycho_torch.training.checkpoint import EpochRecord, load_checkpoint, save_checkpoint
+from ptycho_torch.training.labels import align_phases
+from ptycho_torch.training.optimizer import LearningRateSchedule, Optimizer
+from ptycho_torch.training.targets import MERGED_TARGET_WEIGHT, TARGET_WEIGHT, ObjectTarget, compute_patch_distance
 from ptycho_torch.training.tracking import Tracker
 
-SPREAD = 4
+BATCHES_PER_CELL = 4
 """Batches that share a compact cell of the field: they reach further than compact ones for the same cost."""
 
-SHOWN_BYTES = 2**28
+MAX_CACHED_INPUT_BYTES = 2**28
 """Memory up to which what the network is shown of a scan is kept for all of a training, if its light does not learn."""
 
-VALIDATION_BATCH = 64
+VALIDATION_BATCH_GROUPS = 64
 """Groups a batch of validation, where no gradient is kept."""
 
 
-class Recipe(NamedTuple):
+class TrainingDefaults(NamedTuple):
     """How to train where the configuration does not say."""
 
     steps: int
@@ -49,15 +49,15 @@ class Recipe(NamedTuple):
     """Steps over which the learning rate rises."""
 
 
-FRESH = Recipe(steps=900, learning_rate=3e-3, warm_up=50)
+FROM_SCRATCH = TrainingDefaults(steps=900, learning_rate=3e-3, warm_up=50)
 """From fresh weights."""
 
-TUNING = Recipe(steps=200, learning_rate=3e-3, warm_up=10)
+FINE_TUNE = TrainingDefaults(steps=200, learning_rate=3e-3, warm_up=10)
 """From the weights of another training."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainerSettings:
     """How to train; the resolved part of the configuration that shapes the weights."""
 
     max_epochs: int
@@ -81,7 +81,7 @@ class Settings:
     num_workers: int = 0
     """Processes that prepare batches."""
 
-    warm_up: int = FRESH.warm_up
+    warm_up: int = FROM_SCRATCH.warm_up
     """Steps over which the learning rate rises."""
 
     position_bound: float = 0.0
@@ -91,19 +91,19 @@ class Settings:
     """Fingerprint of the network that it starts from; empty: fresh weights."""
 
 
-def recipe_batch_size(size: int) -> int:
+def compute_default_batch_size(size: int) -> int:
     """Groups a batch, for patterns of ``size`` pixels: 24 of 64², fewer of larger ones, at least 8."""
     return max(8, round(24 * (64 / size) ** 2))
 
 
-def recipe_epochs(size: int, groups: int, batch_size: int, recipe: Recipe = FRESH) -> int:
+def compute_default_epochs(size: int, groups: int, batch_size: int, defaults: TrainingDefaults = FROM_SCRATCH) -> int:
     """Epochs of ``groups`` groups that make the recipe's steps, for patterns of ``size`` pixels."""
-    steps = recipe.steps * max(1.0, size / 64) ** 0.5
+    steps = defaults.steps * max(1.0, size / 64) ** 0.5
     return max(1, round(steps * batch_size / groups))
 
 
 @dataclass(frozen=True, eq=False)
-class Patterns:
+class PatternGroups:
     """Patterns to go through: all of a scan, and the groups of them that count."""
 
     scan: Batch
@@ -112,7 +112,7 @@ class Patterns:
     groups: Indices
     """(m, g²) indices into ``scan``, each group's own position first."""
 
-    positions: "np.ndarray[Any, np.dtype[np.float64]]"
+    positions: np.ndarray[Any, np.dtype[np.float64]]
     """(m, 2) (y, x) in pixels: positions of the groups."""
 
     digest: str = ""
@@ -123,14 +123,14 @@ class Patterns:
 
     def batches(self, batch_size: int, spread: int, rng: np.random.Generator) -> Iterator[tuple[int, Tensor]]:
         """Batches of neighbours: the number of groups in each, and the indices of their patterns, each once."""
-        for batch in compact_batches(self.positions, batch_size, spread, rng):
+        for batch in make_compact_batches(self.positions, batch_size, spread, rng):
             yield len(batch), torch.from_numpy(np.unique(self.groups[batch]))
 
 
-class _Cut(NamedTuple):
+class _BatchIndices(NamedTuple):
     """A batch to be cut out of a scan."""
 
-    source: int
+    scan_index: int
     """Which of the scans."""
 
     groups: int
@@ -140,18 +140,18 @@ class _Cut(NamedTuple):
     """(m,) int64: its patterns."""
 
 
-class _BatchList(torch.utils.data.Dataset[tuple[int, Batch]]):
+class _BatchDataset(torch.utils.data.Dataset[tuple[int, Batch]]):
     """The batches of an epoch, cut out when asked for: what a DataLoader's workers share."""
 
-    def __init__(self, scans: list[Batch], batches: list[_Cut]) -> None:
-        self._scans, self._batches = scans, batches
+    def __init__(self, scans: list[Batch], batches: list[_BatchIndices]) -> None:
+        self._scans, self._iterate_batches = scans, batches
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self._iterate_batches)
 
     def __getitem__(self, index: int) -> tuple[int, Batch]:
-        cut = self._batches[index]
-        return cut.groups, self._scans[cut.source].take(cut.indices)
+        cut = self._iterate_batches[index]
+        return cut.groups, self._scans[cut.scan_index].take(cut.indices)
 
 
 class Trainer:
@@ -161,7 +161,7 @@ class Trainer:
     memory is a fixed share of the steps so far. Nothing depends on how many epochs are still to come, so that a
     training may be continued to any length with the same bytes as one that was never interrupted.
 
-    Ranks share a training: all draw the same batches, each takes its part of every one, gradients are summed, and all
+    ProcessGroup share a training: all draw the same batches, each takes its part of every one, gradients are summed, and all
     make the same steps. Only the first writes checkpoints.
 
     Args:
@@ -176,20 +176,20 @@ class Trainer:
     def __init__(
         self,
         model: PtychoModel,
-        patterns: Sequence[Patterns],
-        validation: Sequence[Patterns],
-        settings: Settings,
-        teachers: Sequence[Teacher] = (),
-        ranks: Ranks = ALONE,
+        patterns: Sequence[PatternGroups],
+        validation: Sequence[PatternGroups],
+        settings: TrainerSettings,
+        targets: Sequence[ObjectTarget] = (),
+        process_group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.model, self.validation, self.settings = model, validation, settings
-        self.teachers, self.ranks = teachers, ranks
-        ranks.follow_first([*model.state_dict().values(), *(teacher.object for teacher in teachers)])
-        self.patterns = [self._shown(one) for one in patterns]
-        self.noise = noise_model(settings.loss)
-        self.optimiser = Optimiser(model, Pace(settings.learning_rate, settings.warm_up), ranks)
-        self._seen = [torch.from_numpy(np.unique(one.groups)).to(self._device) for one in patterns]
-        self.history: list[Epoch] = []
+        self.targets, self.process_group = targets, process_group
+        process_group.broadcast_([*model.state_dict().values(), *(target.object for target in targets)])
+        self.patterns = [self._cache_inputs(one) for one in patterns]
+        self.noise_model = make_noise_model(settings.loss)
+        self.optimizer = Optimizer(model, LearningRateSchedule(settings.learning_rate, settings.warm_up), process_group)
+        self._trained_indices = [torch.from_numpy(np.unique(one.groups)).to(self._device) for one in patterns]
+        self.history: list[EpochRecord] = []
 
     def run(self, observer: Observer, tracker: Tracker, checkpoint: Path) -> bool:
         """Train up to ``settings.max_epochs`` epochs, with a checkpoint at the start and after each.
@@ -204,33 +204,37 @@ class Trainer:
         if not done:
             self.save(checkpoint)  # of this training, in place of any that an earlier one left
         batches = sum(-(-len(one.groups) // self.settings.batch_size) for one in self.patterns)
-        observer.begin("training", max(self.settings.max_epochs - done, 0) * batches)
+        observer.start("training", max(self.settings.max_epochs - done, 0) * batches)
         try:
             for epoch in range(done + 1, self.settings.max_epochs + 1):
                 loss = self._train_epoch(epoch, observer)
-                row = Epoch(epoch, self.groups, loss, self._finite(self.validate(), epoch), self.optimiser.rate)
+                row = EpochRecord(
+                    epoch, self.groups, loss, self._check_finite(self.validate(), epoch), self.optimizer.learning_rate
+                )
                 self.history.append(row)
                 self.save(checkpoint)
-                tracker.figures(epoch, {"loss": row.loss, "val_loss": row.val_loss})
+                tracker.log_metrics(epoch, {"loss": row.loss, "val_loss": row.val_loss})
         except KeyboardInterrupt:
-            if self.ranks.first:
+            if self.process_group.is_main:
                 self.load(checkpoint)
             return False
         finally:
-            observer.end()
+            observer.finish()
         return True
 
-    def _shown(self, patterns: Patterns) -> Patterns:
+    def _cache_inputs(self, patterns: PatternGroups) -> PatternGroups:
         """``patterns`` with what the network is shown of them, where that never changes and memory allows."""
         scan = patterns.scan
-        if self.model.learns_light(scan.source):
+        if self.model.has_trainable_illumination(scan.scan_index):
             return patterns
-        parts = torch.arange(len(scan.corners), device=scan.corners.device).split(VALIDATION_BATCH)
-        each = sum(tensor[0].numel() * tensor.element_size() for tensor in self.model.show(scan.take(parts[0])))
-        if each * len(scan.corners) > SHOWN_BYTES:
+        parts = torch.arange(len(scan.corners), device=scan.corners.device).split(VALIDATION_BATCH_GROUPS)
+        each = sum(
+            tensor[0].numel() * tensor.element_size() for tensor in self.model.compute_inputs(scan.take(parts[0]))
+        )
+        if each * len(scan.corners) > MAX_CACHED_INPUT_BYTES:
             return patterns
-        shown = zip(*(self.model.show(scan.take(some)) for some in parts), strict=True)
-        return replace(patterns, scan=scan._replace(shown=Shown(*map(torch.cat, shown))))
+        shown = zip(*(self.model.compute_inputs(scan.take(some)) for some in parts), strict=True)
+        return replace(patterns, scan=scan._replace(cached_inputs=NetworkInputs(*map(torch.cat, shown))))
 
     @property
     def groups(self) -> int:
@@ -240,16 +244,16 @@ class Trainer:
     def _train_epoch(self, epoch: int, observer: Observer) -> float:
         self.model.train()
         total = weight = 0.0
-        for groups, batch in self._batches(np.random.default_rng([self.settings.seed, epoch])):
+        for groups, batch in self._iterate_batches(np.random.default_rng([self.settings.seed, epoch])):
             with self._autocast():
-                loss, taught = self._losses(batch)
-            value = self._finite(self.ranks.sum(loss.detach()).item(), epoch)
-            self.optimiser.descend(loss + taught, self._keep_within_bounds)
+                loss, target_loss = self._compute_losses(batch)
+            value = self._check_finite(self.process_group.all_reduce_sum(loss.detach()).item(), epoch)
+            self.optimizer.backward_and_step(loss + target_loss, self._clip_parameters)
             total, weight = total + groups * value, weight + groups
             observer.advance(loss=total / weight)
         return total / weight
 
-    def _finite(self, loss: float, epoch: int) -> float:
+    def _check_finite(self, loss: float, epoch: int) -> float:
         if not math.isfinite(loss):
             raise ConfigError(
                 f"the loss became {loss} in epoch {epoch}: choose a smaller --learning_rate "
@@ -258,75 +262,75 @@ class Trainer:
         return loss
 
     @torch.no_grad()
-    def _keep_within_bounds(self) -> None:
+    def _clip_parameters(self) -> None:
         """No background is negative; no position is farther off than allowed, and but for that their mean stays.
 
         A shift of all of them is a shift of the object, or of a probe that is learned.
         """
-        for source, seen in enumerate(self._seen):
-            shifts = self.model.shifts_of(source)
+        for source, trained in enumerate(self._trained_indices):
+            shifts = self.model.get_position_offsets(source)
             if shifts is None:
                 continue
-            moved = shifts[seen] - shifts[seen].mean(0)
-            shifts[seen] = moved.clamp(-self.settings.position_bound, self.settings.position_bound)
+            centered = shifts[trained] - shifts[trained].mean(0)
+            shifts[trained] = centered.clamp(-self.settings.position_bound, self.settings.position_bound)
         for source in range(len(self.patterns)):
-            background = self.model.background_of(source)
+            background = self.model.get_background(source)
             if background is not None:
                 background.clamp_(min=0)
 
     def loss(self, batch: Batch, probe: Tensor | None = None) -> Tensor:
         """This rank's part of the mean deviance a pixel of its batch, of which 0.5 is about the noise of counting."""
-        return self._deviance(self.model.explain(batch, probe, self.ranks).fields, batch)
+        return self._compute_deviance(self.model.forward_details(batch, probe, self.process_group).fields, batch)
 
-    def _deviance(self, fields: Wavefields, batch: Batch) -> Tensor:
-        total, pixels = masked_sum(self.noise.deviance(fields.intensity, batch.counts), batch.mask)
-        return total / self.ranks.sum(pixels).clamp_min(1)
+    def _compute_deviance(self, fields: Wavefields, batch: Batch) -> Tensor:
+        total, pixels = masked_sum(self.noise_model.deviance(fields.intensity, batch.counts), batch.mask)
+        return total / self.process_group.all_reduce_sum(pixels).clamp_min(1)
 
-    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _compute_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the patterns say, and what the teacher says: this rank's parts of both."""
-        found = self.model.explain(batch, ranks=self.ranks)
-        stages = (*found.earlier, found.fields)
-        loss = torch.stack([self._deviance(fields, batch) for fields in stages]).mean()
-        if batch.labels is None and not self.teachers:
+        found = self.model.forward_details(batch, process_group=self.process_group)
+        stages = (*found.intermediate, found.fields)
+        loss = torch.stack([self._compute_deviance(fields, batch) for fields in stages]).mean()
+        if batch.labels is None and not self.targets:
             return loss, torch.zeros_like(loss)
-        patterns = self.ranks.sum(torch.tensor(len(batch.corners), device=self._device))
-        alone, *merged = (
-            self._distances(patches, found.probes, batch).sum() / patterns
+        patterns = self.process_group.all_reduce_sum(torch.tensor(len(batch.corners), device=self._device))
+        patch_loss, *merged = (
+            self._compute_target_distances(patches, found.probes, batch).sum() / patterns
             for patches in (found.patches, *(fields.patches for fields in stages))
         )
-        return loss, TEACHING_WEIGHT * alone + MERGED_WEIGHT * torch.stack(merged).mean()
+        return loss, TARGET_WEIGHT * patch_loss + MERGED_TARGET_WEIGHT * torch.stack(merged).mean()
 
-    def _distances(self, patches: Tensor, probes: Tensor, batch: Batch) -> Tensor:
+    def _compute_target_distances(self, patches: Tensor, probes: Tensor, batch: Batch) -> Tensor:
         """Of patches (n, N, N) from the labels, whose phases are free, or else from the teacher's, (n,)."""
         if batch.labels is None:
-            return self.teachers[batch.source].distance(patches, probes, batch.corners)
-        weights = power_of(probes.detach())
-        return patch_distance(patches, turned(batch.labels, patches, weights), weights)
+            return self.targets[batch.scan_index].compute_distance(patches, probes, batch.corners)
+        weights = compute_power(probes.detach())
+        return compute_patch_distance(patches, align_phases(batch.labels, patches, weights), weights)
 
     @torch.no_grad()
     def validate(self) -> float:
         """The loss of the averaged weights on the validation patterns, always in the same batches."""
-        with self.averaged():
+        with self.use_averaged_weights():
             total = weight = 0.0
             for patterns in self.validation:
-                for groups, indices in patterns.batches(VALIDATION_BATCH, 1, np.random.default_rng(0)):
-                    batch = patterns.scan.take(self._part(indices).to(patterns.scan.corners.device))
+                for groups, indices in patterns.batches(VALIDATION_BATCH_GROUPS, 1, np.random.default_rng(0)):
+                    batch = patterns.scan.take(self._select_share(indices).to(patterns.scan.corners.device))
                     with self._autocast():
-                        value = self.ranks.sum(self.loss(batch, patterns.probe)).item()
+                        value = self.process_group.all_reduce_sum(self.loss(batch, patterns.probe)).item()
                     total, weight = total + groups * value, weight + groups
         return total / weight
 
-    def _part(self, indices: Tensor) -> Tensor:
+    def _select_share(self, indices: Tensor) -> Tensor:
         """What falls to this rank of a batch."""
-        return indices[self.ranks.share(len(indices))]
+        return indices[self.process_group.shard(len(indices))]
 
-    def _batches(self, rng: np.random.Generator) -> Iterator[tuple[int, Batch]]:
+    def _iterate_batches(self, rng: np.random.Generator) -> Iterator[tuple[int, Batch]]:
         """The batches of an epoch, each from one scan, in random order."""
         scans, device = [one.scan for one in self.patterns], self._device
         chosen = [
-            _Cut(source, groups, self._part(indices))
+            _BatchIndices(source, groups, self._select_share(indices))
             for source, one in enumerate(self.patterns)
-            for groups, indices in one.batches(self.settings.batch_size, SPREAD, rng)
+            for groups, indices in one.batches(self.settings.batch_size, BATCHES_PER_CELL, rng)
         ]
         if len(scans) > 1:  # those of a single scan are in random order already
             chosen = [chosen[index] for index in rng.permutation(len(chosen))]
@@ -336,9 +340,9 @@ class Trainer:
             return
         on_cpu = [scan.to(torch.device("cpu")) for scan in scans]
         loader = torch.utils.data.DataLoader(
-            _BatchList(on_cpu, chosen), batch_size=None, num_workers=self.settings.num_workers
+            _BatchDataset(on_cpu, chosen), batch_size=None, num_workers=self.settings.num_workers
         )
-        with _interrupts_held_back():  # workers inherit that, so that ctrl-C is for this process alone
+        with _block_interrupts():  # workers inherit that, so that ctrl-C is for this process alone
             prepared = iter(loader)
         for groups, batch in prepared:
             yield groups, batch.to(device)
@@ -350,14 +354,14 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self.settings.precision == "bf16")
 
-    def averaged(self) -> AbstractContextManager[PtychoModel]:
+    def use_averaged_weights(self) -> AbstractContextManager[PtychoModel]:
         """The model with the averaged weights, for as long as the context lasts."""
-        return self.optimiser.averaged()
+        return self.optimizer.use_averaged_weights()
 
     def save(self, path: Path) -> None:
         """Write all that :meth:`load` needs to go on exactly."""
-        if self.ranks.first:
-            save_checkpoint(path, self.optimiser, self.history, self.fingerprint)
+        if self.process_group.is_main:
+            save_checkpoint(path, self.optimizer, self.history, self.resume_settings)
 
     def load(self, path: Path) -> None:
         """Go on from the checkpoint at ``path``.
@@ -366,10 +370,10 @@ class Trainer:
             BundleError: the file is damaged or of another network.
             ConfigError: it was made with other settings, so that going on would mix two trainings.
         """
-        self.history = load_checkpoint(path, self.optimiser, self.fingerprint)
+        self.history = load_checkpoint(path, self.optimizer, self.resume_settings)
 
     @property
-    def fingerprint(self) -> dict[str, Any]:
+    def resume_settings(self) -> dict[str, Any]:
         """What must be the same for a resumed training to equal an uninterrupted one."""
         settings = asdict(self.settings)
         for free in ("max_epochs", "num_workers"):
@@ -377,22 +381,22 @@ class Trainer:
         groups = b"".join(one.groups.tobytes() for one in self.patterns)
         return settings | {
             "network": asdict(self.model.config),
-            "update_probe": any(parts.requires_grad for parts in self.model.all_probe_parts),
-            "probe_modes": [len(parts) for parts in self.model.all_probe_parts],
-            "update_background": self.model.background_of(0) is not None,
+            "update_probe": any(parts.requires_grad for parts in self.model.probe_parameters),
+            "probe_modes": [len(parts) for parts in self.model.probe_parameters],
+            "update_background": self.model.get_background(0) is not None,
             "groups": self.groups,
             "groups_digest": hashlib.sha256(groups).hexdigest()[:16],
             "scan": ", ".join(one.digest for one in self.patterns),
             "validation": ", ".join(one.digest for one in self.validation),
-            "teacher": ", ".join(teacher.digest() for teacher in self.teachers),
+            "teacher": ", ".join(target.digest() for target in self.targets),
         }
 
 
 @contextmanager
-def _interrupts_held_back() -> Iterator[None]:
+def _block_interrupts() -> Iterator[None]:
     """Ctrl-C waits until the context ends; processes started within never see it."""
-    kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, kept)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)

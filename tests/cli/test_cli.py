@@ -163,16 +163,16 @@ def test_files_of_settings_that_cannot_be_read(tmp_path: Path, name: str) -> Non
 
 
 @pytest.mark.parametrize("verb", ["train", "inference", "describe", "convert", "evaluate"])
-def test_bad_flags_are_one_line_and_exit_code_2(verb: str, call: Command) -> None:
-    code, out, err = call(verb, "--nonsense")
+def test_bad_flags_are_one_line_and_exit_code_2(verb: str, run_main: Command) -> None:
+    code, out, err = run_main(verb, "--nonsense")
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert err.startswith(f"{verb}: ")
     assert f"ptycho-torch {verb} --help" in err
 
 
-def test_debug_shows_where_it_happened(call: Command) -> None:
-    code, _, err = call("train", "--debug", "--train_data_file", "none.npz", "--output_dir", "none")
+def test_debug_shows_where_it_happened(run_main: Command) -> None:
+    code, _, err = run_main("train", "--debug", "--train_data_file", "none.npz", "--output_dir", "none")
     assert code == 2
     assert "Traceback" in err
     assert err.splitlines()[-1].startswith("train: none.npz: there is no such file")
@@ -186,18 +186,18 @@ def test_recorded_settings_are_plain(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", sorted(COMMANDS))
-def test_help_is_quick_and_loads_no_torch(verb: str, command: Command) -> None:
+def test_help_is_quick_and_loads_no_torch(verb: str, run_process: Command) -> None:
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
-        done = command("-m", f"ptycho_torch.{verb}", "--help")
+        done = run_process("-m", f"ptycho_torch.{verb}", "--help")
         seconds.append(time.perf_counter() - started)
         assert (done.code, done.err) == (0, "")
         assert done.out.startswith(f"usage: ptycho-torch {verb}")
         if seconds[-1] < 0.5:
             break
     assert min(seconds) < 1.0
-    loaded = command("-X", "importtime", "-m", f"ptycho_torch.{verb}", "--help").err
+    loaded = run_process("-X", "importtime", "-m", f"ptycho_torch.{verb}", "--help").err
     modules = {line.rpartition("|")[2].strip() for line in loaded.splitlines()}
     assert not modules & {"torch", "scipy", "matplotlib", "skimage", "mlflow"}
 
@@ -207,9 +207,9 @@ def test_every_verb_has_a_module_and_a_main() -> None:
         assert callable(import_module(f"ptycho_torch.{verb}").main)
 
 
-def test_importing_the_package_imports_no_torch(command: Command) -> None:
+def test_importing_the_package_imports_no_torch(run_process: Command) -> None:
     code = "import sys, ptycho_torch; dir(ptycho_torch); ptycho_torch.load_scan; print('torch' in sys.modules)"
-    assert command("-c", code).out == "False\n"
+    assert run_process("-c", code).out == "False\n"
 
 
 def test_the_nouns_are_at_the_root() -> None:
@@ -244,14 +244,14 @@ ONE_OF_TWO = {"RANK": "0", "WORLD_SIZE": "2"}
     ("missing", "environment"), [("torch", {}), ("safetensors", {}), ("yaml", {}), ("accelerate", ONE_OF_TWO)]
 )
 def test_a_missing_dependency_is_a_sentence(
-    scan_file: Path, tmp_path: Path, command: Callable[..., Any], missing: str, environment: dict[str, str]
+    scan_file: Path, tmp_path: Path, run_process: Callable[..., Any], missing: str, environment: dict[str, str]
 ) -> None:
     code = (
         f"import sys; sys.modules['{missing}'] = None; from ptycho_torch.train import main; "
         f"words = ['--train_data_file', {str(scan_file)!r}, '--output_dir', 'out', '--max_epochs', '0', '--quiet']; "
         "raise SystemExit(main(words))"
     )
-    done = command("-c", code, cwd=tmp_path, **environment)
+    done = run_process("-c", code, cwd=tmp_path, **environment)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert f"{missing} is not installed" in done.err
     assert "pip install" in done.err

@@ -71,9 +71,9 @@ def save_reconstruction(path: Path, obj: NDArray[np.complex128], coverage: objec
     ).save(path)
 
 
-def test_the_true_object_is_judged_true(files: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
+def test_the_true_object_is_judged_true(files: Path, tmp_path: Path, run_process: Callable[..., Any]) -> None:
     words = ("rec.npz", "--truth", "scan.npz", "--scan", "scan.npz", "--output-dir", tmp_path / "out")
-    code, out, err = command("-m", "ptycho_torch.evaluate", *words, cwd=files)
+    code, out, err = run_process("-m", "ptycho_torch.evaluate", *words, cwd=files)
     assert (code, err) == (0, "")
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["nrmse"] < 1e-6
@@ -108,12 +108,12 @@ def test_the_function_does_what_the_command_does(files: Path, tmp_path: Path) ->
     assert "nrmse" in by_truth
 
 
-def test_another_unit_is_warned_of(files: Path, tmp_path: Path, call: Callable[..., Any]) -> None:
+def test_another_unit_is_warned_of(files: Path, tmp_path: Path, run_main: Callable[..., Any]) -> None:
     with np.load(files / "rec.npz") as arrays:
         changed = dict(arrays) | {"metadata": np.array(json.dumps({"photons_per_unit": 1.0}))}
     np.savez(tmp_path / "rec.npz", **changed)
     words = ("--scan", files / "scan.npz", "--output_dir", tmp_path / "out", "--quiet")
-    code, out, err = call("evaluate", tmp_path / "rec.npz", *words)
+    code, out, err = run_main("evaluate", tmp_path / "rec.npz", *words)
     assert (code, out, err.count("\n")) == (0, "", 1)
     assert "--photons_per_unit" in err
 
@@ -140,19 +140,19 @@ def test_another_unit_is_warned_of(files: Path, tmp_path: Path, call: Callable[.
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    files: Path, words: tuple[str, ...], said: str, call: Callable[..., Any]
+    files: Path, words: tuple[str, ...], said: str, run_main: Callable[..., Any]
 ) -> None:
     before = sorted(files.iterdir())
     places = [files / word if word.endswith("npz") or word == "OUT" else word for word in words]
-    code, out, err = call("evaluate", *places)
+    code, out, err = run_main("evaluate", *places)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert said in err
     assert sorted(files.iterdir()) == before
 
 
-def test_a_failed_command_shows_no_traceback(files: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
+def test_a_failed_command_shows_no_traceback(files: Path, tmp_path: Path, run_process: Callable[..., Any]) -> None:
     words = (files / "cut.npz", "--scan", files / "scan.npz", "--output_dir", "out")
-    code, out, err = command("-m", "ptycho_torch.evaluate", *words, cwd=tmp_path)
+    code, out, err = run_process("-m", "ptycho_torch.evaluate", *words, cwd=tmp_path)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert list(tmp_path.iterdir()) == []
 
@@ -179,10 +179,10 @@ def test_the_run1084_twin_is_its_own_truth(tmp_path: Path) -> None:
     trial = Reconstruction(
         scan.truth, coverage.astype(np.float32), np.zeros(2, np.int64), scan.probe, scan.positions, unit
     )
-    from ptycho_torch.evaluation.fourier_error import expected_photons
+    from ptycho_torch.evaluation.fourier_error import predict_photons
 
     photons = float(np.sum(scan.amplitudes[:64] ** 2, dtype=np.float64)) * unit
-    power = photons / float(expected_photons(trial, scan.positions[:64]).sum())
+    power = photons / float(predict_photons(trial, scan.positions[:64]).sum())
     trial.probe[:] *= np.float32(np.sqrt(power))
     trial.save(tmp_path / "rec.npz")
     metrics = evaluate(
@@ -195,12 +195,12 @@ def test_the_run1084_twin_is_its_own_truth(tmp_path: Path) -> None:
 
 
 def test_without_the_report_only_the_metrics_are_written(
-    call: Callable[..., Any], model_folder: Path, scan_file: Path, tmp_path: Path
+    run_main: Callable[..., Any], model_folder: Path, scan_file: Path, tmp_path: Path
 ) -> None:
     result, judged = tmp_path / "result", tmp_path / "judged"
     words = ("--model_path", model_folder, "--test_data", scan_file, "--output_dir", result, "--no_report")
-    assert call("inference", *words).code == 0
+    assert run_main("inference", *words).code == 0
     assert {path.name for path in result.iterdir()} == {"reconstruction.npz", "metrics.json", "timing.json"}
     words = (result / "reconstruction.npz", "--scan", scan_file, "--output_dir", judged, "--no-report")
-    assert call("evaluate", *words).code == 0
+    assert run_main("evaluate", *words).code == 0
     assert {path.name for path in judged.iterdir()} == {"metrics.json"}

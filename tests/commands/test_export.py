@@ -22,7 +22,7 @@ from ptycho_torch.models.registry import NETWORKS, NetworkConfig
 
 Command = Callable[..., Any]
 
-IN_PARTS = sorted(name for name, made in NETWORKS.items() if made.corrections or made.looks)
+IN_PARTS = sorted(name for name, made in NETWORKS.items() if made.cascades or made.object_stages)
 """Networks with physics between parts that learn."""
 
 
@@ -32,10 +32,10 @@ def inference_words(model: Path, scan: Path, folder: Path, *more: str | Path) ->
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, command: Command) -> Path:
+def exported(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, run_process: Command) -> Path:
     """The file that one command wrote, in a process of its own."""
     path = tmp_path_factory.mktemp("exported") / "a model.onnx"
-    done = command("-m", "ptycho_torch.export", model_folder, "--output", path)
+    done = run_process("-m", "ptycho_torch.export", model_folder, "--output", path)
     assert (done.code, done.err) == (0, "")
     assert re.search(r"^onnxruntime and torch differ by \d\.\de-\d+ at most$", done.out, re.MULTILINE)
     assert done.out.splitlines()[-1].startswith(f"{path}: written")
@@ -54,9 +54,11 @@ def test_the_file_is_sound_and_says_what_it_is(exported: Path) -> None:
     assert b".py" not in exported.read_bytes()  # the exporter's traces name files of the machine
 
 
-def test_the_same_model_gives_the_same_bytes(exported: Path, tmp_path: Path, model_folder: Path, call: Command) -> None:
+def test_the_same_model_gives_the_same_bytes(
+    exported: Path, tmp_path: Path, model_folder: Path, run_main: Command
+) -> None:
     words = (model_folder, "--output", tmp_path / "again.onnx", "--quiet")
-    assert call("export", *words) == (0, "", "")
+    assert run_main("export", *words) == (0, "", "")
     assert (tmp_path / "again.onnx").read_bytes() == exported.read_bytes()
 
 
@@ -93,16 +95,16 @@ def test_every_network_by_onnxruntime_is_that_by_torch(config: NetworkConfig, mo
         expected = model.network(*patterns)
         assert expected.abs().std() > 0.01
         assert exporting.export_network(tmp_path / "model.onnx", model, {}) < 1e-4
-        exporting.run_exported(model, tmp_path / "model.onnx")
+        exporting.load_onnx_network(model, tmp_path / "model.onnx")
         torch.testing.assert_close(model.network(*patterns), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", IN_PARTS)
 def test_a_network_with_physics_between_its_parts_is_refused(
-    name: str, tmp_path: Path, train_to: Callable[..., Path], call: Command
+    name: str, tmp_path: Path, train_model: Callable[..., Path], run_main: Command
 ) -> None:
-    model = train_to(tmp_path / "model", network=name, max_epochs=0)
-    code, out, err = call("export", model, "--output", tmp_path / "model.onnx")
+    model = train_model(tmp_path / "model", network=name, max_epochs=0)
+    code, out, err = run_main("export", model, "--output", tmp_path / "model.onnx")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert f"network {name}: has 2 learned parts" in err
     assert not (tmp_path / "model.onnx").exists()
@@ -110,12 +112,12 @@ def test_a_network_with_physics_between_its_parts_is_refused(
 
 @pytest.mark.parametrize("settings", [(), ("--gridsize", "2", "--batch_size", "5"), ("--n_images", "1")])
 def test_the_reconstruction_is_that_by_torch(
-    settings: tuple[str, ...], exported: Path, tmp_path: Path, model_folder: Path, scan_file: Path, call: Command
+    settings: tuple[str, ...], exported: Path, tmp_path: Path, model_folder: Path, scan_file: Path, run_main: Command
 ) -> None:
     found = {}
     for name, more in (("torch", ("--device", "cpu", "--precision", "fp32")), ("onnx", ("--onnx", exported))):
         words = inference_words(model_folder, scan_file, tmp_path / name, *more, *settings)
-        assert call("inference", *words) == (0, "", "")
+        assert run_main("inference", *words) == (0, "", "")
         found[name] = load_reconstruction(tmp_path / name / "reconstruction.npz")
     assert np.abs(found["torch"].object - 1).max() > 0.05
     np.testing.assert_allclose(found["onnx"].object, found["torch"].object, atol=1e-4, rtol=0)
@@ -125,14 +127,19 @@ def test_the_reconstruction_is_that_by_torch(
 
 
 def test_torch_computes_none_of_the_network(
-    exported: Path, tmp_path: Path, model_folder: Path, scan_file: Path, call: Command, monkeypatch: pytest.MonkeyPatch
+    exported: Path,
+    tmp_path: Path,
+    model_folder: Path,
+    scan_file: Path,
+    run_main: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("torch was asked for a convolution")
 
     monkeypatch.setattr(torch.nn.Conv2d, "forward", refuse)
     words = inference_words(model_folder, scan_file, tmp_path / "r", "--onnx", exported)
-    assert call("inference", *words) == (0, "", "")
+    assert run_main("inference", *words) == (0, "", "")
 
 
 @pytest.mark.parametrize(
@@ -154,14 +161,14 @@ def test_bad_input_is_one_line_and_leaves_all_as_it_was(
     said: str,
     tmp_path: Path,
     model_folder: Path,
-    call: Command,
+    run_main: Command,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine").write_text("mine")
     Path("mine.onnx").write_text("mine")
     Path("folder.onnx").mkdir()
-    code, out, err = call("export", *(model_folder if word == "MODEL" else word for word in words))
+    code, out, err = run_main("export", *(model_folder if word == "MODEL" else word for word in words))
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert err.startswith("export: ")
     assert said in err
@@ -170,19 +177,19 @@ def test_bad_input_is_one_line_and_leaves_all_as_it_was(
     assert not list(Path("folder.onnx").iterdir())
 
 
-def test_an_older_file_is_replaced(exported: Path, tmp_path: Path, model_folder: Path, call: Command) -> None:
+def test_an_older_file_is_replaced(exported: Path, tmp_path: Path, model_folder: Path, run_main: Command) -> None:
     (tmp_path / "model.onnx").write_text("an older one")
-    assert call("export", model_folder, "--output", tmp_path / "model.onnx", "--quiet").code == 0
+    assert run_main("export", model_folder, "--output", tmp_path / "model.onnx", "--quiet").code == 0
     assert (tmp_path / "model.onnx").read_bytes() == exported.read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_a_runtime_that_computes_wrongly_is_found_out(
-    tmp_path: Path, model_folder: Path, call: Command, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model_folder: Path, run_main: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rightly = exporting.ExportedNetwork.forward
-    monkeypatch.setattr(exporting.ExportedNetwork, "forward", lambda self, channels: rightly(self, channels) + 2e-4)
-    code, out, err = call("export", model_folder, "--output", tmp_path / "model.onnx")
+    rightly = exporting.OnnxNetwork.forward
+    monkeypatch.setattr(exporting.OnnxNetwork, "forward", lambda self, channels: rightly(self, channels) + 2e-4)
+    code, out, err = run_main("export", model_folder, "--output", tmp_path / "model.onnx")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "onnxruntime and torch differ" in err
     assert not list(tmp_path.iterdir())
@@ -212,12 +219,12 @@ def test_a_tampered_file_is_refused(
     tmp_path: Path,
     model_folder: Path,
     scan_file: Path,
-    call: Command,
+    run_main: Command,
 ) -> None:
     path = tmp_path / "model.onnx"
     if tamper:
         path.write_bytes(tamper(exported.read_bytes()))
-    code, out, err = call("inference", *inference_words(model_folder, scan_file, tmp_path / "r", "--onnx", path))
+    code, out, err = run_main("inference", *inference_words(model_folder, scan_file, tmp_path / "r", "--onnx", path))
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert said in err
     assert str(path) in err
@@ -231,15 +238,15 @@ def test_the_file_of_another_model_is_refused(
     tmp_path: Path,
     model_folder: Path,
     scan_file: Path,
-    scan_of: Callable[..., Scan],
-    train_to: Callable[..., Path],
-    call: Command,
+    scan_factory: Callable[..., Scan],
+    train_model: Callable[..., Path],
+    run_main: Command,
 ) -> None:
-    save_scan(tmp_path / "scan.npz", scan_of(9, size))
-    other = train_to(tmp_path / "other", train_data_file=tmp_path / "scan.npz", seed=1)
+    save_scan(tmp_path / "scan.npz", scan_factory(9, size))
+    other = train_model(tmp_path / "other", train_data_file=tmp_path / "scan.npz", seed=1)
     path = tmp_path / "other.onnx"
-    assert call("export", other, "--output", path, "--quiet").code == 0
-    code, out, err = call("inference", *inference_words(model_folder, scan_file, tmp_path / "r", "--onnx", path))
+    assert run_main("export", other, "--output", path, "--quiet").code == 0
+    code, out, err = run_main("inference", *inference_words(model_folder, scan_file, tmp_path / "r", "--onnx", path))
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert said in err
     assert not (tmp_path / "r").exists()
@@ -247,10 +254,10 @@ def test_the_file_of_another_model_is_refused(
 
 @pytest.mark.parametrize("setting", [("--precision", "bf16"), ("--device", "cuda"), ("--device", "mps")])
 def test_it_computes_in_fp32_on_the_cpu(
-    setting: tuple[str, str], exported: Path, tmp_path: Path, model_folder: Path, scan_file: Path, call: Command
+    setting: tuple[str, str], exported: Path, tmp_path: Path, model_folder: Path, scan_file: Path, run_main: Command
 ) -> None:
     words = inference_words(model_folder, scan_file, tmp_path / "r", "--onnx", exported, *setting)
-    code, out, err = call("inference", *words)
+    code, out, err = run_main("inference", *words)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "--onnx computes in fp32 on the CPU" in err
 
@@ -265,7 +272,7 @@ def test_a_missing_package_is_named_with_the_command_that_gets_it(
     tmp_path: Path,
     model_folder: Path,
     scan_file: Path,
-    call: Command,
+    run_main: Command,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
@@ -274,7 +281,7 @@ def test_a_missing_package_is_named_with_the_command_that_gets_it(
         "export": [model_folder, "--output", tmp_path / "kept.onnx"],
         "inference": inference_words(model_folder, scan_file, tmp_path / "r", "--onnx", exported),
     }[verb]
-    code, out, err = call(verb, *words)
+    code, out, err = run_main(verb, *words)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert f"{missing} is not installed" in err
     assert "pip install 'ptycho-torch[export]'" in err

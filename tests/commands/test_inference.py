@@ -31,10 +31,12 @@ def words_for(model: Path, scan: Path, folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, scan_file: Path, command: Command) -> Path:
+def result(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, scan_file: Path, run_process: Command) -> Path:
     """The folder that one command wrote, in a process of its own."""
     folder = tmp_path_factory.mktemp("result") / "a result"
-    done = command("-m", "ptycho_torch.inference", *words_for(model_folder, scan_file, folder), CUDA_VISIBLE_DEVICES="")
+    done = run_process(
+        "-m", "ptycho_torch.inference", *words_for(model_folder, scan_file, folder), CUDA_VISIBLE_DEVICES=""
+    )
     assert (done.code, "Traceback" in done.err) == (0, False), done.err
     assert re.search(r"^R 0\.\d+ \(counting noise alone 0\.\d+\)$", done.out, re.MULTILINE)
     assert done.out.splitlines()[-1] == f"report: {folder / 'report.html'}"
@@ -48,9 +50,9 @@ def test_everything_is_there_and_nothing_else(result: Path) -> None:
 
 
 def test_the_same_command_gives_the_same_bytes(
-    result: Path, tmp_path: Path, model_folder: Path, scan_file: Path, call: Command
+    result: Path, tmp_path: Path, model_folder: Path, scan_file: Path, run_main: Command
 ) -> None:
-    assert call("inference", *words_for(model_folder, scan_file, tmp_path / "again"), "--quiet") == (0, "", "")
+    assert run_main("inference", *words_for(model_folder, scan_file, tmp_path / "again"), "--quiet") == (0, "", "")
     for name in ("reconstruction.npz", "metrics.json", "reconstructed_phase.png"):
         assert (tmp_path / "again" / name).read_bytes() == (result / name).read_bytes()
 
@@ -78,19 +80,19 @@ def test_the_reconstruction_and_its_figures(result: Path, scan: Scan) -> None:
 
 
 def test_the_truth_in_the_file_is_not_looked_at(
-    result: Path, tmp_path: Path, model_folder: Path, scan: Scan, call: Command
+    result: Path, tmp_path: Path, model_folder: Path, scan: Scan, run_main: Command
 ) -> None:
     save_scan(tmp_path / "scan.npz", replace(scan, truth=None))
-    assert call("inference", *words_for(model_folder, tmp_path / "scan.npz", tmp_path / "blind")).code == 0
+    assert run_main("inference", *words_for(model_folder, tmp_path / "scan.npz", tmp_path / "blind")).code == 0
     blind = (tmp_path / "blind" / "reconstruction.npz").read_bytes()
     assert blind == (result / "reconstruction.npz").read_bytes()
 
 
 @pytest.mark.parametrize("count", [1, 7])
 def test_some_positions_spread_over_the_scan(
-    count: int, tmp_path: Path, model_folder: Path, scan: Scan, scan_file: Path, call: Command
+    count: int, tmp_path: Path, model_folder: Path, scan: Scan, scan_file: Path, run_main: Command
 ) -> None:
-    assert call("inference", *words_for(model_folder, scan_file, tmp_path / "r"), "--n-images", count).code == 0
+    assert run_main("inference", *words_for(model_folder, scan_file, tmp_path / "r"), "--n-images", count).code == 0
     found = load_reconstruction(tmp_path / "r" / "reconstruction.npz")
     assert len(found.positions) == count
     np.testing.assert_array_equal(found.positions[0], scan.positions[0])
@@ -100,26 +102,26 @@ def test_some_positions_spread_over_the_scan(
 
 @pytest.mark.parametrize("settings", [("--gridsize", "2"), ("--gridsize", "2", "--n_images", "5")])
 def test_groups_of_neighbours(
-    settings: tuple[str, ...], tmp_path: Path, model_folder: Path, scan_file: Path, call: Command
+    settings: tuple[str, ...], tmp_path: Path, model_folder: Path, scan_file: Path, run_main: Command
 ) -> None:
-    assert call("inference", *words_for(model_folder, scan_file, tmp_path / "r"), *settings).code == 0
+    assert run_main("inference", *words_for(model_folder, scan_file, tmp_path / "r"), *settings).code == 0
     assert {path.name for path in (tmp_path / "r").iterdir()} == RESULTS
 
 
 def test_the_untrained_model_is_a_flat_object(
-    tmp_path: Path, scan_file: Path, train_to: Callable[..., Path], call: Command
+    tmp_path: Path, scan_file: Path, train_model: Callable[..., Path], run_main: Command
 ) -> None:
-    model = train_to(tmp_path / "model", max_epochs=0, network="lifted_unet")  # no step of physics behind it
-    assert call("inference", *words_for(model, scan_file, tmp_path / "r")).code == 0
+    model = train_model(tmp_path / "model", max_epochs=0, network="lifted_unet")  # no step of physics behind it
+    assert run_main("inference", *words_for(model, scan_file, tmp_path / "r")).code == 0
     assert np.abs(load_reconstruction(tmp_path / "r" / "reconstruction.npz").object - 1).max() < 1e-5
 
 
-def test_the_scale_is_that_of_the_bundle(tmp_path: Path, model_folder: Path, scan: Scan, call: Command) -> None:
+def test_the_scale_is_that_of_the_bundle(tmp_path: Path, model_folder: Path, scan: Scan, run_main: Command) -> None:
     """A file that states another scale is told of, and read with the bundle's; the flag wins over both."""
     scales = {}
     save_scan(tmp_path / "scan.npz", replace(scan, photons_per_unit=4.0))
     for name, words in (("bundle", ()), ("flag", ("--photons_per_unit", "4"))):
-        outcome = call("inference", *words_for(model_folder, tmp_path / "scan.npz", tmp_path / name), *words)
+        outcome = run_main("inference", *words_for(model_folder, tmp_path / "scan.npz", tmp_path / name), *words)
         assert outcome.code == 0
         assert ("states 4 photons" in outcome.err) is (name == "bundle")
         scales[name] = load_reconstruction(tmp_path / name / "reconstruction.npz").photons_per_unit
@@ -127,10 +129,10 @@ def test_the_scale_is_that_of_the_bundle(tmp_path: Path, model_folder: Path, sca
 
 
 def test_a_scan_of_another_size_is_refused(
-    tmp_path: Path, model_folder: Path, scan_of: Callable[..., Scan], call: Command
+    tmp_path: Path, model_folder: Path, scan_factory: Callable[..., Scan], run_main: Command
 ) -> None:
-    save_scan(tmp_path / "large.npz", scan_of(9, 32))
-    code, out, err = call("inference", *words_for(model_folder, tmp_path / "large.npz", tmp_path / "r"))
+    save_scan(tmp_path / "large.npz", scan_factory(9, 32))
+    code, out, err = run_main("inference", *words_for(model_folder, tmp_path / "large.npz", tmp_path / "r"))
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "patterns of 32 × 32 pixels" in err
     assert "24 × 24" in err
@@ -168,7 +170,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     tmp_path: Path,
     model_folder: Path,
     scan_file: Path,
-    call: Command,
+    run_main: Command,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -178,7 +180,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     np.savez(tmp_path / "words.npz", positions=np.full((36, 2), "a"))
     np.savez(tmp_path / "uneven.npz", xcoords=np.ones(36), ycoords=np.ones(35))
     given = sorted(tmp_path.iterdir())
-    code, out, err = call("inference", *words_for(model_folder, scan_file, Path("r")), "--quiet", *words)
+    code, out, err = run_main("inference", *words_for(model_folder, scan_file, Path("r")), "--quiet", *words)
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert err.startswith("inference: ")
     assert said in err
@@ -195,22 +197,22 @@ def astray(tmp_path: Path, scan: Scan) -> Path:
 
 @pytest.mark.parametrize("kind", ["scan", "result"])
 def test_positions_of_another_file(
-    kind: str, astray: Path, result: Path, tmp_path: Path, model_folder: Path, scan_file: Path, call: Command
+    kind: str, astray: Path, result: Path, tmp_path: Path, model_folder: Path, scan_file: Path, run_main: Command
 ) -> None:
     """A scan whose positions are wrong, read at those of another file: the picture that the right ones give."""
     source = {"scan": scan_file, "result": result / "reconstruction.npz"}[kind]
     words = words_for(model_folder, astray, tmp_path / "r")
-    assert f"positions: of {source.name}" in call("inference", *words, "--positions", source).err
+    assert f"positions: of {source.name}" in run_main("inference", *words, "--positions", source).err
     found, right = (load_reconstruction(folder / "reconstruction.npz") for folder in (tmp_path / "r", result))
     np.testing.assert_allclose(found.positions, right.positions, atol=1e-9)
     assert np.abs(found.object - right.object).max() < 1e-5
 
 
-def test_positions_that_the_picture_tells(astray: Path, tmp_path: Path, model_folder: Path, call: Command) -> None:
+def test_positions_that_the_picture_tells(astray: Path, tmp_path: Path, model_folder: Path, run_main: Command) -> None:
     """They move, no farther than allowed, and the patterns are explained better from where they are then."""
     r = {}
     for name, words in (("still", ()), ("moved", ("--update-positions", "--position-bound", "0.3"))):
-        assert call("inference", *words_for(model_folder, astray, tmp_path / name), *words, "--quiet").code == 0
+        assert run_main("inference", *words_for(model_folder, astray, tmp_path / name), *words, "--quiet").code == 0
         r[name] = json.loads((tmp_path / name / "metrics.json").read_text())["r"]
     assert r["moved"] < r["still"]
     still, moved = (load_reconstruction(tmp_path / name / "reconstruction.npz") for name in r)
@@ -218,22 +220,22 @@ def test_positions_that_the_picture_tells(astray: Path, tmp_path: Path, model_fo
     assert (still.metadata["positions"], moved.metadata["positions"]) == ("as in the scan", "refined")
 
 
-def test_a_bundle_of_a_newer_schema(tmp_path: Path, model_folder: Path, scan_file: Path, call: Command) -> None:
+def test_a_bundle_of_a_newer_schema(tmp_path: Path, model_folder: Path, scan_file: Path, run_main: Command) -> None:
     shutil.copytree(model_folder, tmp_path / "model")
     description = tmp_path / "model" / "bundle.json"
     description.write_text(json.dumps(json.loads(description.read_text()) | {"schema": 99}))
-    code, out, err = call("inference", *words_for(tmp_path / "model", scan_file, tmp_path / "r"))
+    code, out, err = run_main("inference", *words_for(tmp_path / "model", scan_file, tmp_path / "r"))
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "schema 99" in err
     assert not (tmp_path / "r").exists()
 
 
 def test_an_uncertainty_is_stated_and_checked(
-    tmp_path: Path, model_folder: Path, scan_file: Path, call: Command
+    tmp_path: Path, model_folder: Path, scan_file: Path, run_main: Command
 ) -> None:
     """Inference writes it, its report shows it, and evaluate says how right it is."""
     words = words_for(model_folder, scan_file, tmp_path)
-    assert call("inference", *words, "--uncertainty", "--update_positions", "--quiet") == (0, "", "")
+    assert run_main("inference", *words, "--uncertainty", "--update_positions", "--quiet") == (0, "", "")
     found = load_reconstruction(tmp_path / "reconstruction.npz")
     assert found.uncertainty is not None
     lit = found.coverage > 0
@@ -241,7 +243,7 @@ def test_an_uncertainty_is_stated_and_checked(
     assert np.isinf(found.uncertainty[~lit]).all()
     assert "<h2>Uncertainty</h2>" in (tmp_path / "report.html").read_text()
     told = ["evaluate", str(tmp_path / "reconstruction.npz"), "--truth", str(scan_file), "--quiet"]
-    assert call(*told, "--output_dir", str(tmp_path / "verdict")) == (0, "", "")
+    assert run_main(*told, "--output_dir", str(tmp_path / "verdict")) == (0, "", "")
     metrics = json.loads((tmp_path / "verdict" / "metrics.json").read_text())
     shares = metrics["uncertainty_shares"]
     assert shares == sorted(shares)

@@ -16,7 +16,7 @@ import pytest
 from ptycho_torch.data.reconstruction import load_reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.npz import save_scan
-from ptycho_torch.models.saved_model import load_bundle
+from ptycho_torch.models.saved_model import load_model
 
 Command = Callable[..., Any]
 
@@ -24,19 +24,19 @@ BRIEF = ("--batch_size", "4", "--width", "4", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory, scan_of: Callable[..., Scan]) -> Path:
+def file(tmp_path_factory: pytest.TempPathFactory, scan_factory: Callable[..., Scan]) -> Path:
     """A scan of 32 × 32 pixels."""
     path = tmp_path_factory.mktemp("scan") / "scan.npz"
-    save_scan(path, scan_of(n=25, size=32))
+    save_scan(path, scan_factory(n=25, size=32))
     return path
 
 
 @pytest.fixture(scope="module")
-def general(tmp_path_factory: pytest.TempPathFactory, file: Path, command: Command) -> Path:
+def general(tmp_path_factory: pytest.TempPathFactory, file: Path, run_process: Command) -> Path:
     """The folder of a pretraining on the scan's probe and on families, in a process of its own."""
     folder = tmp_path_factory.mktemp("pretrained") / "a model"
     words = ("--output_dir", folder, "--probe", file, "--probe_family", "fresnel", "vortex", "--lessons", 6, *BRIEF)
-    done = command("-m", "ptycho_torch.pretrain", *map(str, words))
+    done = run_process("-m", "ptycho_torch.pretrain", *map(str, words))
     assert (done.code, "Traceback" in done.err) == (0, False), done.err
     assert "24 patterns" in done.out
     return folder
@@ -51,37 +51,37 @@ def test_it_leaves_a_bundle_without_a_probe(general: Path) -> None:
         "model.safetensors",
         "timing.json",
     }
-    bundle = load_bundle(general)
+    bundle = load_model(general)
     assert (bundle.scans, bundle.model.probes, bundle.model.size) == ((), [], 32)
     assert bundle.provenance["lessons"] == 6
 
 
-def test_it_reads_a_scan_that_it_never_saw(general: Path, file: Path, tmp_path: Path, call: Command) -> None:
+def test_it_reads_a_scan_that_it_never_saw(general: Path, file: Path, tmp_path: Path, run_main: Command) -> None:
     words = ("--model_path", general, "--test_data", file, "--quiet", "--no_report")
-    done = call("inference", *words, "--output_dir", tmp_path / "own")
+    done = run_main("inference", *words, "--output_dir", tmp_path / "own")
     assert (done.code, done.err) == (0, "")
     assert load_reconstruction(tmp_path / "own" / "reconstruction.npz").metadata["probe"] == "the scan's own"
     assert json.loads((tmp_path / "own" / "metrics.json").read_text())["r"] < 1
     better = tmp_path / "own" / "reconstruction.npz"
-    assert call("inference", *words, "--probe", better, "--output_dir", tmp_path / "told").code == 0
+    assert run_main("inference", *words, "--probe", better, "--output_dir", tmp_path / "told").code == 0
     own, told = (load_reconstruction(tmp_path / name / "reconstruction.npz") for name in ("own", "told"))
     np.testing.assert_allclose(own.object, told.object, atol=1e-4)
 
 
-def test_training_starts_from_it(general: Path, file: Path, tmp_path: Path, call: Command) -> None:
+def test_training_starts_from_it(general: Path, file: Path, tmp_path: Path, run_main: Command) -> None:
     words = ("--train_data_file", file, "--init", general, "--update_probe", "--max_epochs", 1, "--logger", "none")
-    done = call("train", *words, "--output_dir", tmp_path / "tuned", "--quiet")
+    done = run_main("train", *words, "--output_dir", tmp_path / "tuned", "--quiet")
     assert done.code == 0, done.err
-    tuned = load_bundle(tmp_path / "tuned")
-    assert tuned.model.config == load_bundle(general).model.config
+    tuned = load_model(tmp_path / "tuned")
+    assert tuned.model.config == load_model(general).model.config
     assert len(tuned.model.probes) == 1
 
 
-def test_it_goes_on_with_the_same_bytes(general: Path, file: Path, tmp_path: Path, call: Command) -> None:
+def test_it_goes_on_with_the_same_bytes(general: Path, file: Path, tmp_path: Path, run_main: Command) -> None:
     families = ("--probe", file, "--probe_family", "fresnel", "vortex")
     words = ("--output_dir", tmp_path / "model", *families, *BRIEF, "--quiet", "--lessons")
-    assert call("pretrain", *words, 2).code == 0
-    assert call("pretrain", *words, 6, "--resume").code == 0
+    assert run_main("pretrain", *words, 2).code == 0
+    assert run_main("pretrain", *words, 6, "--resume").code == 0
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == (general / "model.safetensors").read_bytes()
 
 
@@ -99,8 +99,8 @@ def test_it_goes_on_with_the_same_bytes(general: Path, file: Path, tmp_path: Pat
         (("--lessons", "0"), "--lessons"),
     ],
 )
-def test_bad_input_is_one_line(words: tuple[str, ...], expected: str, tmp_path: Path, call: Command) -> None:
-    done = call("pretrain", "--output_dir", tmp_path / "none", *words)
+def test_bad_input_is_one_line(words: tuple[str, ...], expected: str, tmp_path: Path, run_main: Command) -> None:
+    done = run_main("pretrain", "--output_dir", tmp_path / "none", *words)
     assert done.code == 2
     assert done.err.count("\n") == 1
     assert expected in done.err
@@ -120,4 +120,4 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     assert running.returncode == 130, err
     assert "--resume" in err
     assert "Traceback" not in err
-    assert load_bundle(tmp_path / "model").model.size == 32
+    assert load_model(tmp_path / "model").model.size == 32

@@ -21,8 +21,8 @@ Call = Callable[..., Any]
 QUICK = ("--epochs", "4", "--batch_size", "8", "--device", "cpu", "--no_report")
 
 
-def test_an_engine_alone_needs_nothing_but_the_scan(command: Call, scan_file: Path, tmp_path: Path) -> None:
-    done = command(
+def test_an_engine_alone_needs_nothing_but_the_scan(run_process: Call, scan_file: Path, tmp_path: Path) -> None:
+    done = run_process(
         "-m", "ptycho_torch.reconstruct", scan_file, "--output_dir", "result", "--engine", "pie", cwd=tmp_path
     )
     assert done.code == 0, done.err
@@ -36,11 +36,13 @@ def test_an_engine_alone_needs_nothing_but_the_scan(command: Call, scan_file: Pa
     assert load_reconstruction(folder / "reconstruction.npz").history["r"][-1] < 0.1
 
 
-def test_a_chain_from_the_network_to_an_engine(call: Call, scan_file: Path, model_folder: Path, tmp_path: Path) -> None:
+def test_a_chain_from_the_network_to_an_engine(
+    run_main: Call, scan_file: Path, model_folder: Path, tmp_path: Path
+) -> None:
     words = ("--engine", "neural", "--model_path", model_folder, "--then", "pie:epochs=3,batch-size=9")
     alone, chained = tmp_path / "alone", tmp_path / "chained"
-    assert call("reconstruct", scan_file, "--output_dir", alone, *words[:4], "--no_report").code == 0
-    assert call("reconstruct", scan_file, "--output_dir", chained, *words, "--then", "pie:epochs=2").code == 0
+    assert run_main("reconstruct", scan_file, "--output_dir", alone, *words[:4], "--no_report").code == 0
+    assert run_main("reconstruct", scan_file, "--output_dir", chained, *words, "--then", "pie:epochs=2").code == 0
     assert [path.name for path in sorted((chained / "stages").iterdir())] == ["1-neural.npz", "2-pie.npz", "3-pie.npz"]
     first, whole = (
         load_reconstruction(chained / "stages" / "1-neural.npz"),
@@ -57,57 +59,60 @@ def test_a_chain_from_the_network_to_an_engine(call: Call, scan_file: Path, mode
 
 
 def test_positions_move_between_network_and_engine(
-    call: Call, scan_file: Path, model_folder: Path, tmp_path: Path
+    run_main: Call, scan_file: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     """The network's picture says where they are, and the engine goes on from there."""
     words = ("--engine", "neural", "--model_path", model_folder, "--update_positions", "--position_bound", "0.2")
-    assert call("reconstruct", scan_file, "--output_dir", tmp_path, *words, "--then", "pie:epochs=1").code == 0
+    assert run_main("reconstruct", scan_file, "--output_dir", tmp_path, *words, "--then", "pie:epochs=1").code == 0
     first, last = (load_reconstruction(tmp_path / name) for name in ("stages/1-neural.npz", "reconstruction.npz"))
     before = load_scan(scan_file).positions
     assert 0 < np.abs(first.positions - before).max() <= 0.2 + 1e-9
     np.testing.assert_array_equal(last.positions, first.positions)
 
 
-def test_settings_and_stages_from_a_file(call: Call, scan_file: Path, tmp_path: Path) -> None:
+def test_settings_and_stages_from_a_file(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
     settings = {"engine": "pie", "epochs": 2, "then": ["pie:epochs=1,update_probe", "pie:epochs=1"], "report": False}
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
     words = (scan_file, "--output_dir", tmp_path / "result", "--config", tmp_path / "settings.yaml")
-    assert call("reconstruct", *words).code == 0
+    assert run_main("reconstruct", *words).code == 0
     assert load_reconstruction(tmp_path / "result" / "reconstruction.npz").history["stage"] == [1, 1, 2, 3]
     kept = yaml.safe_load((tmp_path / "result" / "config.yaml").read_text())
     assert kept["then"] == settings["then"]
 
 
-def test_the_object_in_a_scan_file_is_not_read(call: Call, scan_file: Path, tmp_path: Path) -> None:
+def test_the_object_in_a_scan_file_is_not_read(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
     save_scan(tmp_path / "bare.npz", replace(load_scan(scan_file), truth=None))
     results = []
     for name, path in (("with", scan_file), ("without", tmp_path / "bare.npz")):
-        assert call("reconstruct", path, "--output_dir", tmp_path / name, *QUICK).code == 0
+        assert run_main("reconstruct", path, "--output_dir", tmp_path / name, *QUICK).code == 0
         results.append(load_reconstruction(tmp_path / name / "reconstruction.npz").object.tobytes())
     assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("kind", ["reconstruction", "scan file"])
-def test_a_given_object_is_a_head_start(call: Call, scan_file: Path, tmp_path: Path, kind: str) -> None:
-    assert call("reconstruct", scan_file, "--output_dir", tmp_path / "first", "--epochs", "20", *QUICK[2:]).code == 0
+def test_a_given_object_is_a_head_start(run_main: Call, scan_file: Path, tmp_path: Path, kind: str) -> None:
+    assert (
+        run_main("reconstruct", scan_file, "--output_dir", tmp_path / "first", "--epochs", "20", *QUICK[2:]).code == 0
+    )
     start = tmp_path / "first" / "reconstruction.npz" if kind == "reconstruction" else scan_file
     words = (scan_file, "--output_dir", tmp_path / "second", *QUICK, "--init_object", start)
-    assert call("reconstruct", *words).code == 0
+    assert run_main("reconstruct", *words).code == 0
     first, second = (
         load_reconstruction(tmp_path / name / "reconstruction.npz").history["r"] for name in ("first", "second")
     )
     assert second[0] < first[0] / 2
 
 
-def test_starts_of_probe_and_positions(call: Call, scan_file: Path, tmp_path: Path) -> None:
+def test_starts_of_probe_and_positions(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
     words = (scan_file, "--output_dir", tmp_path / "result", *QUICK, "--init_probe", "gaussian:4", "--update_probe")
     assert (
-        call("reconstruct", *words, "--probe_modes", "2", "--init_positions", scan_file, "--update_positions").code == 0
+        run_main("reconstruct", *words, "--probe_modes", "2", "--init_positions", scan_file, "--update_positions").code
+        == 0
     )
     result = load_reconstruction(tmp_path / "result" / "reconstruction.npz")
     assert result.probe.shape == (2, 24, 24)
     words = (tmp_path / "result" / "reconstruction.npz", "--scan", scan_file, "--output_dir", tmp_path / "judged")
-    assert call("evaluate", *words, "--no_report").code == 0
+    assert run_main("evaluate", *words, "--no_report").code == 0
     judged, metrics = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("judged", "result"))
     assert judged["r"] == pytest.approx(metrics["r"], rel=1e-5)
 
@@ -138,33 +143,35 @@ def test_starts_of_probe_and_positions(call: Call, scan_file: Path, tmp_path: Pa
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    call: Call, scan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str
+    run_main: Call, scan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = call("reconstruct", scan_file, "--output_dir", "result", *words)
+    done = run_main("reconstruct", scan_file, "--output_dir", "result", *words)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert said in done.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_object_that_does_not_fit_is_refused(call: Call, scan_file: Path, tmp_path: Path) -> None:
+def test_an_object_that_does_not_fit_is_refused(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "far.npz", object=np.ones((5, 5), complex), origin_yx=np.array([500, 500]))
     np.savez(tmp_path / "bad.npz", object=np.full((50, 50), np.nan, complex))
     for name, said in (("far", "share no pixel"), ("bad", "finite")):
-        done = call("reconstruct", scan_file, "--output_dir", tmp_path / "r", "--init_object", tmp_path / f"{name}.npz")
+        done = run_main(
+            "reconstruct", scan_file, "--output_dir", tmp_path / "r", "--init_object", tmp_path / f"{name}.npz"
+        )
         assert done.code == 2
         assert said in done.err
 
 
-def test_a_time_limit_ends_the_run(call: Call, scan_file: Path, tmp_path: Path) -> None:
+def test_a_time_limit_ends_the_run(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
     words = (scan_file, "--output_dir", tmp_path / "result", *QUICK, "--epochs", "100000", "--time_limit", "0.5")
     started = time.perf_counter()
-    assert call("reconstruct", *words).code == 0
+    assert run_main("reconstruct", *words).code == 0
     assert time.perf_counter() - started < 20
     assert len(load_reconstruction(tmp_path / "result" / "reconstruction.npz").history["r"]) < 100000
 
 
-def test_ctrl_c_keeps_whole_epochs_and_resume_goes_on_exactly(call: Call, scan_file: Path, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_whole_epochs_and_resume_goes_on_exactly(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
     words = [str(scan_file), *QUICK[2:], "--epochs", "2000", "--update_probe", "--output_dir"]
     command = [sys.executable, "-m", "ptycho_torch.reconstruct", *words, "broken"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
@@ -178,9 +185,9 @@ def test_ctrl_c_keeps_whole_epochs_and_resume_goes_on_exactly(call: Call, scan_f
     broken = tmp_path / "broken"
     early = len(load_reconstruction(broken / "reconstruction.npz").history["r"])
     assert 100 < early < 2000
-    assert call("reconstruct", *words, broken, "--resume").code == 0
-    assert call("reconstruct", *words, tmp_path / "whole").code == 0
+    assert run_main("reconstruct", *words, broken, "--resume").code == 0
+    assert run_main("reconstruct", *words, tmp_path / "whole").code == 0
     resumed, whole = (load_reconstruction(path / "reconstruction.npz") for path in (broken, tmp_path / "whole"))
     assert resumed.object.tobytes() == whole.object.tobytes()
     assert resumed.probe.tobytes() == whole.probe.tobytes()
-    assert call("reconstruct", *words, broken, "--resume", "--seed", "5").code == 2
+    assert run_main("reconstruct", *words, broken, "--resume", "--seed", "5").code == 2

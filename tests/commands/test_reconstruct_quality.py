@@ -22,7 +22,7 @@ def metrics_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_held_out_pixels_stop_the_stages_of_a_chain_by_a_file(call: Call, scan_file: Path, tmp_path: Path) -> None:
+def test_held_out_pixels_stop_the_stages_of_a_chain_by_a_file(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
     settings = {
         "engine": "gradient",
         "optimizer": "lbfgs",
@@ -33,7 +33,7 @@ def test_held_out_pixels_stop_the_stages_of_a_chain_by_a_file(call: Call, scan_f
     }
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
     folder = tmp_path / "result"
-    done = call("reconstruct", scan_file, "--output_dir", folder, "--config", tmp_path / "settings.yaml")
+    done = run_main("reconstruct", scan_file, "--output_dir", folder, "--config", tmp_path / "settings.yaml")
     assert done.code == 0, done.err
     assert "held_out 0." in done.err
     assert "is kept" in done.err
@@ -47,27 +47,27 @@ def test_held_out_pixels_stop_the_stages_of_a_chain_by_a_file(call: Call, scan_f
     assert "Convergence" in (folder / "report.html").read_text()
 
 
-def test_held_out_pixels_change_nothing_by_what_they_hold(call: Call, scan_file: Path, tmp_path: Path) -> None:
-    from ptycho_torch.data.holdout import held_out_pixels
+def test_held_out_pixels_change_nothing_by_what_they_hold(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
+    from ptycho_torch.data.holdout import draw_holdout_pixels
 
     scan = load_scan(scan_file)
-    held = held_out_pixels(scan, 0.1, np.random.default_rng([7, 0, 1]))  # as the command draws them for seed 7
+    held = draw_holdout_pixels(scan, 0.1, np.random.default_rng([7, 0, 1]))  # as the command draws them for seed 7
     save_scan(tmp_path / "spoilt.npz", replace(scan, amplitudes=np.where(held, np.float32(40), scan.amplitudes)))
     results = []
     for name, path in (("clean", scan_file), ("spoilt", tmp_path / "spoilt.npz")):
         words = ("--output_dir", tmp_path / name, *QUICK, "--holdout", "0.1", "--seed", "7", "--no_report")
-        assert call("reconstruct", path, *words).code == 0
+        assert run_main("reconstruct", path, *words).code == 0
         results.append(load_reconstruction(tmp_path / name / "reconstruction.npz").object.tobytes())
     assert results[0] == results[1]
     assert metrics_of(tmp_path / "spoilt")["held_out_deviance"] > metrics_of(tmp_path / "clean")["held_out_deviance"]
 
 
-def test_half_scans_stand_beside_the_same_result(call: Call, scan_file: Path, tmp_path: Path) -> None:
+def test_half_scans_stand_beside_the_same_result(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
     scan = load_scan(scan_file)
     save_scan(tmp_path / "scan.npz", replace(scan, metadata={"pixel_size": 1e-8}))
     words = (tmp_path / "scan.npz", *QUICK, "--update_probe", "--then", "lsqml:epochs=2", "--output_dir")
-    assert call("reconstruct", *words, tmp_path / "plain").code == 0
-    done = call("reconstruct", *words, tmp_path / "halved", "--half_scan_frc")
+    assert run_main("reconstruct", *words, tmp_path / "plain").code == 0
+    done = run_main("reconstruct", *words, tmp_path / "halved", "--half_scan_frc")
     assert done.code == 0, done.err
     assert "resolution by half scans" in done.out
     plain, halved = ((tmp_path / name / "reconstruction.npz").read_bytes() for name in ("plain", "halved"))
@@ -80,22 +80,24 @@ def test_half_scans_stand_beside_the_same_result(call: Call, scan_file: Path, tm
     pixels, nm = metrics["half_scan_resolution_pixels"], metrics["half_scan_resolution_nm"]
     assert nm == (None if pixels is None else pytest.approx(10 * pixels))
     assert "Half-scan Fourier ring correlation" in (tmp_path / "halved" / "report.html").read_text()
-    again = call("reconstruct", *words, tmp_path / "halved", "--half_scan_frc", "--resume", "--no_report")
+    again = run_main("reconstruct", *words, tmp_path / "halved", "--half_scan_frc", "--resume", "--no_report")
     assert again.code == 0, again.err
     assert metrics_of(tmp_path / "halved") == metrics
 
 
-def test_halves_that_share_a_start_are_warned_of(call: Call, scan_file: Path, tmp_path: Path) -> None:
+def test_halves_that_share_a_start_are_warned_of(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
     words = (scan_file, "--output_dir", tmp_path / "result", *QUICK, "--no_report")
-    done = call("reconstruct", *words, "--half_scan_frc", "--init_object", scan_file)
+    done = run_main("reconstruct", *words, "--half_scan_frc", "--init_object", scan_file)
     assert done.code == 0
     assert "both halves start from --init_object" in done.err
 
 
-def test_a_chain_from_a_network_is_judged_too(call: Call, scan_file: Path, model_folder: Path, tmp_path: Path) -> None:
+def test_a_chain_from_a_network_is_judged_too(
+    run_main: Call, scan_file: Path, model_folder: Path, tmp_path: Path
+) -> None:
     words = ("--engine", "neural", "--model_path", model_folder, "--then", "pie:epochs=3,patience=2")
     further = ("--holdout", "0.05", "--half_scan_frc")
-    done = call("reconstruct", scan_file, "--output_dir", tmp_path / "result", *words, *further, "--no_report")
+    done = run_main("reconstruct", scan_file, "--output_dir", tmp_path / "result", *words, *further, "--no_report")
     assert done.code == 0, done.err
     assert "both halves start from the trained network" in done.err
     assert len(load_reconstruction(tmp_path / "result" / "reconstruction.npz").history["held_out_deviance"]) == 3
@@ -116,9 +118,9 @@ def test_a_chain_from_a_network_is_judged_too(call: Call, scan_file: Path, model
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    call: Call, scan_file: Path, tmp_path: Path, words: tuple[str, ...], said: str
+    run_main: Call, scan_file: Path, tmp_path: Path, words: tuple[str, ...], said: str
 ) -> None:
-    done = call("reconstruct", scan_file, "--output_dir", tmp_path / "result", *words)
+    done = run_main("reconstruct", scan_file, "--output_dir", tmp_path / "result", *words)
     assert done.code == 2
     assert said in done.err
     assert done.err.strip().count("\n") == 0

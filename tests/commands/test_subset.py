@@ -26,9 +26,9 @@ def source(tmp_path: Path, scan: Scan) -> Path:
     return path
 
 
-def test_the_tool_writes_a_fixture_and_its_record(command: Callable[..., Any], source: Path) -> None:
+def test_the_tool_writes_a_fixture_and_its_record(run_process: Callable[..., Any], source: Path) -> None:
     output = source.parent / "new" / "folder" / "fixture.npz"
-    result = command(SCRIPT, "--source", source, "--output", output, "--subset-size", "16")
+    result = run_process(SCRIPT, "--source", source, "--output", output, "--subset-size", "16")
     assert (result.code, result.err) == (0, "")
     assert f"{output}: 16 of 36 patterns" in result.out
     record = json.loads(output.with_suffix(".json").read_text())
@@ -50,14 +50,14 @@ def test_the_tool_writes_a_fixture_and_its_record(command: Callable[..., Any], s
     assert record["groups"]["apart"] == 4
 
 
-def test_the_same_bytes_on_another_day_in_another_place(command: Callable[..., Any], source: Path) -> None:
+def test_the_same_bytes_on_another_day_in_another_place(run_process: Callable[..., Any], source: Path) -> None:
     folder = source.parent
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir()
     shutil.copy(source, elsewhere / source.name)
     os.utime(elsewhere / source.name, (1e9, 1e9))
-    first = command(*VERB, "--source", source, "--output", folder / "f.npz", "--subset_size", "8")
-    second = command(
+    first = run_process(*VERB, "--source", source, "--output", folder / "f.npz", "--subset_size", "8")
+    second = run_process(
         *VERB, "--source", source.name, "--output", "f.npz", "--subset_size", "8", cwd=elsewhere, TZ="Asia/Tokyo"
     )
     assert (first.code, second.code) == (0, 0)
@@ -67,12 +67,12 @@ def test_the_same_bytes_on_another_day_in_another_place(command: Callable[..., A
 
 
 def test_crop_is_told_in_the_record_where_it_is_asked_for(
-    call: Callable[..., Any], tmp_path: Path, scan_of: Callable[..., Scan]
+    run_main: Callable[..., Any], tmp_path: Path, scan_factory: Callable[..., Scan]
 ) -> None:
-    save_scan(tmp_path / "source.npz", scan_of(size=32, n=16))
+    save_scan(tmp_path / "source.npz", scan_factory(size=32, n=16))
     sidecar = tmp_path / "notes" / "made.json"
     words = ("--source", tmp_path / "source.npz", "--output", tmp_path / "f.npz", "--subset_size", "9")
-    result = call("subset", *words, "--crop", "2", "--strategy", "seeded", "--seed", "3", "--metadata-out", sidecar)
+    result = run_main("subset", *words, "--crop", "2", "--strategy", "seeded", "--seed", "3", "--metadata-out", sidecar)
     assert (result.code, result.err) == (0, "")
     record = json.loads(sidecar.read_text())
     assert any(step.startswith("crop 2") for step in record["transformations"])
@@ -81,9 +81,9 @@ def test_crop_is_told_in_the_record_where_it_is_asked_for(
     assert not (tmp_path / "f.json").exists()
 
 
-def test_quiet_says_nothing(call: Callable[..., Any], source: Path) -> None:
+def test_quiet_says_nothing(run_main: Callable[..., Any], source: Path) -> None:
     words = ("--source", source, "--output", source.parent / "f.npz", "--subset_size", "8", "--quiet")
-    assert call("subset", *words)[:3] == (0, "", "")
+    assert run_main("subset", *words)[:3] == (0, "", "")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_quiet_says_nothing(call: Callable[..., Any], source: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_changes_nothing(
-    call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, source: Path, words: tuple[str, ...], said: str
+    run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, source: Path, words: tuple[str, ...], said: str
 ) -> None:
     folder = source.parent
     monkeypatch.chdir(folder)
@@ -122,24 +122,24 @@ def test_bad_input_is_one_line_and_changes_nothing(
     arrays = read_arrays(source)
     np.savez(folder / "broken.npz", **(arrays | {"xcoords": arrays["xcoords"][:-1]}))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    result = call("subset", "--source", "source.npz", "--output", "f.npz", "--subset_size", "8", *words)
+    result = run_main("subset", "--source", "source.npz", "--output", "f.npz", "--subset_size", "8", *words)
     assert (result.code, result.out) == (2, "")
     assert result.err.count("\n") == 1
     assert said in result.err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_help_is_quick_and_loads_no_torch(command: Callable[..., Any]) -> None:
+def test_help_is_quick_and_loads_no_torch(run_process: Callable[..., Any]) -> None:
     code = "import sys; from ptycho_torch.subset import main; main(['--source', 'x']); print('torch' in sys.modules)"
-    assert command("-c", code).out == "False\n"
-    assert command(SCRIPT, "--help").code == 0
+    assert run_process("-c", code).out == "False\n"
+    assert run_process(SCRIPT, "--help").code == 0
 
 
 @pytest.mark.skipif("PTYCHO_TORCH_DATA" not in os.environ, reason="needs the data folder PTYCHO_TORCH_DATA")
-def test_the_twin_gives_one_fixture(call: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_twin_gives_one_fixture(run_main: Callable[..., Any], tmp_path: Path) -> None:
     source = Path(os.environ["PTYCHO_TORCH_DATA"]) / "run1084" / "Run1084_twin_legacy.npz"
     for name in ("a.npz", "b.npz"):
-        assert call("subset", "--source", source, "--output", tmp_path / name).code == 0
+        assert run_main("subset", "--source", source, "--output", tmp_path / name).code == 0
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
     record = json.loads((tmp_path / "a.json").read_text())
     assert record["contract"]["valid"]

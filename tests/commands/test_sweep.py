@@ -32,7 +32,7 @@ def telling(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def swept(
-    tmp_path_factory: pytest.TempPathFactory, scan_file: Path, command: Callable[..., Any], telling: dict[str, str]
+    tmp_path_factory: pytest.TempPathFactory, scan_file: Path, run_process: Callable[..., Any], telling: dict[str, str]
 ) -> tuple[Path, Any]:
     """A sweep of a training and of a run that asks for more than there is."""
     folder = tmp_path_factory.mktemp("sweep")
@@ -44,7 +44,7 @@ def swept(
     words = ["-m", "ptycho_torch.sweep", "--train_data_file", "scan.npz", "--output_dir", "out"]
     for run in runs:
         words += ["--run", run]
-    return folder / "out", command(*words, cwd=folder, **telling)
+    return folder / "out", run_process(*words, cwd=folder, **telling)
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +121,10 @@ def test_the_scan_is_observed(scope: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("seconds", ["0.5"])
 def test_a_run_is_stopped_at_the_limit_and_not_retried(
-    seconds: str, tmp_path: Path, scan_file: Path, command: Callable[..., Any]
+    seconds: str, tmp_path: Path, scan_file: Path, run_process: Callable[..., Any]
 ) -> None:
     words = ["--train_data_file", scan_file, "--output_dir", tmp_path / "out", "--limit", seconds]
-    result = command("-m", "ptycho_torch.sweep", *words, "--run", f"epochs=10000,{SMALL}")
+    result = run_process("-m", "ptycho_torch.sweep", *words, "--run", f"epochs=10000,{SMALL}")
     assert (result.code, result.out.count("\n")) == (1, 1)
     (run,) = json.loads((tmp_path / "out" / "scope.json").read_text())["runs"]
     assert run["failure"].startswith(f"stopped at the limit of {seconds} s")
@@ -135,10 +135,10 @@ def test_a_run_is_stopped_at_the_limit_and_not_retried(
 
 
 def test_keep_keeps_what_the_run_wrote_and_no_epoch_is_no_loss(
-    tmp_path: Path, scan_file: Path, command: Callable[..., Any]
+    tmp_path: Path, scan_file: Path, run_process: Callable[..., Any]
 ) -> None:
     words = ["--train_data_file", scan_file, "--output_dir", tmp_path / "out", "--keep", "--quiet"]
-    result = command("-m", "ptycho_torch.sweep", *words, "--run", f"epochs=0,{SMALL},update_probe=false")
+    result = run_process("-m", "ptycho_torch.sweep", *words, "--run", f"epochs=0,{SMALL},update_probe=false")
     assert (result.code, result.out, result.err) == (0, "", "")
     (run,) = json.loads((tmp_path / "out" / "scope.json").read_text())["runs"]
     folder = tmp_path / "out" / "runs" / "1"
@@ -195,38 +195,40 @@ def test_ctrl_c_takes_the_run_along(tmp_path: Path, scan_file: Path, telling: di
     ],
 )
 def test_a_run_that_makes_no_sense_is_one_line(
-    runs: list[str], said: str, tmp_path: Path, scan_file: Path, call: Callable[..., Any]
+    runs: list[str], said: str, tmp_path: Path, scan_file: Path, run_main: Callable[..., Any]
 ) -> None:
     words = [word for run in runs for word in ("--run", run)]
-    result = call("sweep", "--train_data_file", scan_file, "--output_dir", tmp_path / "out", *words)
+    result = run_main("sweep", "--train_data_file", scan_file, "--output_dir", tmp_path / "out", *words)
     assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
     assert said in result.err
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("missing", ["none.npz", "."])
-def test_a_scan_that_cannot_be_read_is_one_line(missing: str, tmp_path: Path, call: Callable[..., Any]) -> None:
+def test_a_scan_that_cannot_be_read_is_one_line(missing: str, tmp_path: Path, run_main: Callable[..., Any]) -> None:
     words = ["--train_data_file", tmp_path / missing, "--output_dir", tmp_path / "out", "--run", "epochs=1"]
-    result = call("sweep", *words)
+    result = run_main("sweep", *words)
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "inf", "nan"])
 def test_a_limit_that_is_none_is_one_line(
-    limit: str, tmp_path: Path, scan_file: Path, call: Callable[..., Any]
+    limit: str, tmp_path: Path, scan_file: Path, run_main: Callable[..., Any]
 ) -> None:
     words = ["--train_data_file", scan_file, "--output_dir", tmp_path / "out", "--run", "epochs=1", "--limit", limit]
-    result = call("sweep", *words)
+    result = run_main("sweep", *words)
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert "--limit" in result.err
 
 
-def test_runs_of_an_earlier_sweep_are_not_touched(tmp_path: Path, scan_file: Path, call: Callable[..., Any]) -> None:
+def test_runs_of_an_earlier_sweep_are_not_touched(
+    tmp_path: Path, scan_file: Path, run_main: Callable[..., Any]
+) -> None:
     earlier = tmp_path / "out" / "runs" / "1" / "model.safetensors"
     earlier.parent.mkdir(parents=True)
     earlier.write_text("precious")
-    result = call("sweep", "--train_data_file", scan_file, "--output_dir", tmp_path / "out", "--run", "epochs=1")
+    result = run_main("sweep", "--train_data_file", scan_file, "--output_dir", tmp_path / "out", "--run", "epochs=1")
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert "earlier sweep" in result.err
     assert earlier.read_text() == "precious"

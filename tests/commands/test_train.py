@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ptycho_torch.models.saved_model import load_bundle
+from ptycho_torch.models.saved_model import load_model
 
 Command = Callable[..., Any]
 Train = Callable[..., Path]
@@ -38,15 +38,15 @@ def is_a_trained_bundle(folder: Path, epochs: int = 2, groups: int = 16) -> None
     lines = (folder / "history.csv").read_text().splitlines()
     column = lines[0].split(",").index("groups")
     assert [line.split(",")[column] for line in lines[1:]] == [str(groups)] * epochs
-    assert load_bundle(folder).provenance["epochs"] == epochs
+    assert load_model(folder).provenance["epochs"] == epochs
 
 
 @pytest.mark.parametrize("layout", ["canonical", "legacy"])
 def test_the_verbatim_command(
-    layout: str, tmp_path: Path, scan_file: Path, legacy_file: Path, command: Command
+    layout: str, tmp_path: Path, scan_file: Path, legacy_file: Path, run_process: Command
 ) -> None:
     file = {"canonical": scan_file, "legacy": legacy_file}[layout]
-    done = command(
+    done = run_process(
         "-m", "ptycho_torch.train", *verbatim(file, tmp_path / "a model"), cwd=tmp_path, CUDA_VISIBLE_DEVICES=""
     )
     assert (done.code, "Traceback" in done.err) == (0, False), done.err
@@ -56,24 +56,26 @@ def test_the_verbatim_command(
     assert [path.name for path in tmp_path.iterdir()] == ["a model"]
 
 
-def test_both_layouts_are_the_same_scan(tmp_path: Path, scan_file: Path, legacy_file: Path, call: Command) -> None:
+def test_both_layouts_are_the_same_scan(tmp_path: Path, scan_file: Path, legacy_file: Path, run_main: Command) -> None:
     losses = []
     for file in (scan_file, legacy_file):
-        assert call("train", *verbatim(file, tmp_path / file.stem), "--width", 4).code == 0
+        assert run_main("train", *verbatim(file, tmp_path / file.stem), "--width", 4).code == 0
         losses.append(float((tmp_path / file.stem / "history.csv").read_text().splitlines()[-1].split(",")[2]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 @pytest.mark.skipif(not os.environ.get("PTYCHO_TORCH_DATA"), reason="PTYCHO_TORCH_DATA is not set")
-def test_the_verbatim_command_on_the_twin(tmp_path: Path, call: Command) -> None:
+def test_the_verbatim_command_on_the_twin(tmp_path: Path, run_main: Command) -> None:
     file = Path(os.environ["PTYCHO_TORCH_DATA"]) / "run1084" / "Run1084_twin_legacy.npz"
     if not file.is_file():
         pytest.skip(f"{file} is not there")
-    assert call("train", *verbatim(file, tmp_path / "model", 64)).code == 0
+    assert run_main("train", *verbatim(file, tmp_path / "model", 64)).code == 0
     is_a_trained_bundle(tmp_path / "model", groups=64)
 
 
-def test_other_doors_to_the_same_room(tmp_path: Path, scan_file: Path, command: Command, train_to: Train) -> None:
+def test_other_doors_to_the_same_room(
+    tmp_path: Path, scan_file: Path, run_process: Command, train_model: Train
+) -> None:
     """The console command and ``python -m ptycho_torch``, both at once in two folders, give what one alone gives."""
     script = Path(sys.executable).with_name("ptycho-torch")
     if not script.exists():
@@ -89,27 +91,27 @@ def test_other_doors_to_the_same_room(tmp_path: Path, scan_file: Path, command: 
         for index, start in enumerate([(script,), (sys.executable, "-m", "ptycho_torch")])
     ]
     assert [(run.communicate(timeout=120)[0], run.returncode) for run in runs] == [(b"", 0)] * 2
-    alone = train_to(tmp_path / "alone")
+    alone = train_model(tmp_path / "alone")
     for name in ("model.safetensors", "history.csv"):
         for index in (0, 1):
             assert (tmp_path / str(index) / name).read_bytes() == (alone / name).read_bytes()
 
 
-def test_what_a_run_records_runs_the_same_again(tmp_path: Path, scan_file: Path, call: Command) -> None:
-    assert call("train", *verbatim(scan_file, tmp_path / "first"), "--width", 4, "--seed", 5).code == 0
+def test_what_a_run_records_runs_the_same_again(tmp_path: Path, scan_file: Path, run_main: Command) -> None:
+    assert run_main("train", *verbatim(scan_file, tmp_path / "first"), "--width", 4, "--seed", 5).code == 0
     again = ("train", "--config", tmp_path / "first" / "config.yaml", "--output_dir", tmp_path / "second")
-    assert call(*again).code == 0
+    assert run_main(*again).code == 0
     for name in ("model.safetensors", "history.csv"):
         assert (tmp_path / "second" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
 
 
-def test_quiet_says_nothing(tmp_path: Path, scan_file: Path, call: Command) -> None:
-    outcome = call("train", *verbatim(scan_file, tmp_path / "model"), "--width", 4, "--quiet")
+def test_quiet_says_nothing(tmp_path: Path, scan_file: Path, run_main: Command) -> None:
+    outcome = run_main("train", *verbatim(scan_file, tmp_path / "model"), "--width", 4, "--quiet")
     assert outcome == (0, "", "")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_ctrl_c_and_going_on(workers: int, tmp_path: Path, scan_file: Path, train_to: Train) -> None:
+def test_ctrl_c_and_going_on(workers: int, tmp_path: Path, scan_file: Path, train_model: Train) -> None:
     """A real signal to real processes: the last complete epoch is kept, and going on gives the same bytes."""
     folder = tmp_path / "stopped"
     words = ["--train_data_file", scan_file, "--output_dir", folder, "--max_epochs", "1000000", "--batch_size", "6"]
@@ -138,10 +140,10 @@ def test_ctrl_c_and_going_on(workers: int, tmp_path: Path, scan_file: Path, trai
     done = len((folder / "history.csv").read_text().splitlines()) - 1
     assert done >= 1
     names = ("model.safetensors", "history.csv")
-    straight = train_to(tmp_path / "straight", max_epochs=done)
+    straight = train_model(tmp_path / "straight", max_epochs=done)
     assert all((folder / name).read_bytes() == (straight / name).read_bytes() for name in names)
     resumed, straight = (
-        train_to(path, max_epochs=done + 1, resume=resume)
+        train_model(path, max_epochs=done + 1, resume=resume)
         for path, resume in ((folder, True), (tmp_path / "further", False))
     )
     assert all((resumed / name).read_bytes() == (straight / name).read_bytes() for name in names)
@@ -191,7 +193,9 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("fault", sorted(BAD_FILES))
-def test_a_bad_file_is_one_line_and_leaves_nothing(fault: str, tmp_path: Path, scan_file: Path, call: Command) -> None:
+def test_a_bad_file_is_one_line_and_leaves_nothing(
+    fault: str, tmp_path: Path, scan_file: Path, run_main: Command
+) -> None:
     file = tmp_path / "scan.npz"
     if fault == "folder":
         file.mkdir()
@@ -205,7 +209,7 @@ def test_a_bad_file_is_one_line_and_leaves_nothing(fault: str, tmp_path: Path, s
         spoil(arrays, fault)
         np.savez(file, **arrays)
     before = sorted(tmp_path.iterdir())
-    code, out, err = call("train", "--train_data_file", file, "--output_dir", tmp_path / "m", "--disable_mlflow")
+    code, out, err = run_main("train", "--train_data_file", file, "--output_dir", tmp_path / "m", "--disable_mlflow")
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert err.startswith("train: ")
     assert BAD_FILES[fault] in err
@@ -231,41 +235,46 @@ def test_a_bad_file_is_one_line_and_leaves_nothing(fault: str, tmp_path: Path, s
     ],
 )
 def test_bad_settings_are_one_line_and_leave_nothing(
-    words: tuple[str, ...], said: str, tmp_path: Path, scan_file: Path, call: Command, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    scan_file: Path,
+    run_main: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, err = call("train", "--train_data_file", scan_file, "--output_dir", "m", "--disable_mlflow", *words)
+    code, out, err = run_main("train", "--train_data_file", scan_file, "--output_dir", "m", "--disable_mlflow", *words)
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert said in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_in_the_place_of_the_output_folder(tmp_path: Path, scan_file: Path, call: Command) -> None:
+def test_a_file_in_the_place_of_the_output_folder(tmp_path: Path, scan_file: Path, run_main: Command) -> None:
     (tmp_path / "file").write_text("mine")
     for place in ("file", "file/below"):
         words = ("--train_data_file", scan_file, "--output_dir", tmp_path / place, "--disable_mlflow", "--quiet")
-        code, out, err = call("train", *words)
+        code, out, err = run_main("train", *words)
         assert (code, out, err.count("\n")) == (2, "", 1), err
         assert "the output folder cannot be made" in err
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_device_that_is_not_there(tmp_path: Path, scan_file: Path, call: Command) -> None:
+def test_a_device_that_is_not_there(tmp_path: Path, scan_file: Path, run_main: Command) -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    code, _, err = call("train", "--train_data_file", scan_file, "--output_dir", tmp_path / "m", "--device", "cuda")
+    code, _, err = run_main("train", "--train_data_file", scan_file, "--output_dir", tmp_path / "m", "--device", "cuda")
     assert (code, err.count("\n")) == (2, 1)
     assert "--device cuda is not available on this machine; choose --device cpu or auto" in err
     assert not (tmp_path / "m").exists()
 
 
-def test_odd_names_of_files_and_folders(tmp_path: Path, scan_file: Path, call: Command) -> None:
+def test_odd_names_of_files_and_folders(tmp_path: Path, scan_file: Path, run_main: Command) -> None:
     odd = tmp_path / "a b ü # ? % 'quoted'"
     odd.mkdir()
     file = odd / "scan with [brackets].npz"
     shutil.copy(scan_file, file)
     words = ("--width", "4", "--batch_size", "6", "--max_epochs", "1", "--device", "cpu", "--quiet", "--logger", "csv")
-    assert call("train", "--train_data_file", file, "--output_dir", odd / "below" / "model", *words).code == 0
-    assert load_bundle(odd / "below" / "model").provenance["epochs"] == 1
+    assert run_main("train", "--train_data_file", file, "--output_dir", odd / "below" / "model", *words).code == 0
+    assert load_model(odd / "below" / "model").provenance["epochs"] == 1

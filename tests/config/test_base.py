@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ptycho_torch import config
-from ptycho_torch.config.base import Verbosity
+from ptycho_torch.config.base import CommonOptions
 from ptycho_torch.config.inference import InferenceConfig
 from ptycho_torch.config.train import TrainConfig
 from ptycho_torch.core.errors import ConfigError
@@ -19,7 +19,7 @@ CONFIGS = {
     value
     for module in MODULES
     for value in vars(module).values()
-    if isinstance(value, type) and issubclass(value, Verbosity)
+    if isinstance(value, type) and issubclass(value, CommonOptions)
 }
 
 

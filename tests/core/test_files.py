@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ptycho_torch.core.errors import ContractError, DataError, PtychoError
-from ptycho_torch.core.files import make_output_dir, write_json, write_text, written_whole
+from ptycho_torch.core.files import atomic_write, make_output_dir, write_json, write_text
 from ptycho_torch.core.timing import Clock
 
 
@@ -16,7 +16,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     write_text(path, "old")
 
     def write_half() -> None:
-        with written_whole(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text("half")
             raise RuntimeError
 
@@ -29,7 +29,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
 def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "result.npz"
     path.write_text("old")
-    with written_whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text("new")
         assert path.read_text() == "old"
         assert aside.suffix == ".npz", "writers choose the format by the suffix"
@@ -102,7 +102,7 @@ def test_errors_are_one_family_and_name_their_rule() -> None:
 
 def test_the_clock_tells_stages_apart() -> None:
     clock = Clock()
-    clock.lap("load")
-    clock.lap("train")
+    clock.record("load")
+    clock.record("train")
     assert list(clock.seconds) == ["load", "train"]
     assert all(0 <= seconds < 1 for seconds in clock.seconds.values())

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ptycho_torch.core.errors import ContractError
-from ptycho_torch.data.contract import check_scan, violations
+from ptycho_torch.data.contract import check_scan, find_violations
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.npz import load_scan, read_headers
 
@@ -130,21 +130,21 @@ def ids(cases: list[tuple[str, Change, str]]) -> list[str]:
 
 
 @pytest.fixture
-def declared(canonical: Callable[..., Arrays]) -> Arrays:
+def declared(canonical_arrays: Callable[..., Arrays]) -> Arrays:
     """A file that keeps every rule."""
     text = json.dumps({"axis_order": "nhw", "measurement": "amplitude"})
-    return canonical() | {"metadata": np.array(text)}
+    return canonical_arrays() | {"metadata": np.array(text)}
 
 
 def test_a_canonical_file_breaks_no_rule(declared: Arrays) -> None:
-    assert violations(declared) == []
+    assert find_violations(declared) == []
 
 
 @pytest.mark.parametrize(("rule", "change", "words"), BROKEN, ids=ids(BROKEN))
 def test_a_broken_must_is_refused_by_its_number(
-    canonical: Callable[..., Arrays], write: Callable[..., Path], rule: str, change: Change, words: str
+    canonical_arrays: Callable[..., Arrays], write_npz: Callable[..., Path], rule: str, change: Change, words: str
 ) -> None:
-    path = write(change(canonical()))
+    path = write_npz(change(canonical_arrays()))
     with pytest.raises(ContractError) as caught:
         load_scan(path)
     message = str(caught.value)
@@ -156,35 +156,37 @@ def test_a_broken_must_is_refused_by_its_number(
 
 @pytest.mark.parametrize(("rule", "change", "words"), BROKEN, ids=ids(BROKEN))
 def test_describing_finds_what_loading_refuses(
-    canonical: Callable[..., Arrays], rule: str, change: Change, words: str
+    canonical_arrays: Callable[..., Arrays], rule: str, change: Change, words: str
 ) -> None:
-    found = [violation for violation in violations(change(canonical())) if violation.level == "MUST"]
+    found = [violation for violation in find_violations(change(canonical_arrays())) if violation.level == "MUST"]
     assert rule in {violation.rule for violation in found}
 
 
 @pytest.mark.parametrize(("rule", "change", "words"), ADVISED, ids=ids(ADVISED))
 def test_a_broken_should_is_told_and_loaded(
-    declared: Arrays, write: Callable[..., Path], rule: str, change: Change, words: str
+    declared: Arrays, write_npz: Callable[..., Path], rule: str, change: Change, words: str
 ) -> None:
     arrays = change(declared)
-    assert {violation.level for violation in violations(arrays)} == {"SHOULD"}
-    assert any(violation.rule == rule and words in violation.message for violation in violations(arrays))
-    assert len(load_scan(write(arrays))) == 5
+    assert {violation.level for violation in find_violations(arrays)} == {"SHOULD"}
+    assert any(violation.rule == rule and words in violation.message for violation in find_violations(arrays))
+    assert len(load_scan(write_npz(arrays))) == 5
 
 
-def test_every_broken_rule_is_listed_at_once(canonical: Callable[..., Arrays]) -> None:
-    arrays = canonical()
+def test_every_broken_rule_is_listed_at_once(canonical_arrays: Callable[..., Arrays]) -> None:
+    arrays = canonical_arrays()
     arrays |= {"xcoords": arrays["xcoords"][:3], "probeGuess": np.zeros((8, 8), np.complex64)}
     arrays["diffraction"] = -arrays["diffraction"]
-    assert [v.rule for v in violations(arrays) if v.level == "MUST"] == ["R10", "R11", "R15"]
+    assert [v.rule for v in find_violations(arrays) if v.level == "MUST"] == ["R10", "R11", "R15"]
 
 
 @pytest.mark.parametrize("rule", ["R2", "R4", "R6", "R7", "R8", "R11", "R13", "R14", "R16", "R17", "R19", "R20", "R28"])
 def test_headers_alone_show_what_shapes_and_dtypes_break(
-    canonical: Callable[..., Arrays], write: Callable[..., Path], rule: str
+    canonical_arrays: Callable[..., Arrays], write_npz: Callable[..., Path], rule: str
 ) -> None:
     change = next(change for name, change, _ in BROKEN if name == rule)
-    assert rule in {violation.rule for violation in violations(read_headers(write(change(canonical()))))}
+    assert rule in {
+        violation.rule for violation in find_violations(read_headers(write_npz(change(canonical_arrays()))))
+    }
 
 
 def hand_made(**changes: Any) -> Scan:

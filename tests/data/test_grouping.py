@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import ConfigError
-from ptycho_torch.data.grouping import compact_batches, draw_groups, hold_out_region, nearest_groups
+from ptycho_torch.data.grouping import draw_groups, find_nearest_groups, hold_out_region, make_compact_batches
 
 Points = NDArray[np.float64]
 
@@ -18,7 +18,7 @@ def points(n: int, seed: int = 0) -> Points:
 def test_groups_hold_the_nearest(gridsize: int) -> None:
     positions = points(40)
     centres = np.array([3, 0, 39, 17])
-    groups = nearest_groups(positions, gridsize, centres)
+    groups = find_nearest_groups(positions, gridsize, centres)
     distances = np.linalg.norm(positions[:, None] - positions, axis=-1)
     for group, centre in zip(groups, centres, strict=True):
         np.testing.assert_array_equal(group, np.argsort(distances[centre])[: gridsize**2])
@@ -27,27 +27,27 @@ def test_groups_hold_the_nearest(gridsize: int) -> None:
 @pytest.mark.parametrize("copies", [2, 3, 9])
 def test_positions_that_stand_several_times(copies: int) -> None:
     positions = np.repeat(points(5), copies, axis=0)
-    groups = nearest_groups(positions, 2, np.arange(len(positions)))
+    groups = find_nearest_groups(positions, 2, np.arange(len(positions)))
     np.testing.assert_array_equal(groups[:, 0], np.arange(len(positions)))
     assert all(len(set(group)) == 4 for group in groups.tolist())
 
 
 def test_a_group_may_be_the_whole_field() -> None:
-    groups = nearest_groups(points(4), 2, np.arange(4))
+    groups = find_nearest_groups(points(4), 2, np.arange(4))
     np.testing.assert_array_equal(np.sort(groups, 1), np.tile(np.arange(4), (4, 1)))
     np.testing.assert_array_equal(groups[:, 0], np.arange(4))
 
 
 def test_a_group_larger_than_the_field_is_refused() -> None:
     with pytest.raises(ConfigError, match="--gridsize 3 needs groups of 9 positions, and there are 8"):
-        nearest_groups(points(8), 3, np.arange(8))
+        find_nearest_groups(points(8), 3, np.arange(8))
 
 
 @pytest.mark.parametrize("n", [1, 5, 12, 97, 200])
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 500])
 @pytest.mark.parametrize("spread", [1, 8])
 def test_batches_hold_each_position_once(n: int, batch_size: int, spread: int) -> None:
-    batches = compact_batches(points(n), batch_size, spread, np.random.default_rng(0))
+    batches = make_compact_batches(points(n), batch_size, spread, np.random.default_rng(0))
     np.testing.assert_array_equal(np.sort(np.concatenate(batches)), np.arange(n))
     sizes = sorted(len(batch) for batch in batches)
     assert len(batches) == -(-n // batch_size)
@@ -56,7 +56,7 @@ def test_batches_hold_each_position_once(n: int, batch_size: int, spread: int) -
 
 
 def test_batches_follow_the_seed() -> None:
-    dealt = [compact_batches(points(60), 5, 2, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    dealt = [make_compact_batches(points(60), 5, 2, np.random.default_rng(seed)) for seed in (1, 1, 2)]
     assert [batch.tolist() for batch in dealt[0]] == [batch.tolist() for batch in dealt[1]]
     assert [batch.tolist() for batch in dealt[0]] != [batch.tolist() for batch in dealt[2]]
 
@@ -68,14 +68,14 @@ def _extent(positions: Points, batches: list[NDArray[np.intp]]) -> float:
 def test_batches_are_compact() -> None:
     positions, rng = points(640), np.random.default_rng(0)
     at_random = np.array_split(rng.permutation(640), 40)
-    compact = _extent(positions, compact_batches(positions, 16, 1, rng))
-    spread = _extent(positions, compact_batches(positions, 16, 8, rng))
+    compact = _extent(positions, make_compact_batches(positions, 16, 1, rng))
+    spread = _extent(positions, make_compact_batches(positions, 16, 8, rng))
     assert compact < 0.4 * _extent(positions, at_random)
     assert compact < spread < 0.8 * _extent(positions, at_random)
 
 
 def test_batches_of_equal_positions() -> None:
-    batches = compact_batches(np.ones((20, 2)), 6, 2, np.random.default_rng(0))
+    batches = make_compact_batches(np.ones((20, 2)), 6, 2, np.random.default_rng(0))
     assert sorted(len(batch) for batch in batches) == [2, 6, 6, 6]
 
 

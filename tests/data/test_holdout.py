@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ptycho_torch.core.errors import DataError
-from ptycho_torch.data.holdout import held_out_pixels, without
+from ptycho_torch.data.holdout import draw_holdout_pixels, mask_pixels
 from ptycho_torch.data.scan import Scan
 
 
@@ -16,12 +16,12 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 @pytest.mark.parametrize("share", [0.02, 0.3])
 def test_the_share_is_drawn_by_the_seed_and_differs_between_patterns(scan: Scan, share: float) -> None:
-    held = held_out_pixels(scan, share, rng())
+    held = draw_holdout_pixels(scan, share, rng())
     assert held.shape == scan.amplitudes.shape
     assert held.mean() == pytest.approx(share, abs=4 * (share / held.size) ** 0.5)
     assert (held[0] != held[1]).any()
-    assert (held == held_out_pixels(scan, share, rng())).all()
-    assert (held != held_out_pixels(scan, share, rng(1))).any()
+    assert (held == draw_holdout_pixels(scan, share, rng())).all()
+    assert (held != draw_holdout_pixels(scan, share, rng(1))).any()
 
 
 @pytest.mark.parametrize("per_pattern", [False, True])
@@ -29,14 +29,14 @@ def test_only_pixels_that_count_are_held_out(scan: Scan, per_pattern: bool) -> N
     shape = scan.amplitudes.shape if per_pattern else scan.amplitudes.shape[1:]
     mask = rng(3).uniform(size=shape) > 0.4
     masked = replace(scan, mask=mask)
-    held = held_out_pixels(masked, 0.2, rng())
+    held = draw_holdout_pixels(masked, 0.2, rng())
     assert not (held & ~mask).any()
-    left = without(masked, held).mask
+    left = mask_pixels(masked, held).mask
     assert left is not None
     assert (left == (mask & ~held)).all()
-    assert (without(scan, held).mask == ~held).all()
+    assert (mask_pixels(scan, held).mask == ~held).all()
 
 
 def test_none_drawn_is_refused(scan: Scan) -> None:
     with pytest.raises(DataError, match="--holdout 1e-09 draws none"):
-        held_out_pixels(scan, 1e-9, rng())
+        draw_holdout_pixels(scan, 1e-9, rng())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ptycho_torch.core.errors import DataError
-from ptycho_torch.data.photons import lattice_factor, photon_scale
+from ptycho_torch.data.photons import estimate_lattice_factor, photon_scale
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.npz import load_scan
 
@@ -58,7 +58,7 @@ def test_arbitrary_numbers_are_no_lattice(shape: tuple[int, ...]) -> None:
     draws = (rng.uniform, lambda size: rng.exponential(size=size) ** 3, lambda size: rng.gamma(0.05, size=size))
     for trial in range(90):
         amplitudes = draws[trial % 3](size=shape).astype(np.float32)
-        assert lattice_factor(np.square(amplitudes, dtype=np.float64).reshape(-1)) is None
+        assert estimate_lattice_factor(np.square(amplitudes, dtype=np.float64).reshape(-1)) is None
 
 
 @pytest.mark.parametrize("mean", [200, 3_000, 20_000])
@@ -78,8 +78,8 @@ def test_a_whole_factor_is_exact() -> None:
 
 
 def test_rounded_amplitudes_are_no_counts() -> None:
-    assert lattice_factor(np.arange(200.0) ** 2) is None
-    assert lattice_factor(np.arange(200.0)) == 1.0
+    assert estimate_lattice_factor(np.arange(200.0) ** 2) is None
+    assert estimate_lattice_factor(np.arange(200.0)) == 1.0
 
 
 def test_one_value_alone_says_nothing() -> None:

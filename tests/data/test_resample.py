@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.data.contract import check_scan
-from ptycho_torch.data.resample import binned, cropped, power
+from ptycho_torch.data.resample import bin_scan, compute_probe_power, crop_scan
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.physics.forward import from_object, probe_at
+from ptycho_torch.physics.forward import from_object, shift_probe
 from ptycho_torch.physics.patches import extract_patches, split_positions
 
 Resample = Callable[[Scan, int], Scan]
@@ -55,17 +55,17 @@ def smooth_scan(size: int, width: float, modes: int = 1, detail: float = 6.0, **
 
 # Measured margins stand beside the bars. Summing pixels blurs each pattern a little (they are measured in intensity),
 # the more so the wider the probe is in the field that is left; cropping loses only what the band does not hold.
-DETAIL = {cropped: 6.0, binned: 2.0}  # larger object pixels resolve less
+DETAIL = {crop_scan: 6.0, bin_scan: 2.0}  # larger object pixels resolve less
 
 CASES = [
-    pytest.param(cropped, 64, 6.0, 1, 2, 1e-6, id="crop-64-2"),  # 2e-7
-    pytest.param(cropped, 60, 6.0, 1, 3, 3e-5, id="crop-60-3"),  # 5e-6
-    pytest.param(cropped, 48, 5.0, 2, 2, 1e-5, id="crop-48-2-modes"),
-    pytest.param(binned, 64, 3.0, 1, 2, 1e-3, id="bin-64-2"),  # 3e-4; without the ramp 2e-2
-    pytest.param(binned, 60, 3.0, 1, 3, 6e-3, id="bin-60-3"),  # 3e-3; without the ramp 7e-2
-    pytest.param(binned, 60, 2.0, 1, 4, 5e-3, id="bin-60-4-odd"),  # 2e-3; without the ramp 1e-2
-    pytest.param(binned, 45, 2.0, 1, 3, 5e-3, id="bin-45-3-odd"),
-    pytest.param(binned, 64, 2.5, 2, 2, 3e-3, id="bin-64-2-modes"),
+    pytest.param(crop_scan, 64, 6.0, 1, 2, 1e-6, id="crop-64-2"),  # 2e-7
+    pytest.param(crop_scan, 60, 6.0, 1, 3, 3e-5, id="crop-60-3"),  # 5e-6
+    pytest.param(crop_scan, 48, 5.0, 2, 2, 1e-5, id="crop-48-2-modes"),
+    pytest.param(bin_scan, 64, 3.0, 1, 2, 1e-3, id="bin-64-2"),  # 3e-4; without the ramp 2e-2
+    pytest.param(bin_scan, 60, 3.0, 1, 3, 6e-3, id="bin-60-3"),  # 3e-3; without the ramp 7e-2
+    pytest.param(bin_scan, 60, 2.0, 1, 4, 5e-3, id="bin-60-4-odd"),  # 2e-3; without the ramp 1e-2
+    pytest.param(bin_scan, 45, 2.0, 1, 3, 5e-3, id="bin-45-3-odd"),
+    pytest.param(bin_scan, 64, 2.5, 2, 2, 3e-3, id="bin-64-2-modes"),
 ]
 
 
@@ -86,22 +86,22 @@ def test_the_power_of_the_probe_stays_in_photons(
     resample: Resample, size: int, width: float, modes: int, factor: int, bar: float
 ) -> None:
     scan = smooth_scan(size, width, modes)
-    assert power(resample(scan, factor).probe) == pytest.approx(power(scan.probe), rel=3e-3)
+    assert compute_probe_power(resample(scan, factor).probe) == pytest.approx(compute_probe_power(scan.probe), rel=3e-3)
 
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_in_vacuum_a_cropped_pattern_holds_the_power_of_the_cropped_probe(factor: int) -> None:
     scan = smooth_scan(64, 1.0)  # a narrow spot reaches far beyond the pixels that are kept
     vacuum = np.ones_like(scan.truth)
-    scan = cropped(smooth_scan(64, 1.0, truth=vacuum), factor)
+    scan = crop_scan(smooth_scan(64, 1.0, truth=vacuum), factor)
     totals = np.square(scan.amplitudes.astype(np.float64)).sum((1, 2))
-    np.testing.assert_allclose(totals, power(scan.probe), rtol=1e-5)
+    np.testing.assert_allclose(totals, compute_probe_power(scan.probe), rtol=1e-5)
     np.testing.assert_allclose(scan.truth, 1, atol=1e-6)
 
 
 def test_summing_pixels_keeps_every_count() -> None:
     scan = smooth_scan(60, 2.0)
-    before, after = (np.square(each.amplitudes.astype(np.float64)).sum((1, 2)) for each in (scan, binned(scan, 4)))
+    before, after = (np.square(each.amplitudes.astype(np.float64)).sum((1, 2)) for each in (scan, bin_scan(scan, 4)))
     np.testing.assert_allclose(after, before, rtol=1e-6)
 
 
@@ -109,14 +109,14 @@ def test_cropping_divides_coordinates_and_binning_leaves_them() -> None:
     scan = smooth_scan(48, 2.0)
     scan = replace(scan, nominal_positions=scan.positions + 0.25)
     for name in ("positions", "nominal_positions"):
-        np.testing.assert_array_equal(getattr(cropped(scan, 3), name), getattr(scan, name) / 3)
-        np.testing.assert_array_equal(getattr(binned(scan, 2), name), getattr(scan, name))
-    np.testing.assert_array_equal(binned(scan, 2).truth, scan.truth)
+        np.testing.assert_array_equal(getattr(crop_scan(scan, 3), name), getattr(scan, name) / 3)
+        np.testing.assert_array_equal(getattr(bin_scan(scan, 2), name), getattr(scan, name))
+    np.testing.assert_array_equal(bin_scan(scan, 2).truth, scan.truth)
     rows, columns = scan.truth.shape
-    assert cropped(scan, 3).truth.shape == (-(-rows // 3), -(-columns // 3))
+    assert crop_scan(scan, 3).truth.shape == (-(-rows // 3), -(-columns // 3))
 
 
-@pytest.mark.parametrize("resample", [cropped, binned])
+@pytest.mark.parametrize("resample", [crop_scan, bin_scan])
 def test_a_factor_of_one_changes_nothing(resample: Resample) -> None:
     scan = smooth_scan(24, 2.0)
     assert resample(scan, 1) is scan
@@ -128,7 +128,7 @@ def test_masks_follow_their_pixels(stack: bool) -> None:
     mask = np.ones((25, 24, 24), bool)
     mask[3:, 13, 8] = False
     scan = replace(scan, mask=mask if stack else mask[3])
-    for resample, row, column in ((cropped, 7, 2), (binned, 6, 4)):
+    for resample, row, column in ((crop_scan, 7, 2), (bin_scan, 6, 4)):
         found = resample(scan, 2).mask
         assert found is not None
         dark = np.argwhere(~np.atleast_3d(found.T).T[-1])
@@ -137,7 +137,7 @@ def test_masks_follow_their_pixels(stack: bool) -> None:
         assert not stack or found[:3].all()
 
 
-@pytest.mark.parametrize(("resample", "factor"), [(cropped, 2), (cropped, 3), (binned, 2), (binned, 3)])
+@pytest.mark.parametrize(("resample", "factor"), [(crop_scan, 2), (crop_scan, 3), (bin_scan, 2), (bin_scan, 3)])
 def test_labels_stay_patches_of_the_object(resample: Resample, factor: int) -> None:
     scan = smooth_scan(48, 1.5)
     positions = np.floor(scan.positions / factor) * factor  # so that old and new windows start on the same pixel
@@ -148,13 +148,13 @@ def test_labels_stay_patches_of_the_object(resample: Resample, factor: int) -> N
     corners = split_positions(torch.from_numpy(scan.positions), scan.size).corners
     wanted = extract_patches(torch.from_numpy(scan.truth), corners, scan.size).numpy()
     inner = (slice(None), slice(2, -2), slice(2, -2))  # the edge of a patch is not the edge of the object
-    np.testing.assert_allclose(scan.labels[inner], wanted[inner], atol=1e-2 if resample is cropped else 0)
+    np.testing.assert_allclose(scan.labels[inner], wanted[inner], atol=1e-2 if resample is crop_scan else 0)
 
 
 def reconstructed(scan: Scan, epochs: int) -> NDArray[np.complex128]:
     """The object by ePIE with the known probe, from ones: pattern by pattern, the modulus is replaced."""
     corners, fractions = split_positions(torch.from_numpy(scan.positions), scan.size)
-    probes = probe_at(torch.from_numpy(scan.probe).to(torch.complex128), fractions).numpy()[:, 0]
+    probes = shift_probe(torch.from_numpy(scan.probe).to(torch.complex128), fractions).numpy()[:, 0]
     modulus = np.fft.ifftshift(scan.amplitudes.astype(np.float64), axes=(1, 2))
     obj = np.ones(scan.truth.shape, dtype=np.complex128)
     rng = np.random.default_rng(0)
@@ -176,13 +176,13 @@ def difference(found: NDArray[Any], truth: NDArray[Any]) -> float:
 
 
 @pytest.mark.parametrize(
-    ("resample", "size", "width", "factor"), [(cropped, 64, 6.0, 2), (binned, 64, 3.0, 2), (binned, 60, 2.0, 3)]
+    ("resample", "size", "width", "factor"), [(crop_scan, 64, 6.0, 2), (bin_scan, 64, 3.0, 2), (bin_scan, 60, 2.0, 3)]
 )
 def test_a_reconstruction_overlays_the_original(resample: Resample, size: int, width: float, factor: int) -> None:
     original = smooth_scan(size, width, detail=DETAIL[resample])
     scan = resample(original, factor)
     obj = reconstructed(scan, 60)
-    truth = original.truth[::factor, ::factor] if resample is cropped else original.truth
+    truth = original.truth[::factor, ::factor] if resample is crop_scan else original.truth
     low, high = (np.rint(edge(scan.positions, 0)).astype(int) for edge in (np.min, np.max))
     lit = (slice(low[0], high[0] + 1), slice(low[1], high[1] + 1))
 
@@ -196,13 +196,13 @@ def test_a_reconstruction_overlays_the_original(resample: Resample, size: int, w
 @pytest.mark.parametrize(
     ("resample", "size", "width", "factor", "said"),
     [
-        (cropped, 24, 2.0, 5, "divide the 24"),
-        (binned, 24, 2.0, 5, "divide the 24"),
-        (cropped, 24, 2.0, 4, "leave 6"),
-        (binned, 24, 2.0, 4, "leave 6"),
-        (cropped, 60, 2.0, 4, "odd number"),
-        (cropped, 45, 2.0, 3, "odd number"),
-        (binned, 60, 5.0, 3, "of its power"),
+        (crop_scan, 24, 2.0, 5, "divide the 24"),
+        (bin_scan, 24, 2.0, 5, "divide the 24"),
+        (crop_scan, 24, 2.0, 4, "leave 6"),
+        (bin_scan, 24, 2.0, 4, "leave 6"),
+        (crop_scan, 60, 2.0, 4, "odd number"),
+        (crop_scan, 45, 2.0, 3, "odd number"),
+        (bin_scan, 60, 5.0, 3, "of its power"),
     ],
 )
 def test_what_cannot_be_exact_is_refused(resample: Resample, size: int, width: float, factor: int, said: str) -> None:
@@ -215,9 +215,9 @@ def test_no_light_left_is_refused() -> None:
     middle = np.zeros((32, 32), bool)
     middle[8:24, 8:24] = True
     with pytest.raises(DataError, match="no light"):
-        cropped(replace(scan, mask=~middle), 2)
+        crop_scan(replace(scan, mask=~middle), 2)
     with pytest.raises(DataError, match="no light"):
-        binned(replace(scan, mask=np.indices((32, 32)).sum(0) % 2 == 0), 2)
+        bin_scan(replace(scan, mask=np.indices((32, 32)).sum(0) % 2 == 0), 2)
     checkers = np.where(np.indices((32, 32)).sum(0) % 2, 1, -1)  # all its power at the highest frequency
     with pytest.raises(DataError, match="nothing of the probe"):
-        cropped(replace(scan, probe=checkers[None].astype(np.complex64)), 2)
+        crop_scan(replace(scan, probe=checkers[None].astype(np.complex64)), 2)

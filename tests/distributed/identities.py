@@ -9,88 +9,90 @@ from helpers import make_scan
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ptycho_torch.distributed.process_group import ALONE, Ranks, join
+from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup, init_process_group
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NetworkConfig
-from ptycho_torch.physics.batch import Batch, batch_of_scan, probe_in_photons
+from ptycho_torch.physics.batch import Batch, make_batch, scale_probe_to_photons
 from ptycho_torch.physics.patches import extract_patches
-from ptycho_torch.training.targets import Teacher
-from ptycho_torch.training.trainer import Patterns, Settings, Trainer
+from ptycho_torch.training.targets import ObjectTarget
+from ptycho_torch.training.trainer import PatternGroups, Trainer, TrainerSettings
 
 EXACT = 1e-10
 
 
-def the_sum_and_its_adjoint(ranks: Ranks) -> None:
+def the_sum_and_its_adjoint(process_group: ProcessGroup) -> None:
     """⟨A x, y⟩ = ⟨x, Aᵀ y⟩ over all ranks, where A gives the sum of all parts of x to every rank."""
-    generator = torch.Generator().manual_seed(ranks.rank)
+    generator = torch.Generator().manual_seed(process_group.rank)
     for dtype in (torch.float64, torch.complex128):
         x, y = (torch.randn(5, 7, dtype=dtype, generator=generator) for _ in range(2))
         x.requires_grad_()
-        there = torch.vdot(y.flatten(), ranks.sum(x).flatten()).real
+        there = torch.vdot(y.flatten(), process_group.all_reduce_sum(x).flatten()).real
         there.backward()
         assert x.grad is not None
         back = torch.vdot(x.flatten(), x.grad.flatten()).real
-        both = ranks.sum(torch.stack([there, back]).detach())
+        both = process_group.all_reduce_sum(torch.stack([there, back]).detach())
         assert (both[0] - both[1]).abs() < EXACT * both[0].abs()
-        assert (ranks.sum(x.detach()) - x.detach()).abs().max() > 0.1, "the other rank has a part in it"
+        assert (process_group.all_reduce_sum(x.detach()) - x.detach()).abs().max() > 0.1, (
+            "the other rank has a part in it"
+        )
 
 
-def shares_and_messages(ranks: Ranks) -> None:
+def shares_and_messages(process_group: ProcessGroup) -> None:
     for count in (0, 1, 2, 7):
-        parts = [range(count)[ranks.share(count, rank)] for rank in range(ranks.size)]
+        parts = [range(count)[process_group.shard(count, rank)] for rank in range(process_group.size)]
         assert [index for part in parts for index in part] == list(range(count))
-    assert ranks.largest(torch.tensor([ranks.rank, -ranks.rank])).tolist() == [1, 0]
+    assert process_group.all_reduce_max(torch.tensor([process_group.rank, -process_group.rank])).tolist() == [1, 0]
     for count in (1, 5):  # of one thing, one rank has none
-        rows = [ranks.share(count, rank) for rank in range(ranks.size)]
+        rows = [process_group.shard(count, rank) for rank in range(process_group.size)]
         filled = torch.zeros(count, 2, dtype=torch.complex64)
-        filled[rows[ranks.rank]] = 1 + 1j
-        ranks.collect(filled, rows)
-        assert not ranks.first or bool((filled == 1 + 1j).all())
-    own = torch.full((3, 2), float(ranks.rank)).T  # not contiguous
-    ranks.follow_first([own])
+        filled[rows[process_group.rank]] = 1 + 1j
+        process_group.gather_rows(filled, rows)
+        assert not process_group.is_main or bool((filled == 1 + 1j).all())
+    own = torch.full((3, 2), float(process_group.rank)).T  # not contiguous
+    process_group.broadcast_([own])
     assert not own.any()
     gradients = [torch.ones(2, 3).T, torch.full((4,), 2.0)]
-    ranks.add_up(gradients)
+    process_group.all_reduce_sum_(gradients)
     assert [set(gradient.flatten().tolist()) for gradient in gradients] == [{2.0}, {4.0}]
 
 
-def trainer_of(ranks: Ranks, modes: int, target: str) -> Trainer:
+def trainer_of(process_group: ProcessGroup, modes: int, target: str) -> Trainer:
     """All that can be learned is, with masks; the second rank starts with other weights, which must not matter."""
     mask = np.ones((36, 24, 24), dtype=bool)
     mask[::2, :5] = False
     scan = replace(make_scan(modes=modes), mask=mask)
     assert scan.truth is not None
     truth = torch.from_numpy(scan.truth)
-    batch = batch_of_scan(scan, 1.0)._replace(indices=torch.arange(36))
+    batch = make_batch(scan, 1.0)._replace(indices=torch.arange(36))
     if target == "labels":
         batch = batch._replace(labels=extract_patches(truth, batch.corners, scan.size))
-    patterns = Patterns(batch, np.arange(36)[:, None], scan.positions)
-    generator = torch.Generator().manual_seed(ranks.rank)
-    network, probe = NetworkConfig("lifted_unet", "polar", 4), probe_in_photons(scan, 1.0)
+    patterns = PatternGroups(batch, np.arange(36)[:, None], scan.positions)
+    generator = torch.Generator().manual_seed(process_group.rank)
+    network, probe = NetworkConfig("lifted_unet", "polar", 4), scale_probe_to_photons(scan, 1.0)
     model = PtychoModel(network, probe, True, generator, positions=[36], backgrounds=[True])
     with torch.no_grad():  # away from the start, where the last layer is zero and hides the others
         for weight in model.network.parameters():
             weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
-    teachers = [Teacher(truth, torch.zeros(2, dtype=torch.int64))] if target == "teacher" else []
-    return Trainer(model, [patterns], [patterns], Settings(3, 6, 3e-3), teachers, ranks)
+    teachers = [ObjectTarget(truth, torch.zeros(2, dtype=torch.int64))] if target == "teacher" else []
+    return Trainer(model, [patterns], [patterns], TrainerSettings(3, 6, 3e-3), teachers, process_group)
 
 
 def gradients_of(trainer: Trainer, batch: Batch) -> tuple[float, list[Tensor]]:
-    trainer.optimiser.clear_gradients()
+    trainer.optimizer.zero_grad()
     loss = sum(trainer._losses(batch), torch.zeros(()))
     loss.backward()
     found = [weight.grad for weight in trainer.model.parameters() if weight.grad is not None]
-    trainer.ranks.add_up(found)
-    return float(trainer.ranks.sum(loss.detach())), [gradient.clone() for gradient in found]
+    trainer.process_group.all_reduce_sum_(found)
+    return float(trainer.process_group.all_reduce_sum(loss.detach())), [gradient.clone() for gradient in found]
 
 
-def gradients_are_those_of_one_rank(ranks: Ranks, modes: int, target: str) -> None:
-    shared = trainer_of(ranks, modes, target)
-    alone = trainer_of(ALONE, modes, target)
+def gradients_are_those_of_one_rank(process_group: ProcessGroup, modes: int, target: str) -> None:
+    shared = trainer_of(process_group, modes, target)
+    alone = trainer_of(SINGLE_PROCESS, modes, target)
     alone.model.load_state_dict(shared.model.state_dict())
     batches: list[NDArray[np.intp]] = [np.arange(3, 15), np.arange(30, 31), np.array([0, 7, 35])]
     for indices in map(torch.from_numpy, batches):
-        part = indices[ranks.share(len(indices))]
+        part = indices[process_group.shard(len(indices))]
         here = gradients_of(shared, shared.patterns[0].scan.take(part))
         there = gradients_of(alone, alone.patterns[0].scan.take(indices))
         assert abs(here[0] - there[0]) < 1e-5 * there[0]
@@ -100,25 +102,25 @@ def gradients_are_those_of_one_rank(ranks: Ranks, modes: int, target: str) -> No
     assert abs(shared.validate() / alone.validate() - 1) < 1e-5
 
 
-def weights_stay_the_same_bytes(ranks: Ranks) -> None:
+def weights_stay_the_same_bytes(process_group: ProcessGroup) -> None:
     from ptycho_torch.core.observer import SilentObserver
 
-    trainer = trainer_of(ranks, 1, "teacher")
+    trainer = trainer_of(process_group, 1, "teacher")
     before = trainer.model.probe.clone()
     trainer._train_epoch(1, SilentObserver())
     assert not torch.equal(trainer.model.probe, before)
-    tensors: list[Any] = [*trainer.model.state_dict().values(), *trainer.optimiser.average.values()]
+    tensors: list[Any] = [*trainer.model.state_dict().values(), *trainer.optimizer.averaged_weights.values()]
     for tensor in tensors:
-        assert torch.equal(ranks.largest(tensor), tensor)
-        assert torch.equal(ranks.largest(-tensor), -tensor)
+        assert torch.equal(process_group.all_reduce_max(tensor), tensor)
+        assert torch.equal(process_group.all_reduce_max(-tensor), -tensor)
 
 
 if __name__ == "__main__":
-    ranks = join()
+    ranks = init_process_group()
     assert ranks.size == 2
     the_sum_and_its_adjoint(ranks)
     shares_and_messages(ranks)
     for modes, target in ((1, "patterns"), (2, "teacher"), (1, "labels")):
         gradients_are_those_of_one_rank(ranks, modes, target)
     weights_stay_the_same_bytes(ranks)
-    ranks.leave()
+    ranks.close()

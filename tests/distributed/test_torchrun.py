@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ptycho_torch.models.saved_model import load_bundle
+from ptycho_torch.models.saved_model import load_model
 
 Command = Callable[..., Any]
 Train = Callable[..., Path]
@@ -34,43 +34,43 @@ def losses(folder: Path) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(stream) for name in ("loss", "val_loss")]
 
 
-def test_identities_over_two_ranks(command: Command) -> None:
-    done = command(*TORCHRUN, HERE / "identities.py", PYTHONPATH=os.pathsep.join([str(HERE.parent), *sys.path]))
+def test_identities_over_two_ranks(run_process: Command) -> None:
+    done = run_process(*TORCHRUN, HERE / "identities.py", PYTHONPATH=os.pathsep.join([str(HERE.parent), *sys.path]))
     assert done.code == 0, done.err
 
 
-def test_one_process_does_not_import_accelerate(tmp_path: Path, scan_file: Path, command: Command) -> None:
+def test_one_process_does_not_import_accelerate(tmp_path: Path, scan_file: Path, run_process: Command) -> None:
     words = training(scan_file, tmp_path / "model", "--max_epochs", "1", "--quiet")
     code = f"import sys; from ptycho_torch.train import main; main({words!r}); print('accelerate' in sys.modules)"
-    done = command("-c", code)
+    done = run_process("-c", code)
     assert done.out.splitlines()[-1] == "False", done.err
 
 
-def test_a_training_on_two_ranks(tmp_path: Path, scan_file: Path, command: Command, train_to: Train) -> None:
+def test_a_training_on_two_ranks(tmp_path: Path, scan_file: Path, run_process: Command, train_model: Train) -> None:
     """Begun on one rank, gone on with on two and again on one, it is that of one rank all along."""
-    straight = train_to(tmp_path / "straight", max_epochs=3, update_probe=True)
-    folder = train_to(tmp_path / "shared", max_epochs=1, update_probe=True)
+    straight = train_model(tmp_path / "straight", max_epochs=3, update_probe=True)
+    folder = train_model(tmp_path / "shared", max_epochs=1, update_probe=True)
     words = training(scan_file, folder, "--max_epochs", "2", "--update_probe", "--resume")
-    done = command(*TORCHRUN, "-m", "ptycho_torch.train", *words)
+    done = run_process(*TORCHRUN, "-m", "ptycho_torch.train", *words)
     assert (done.code, done.out.count("loss")) == (0, 1), done.err
     assert done.err.count("going on after epoch 1") == done.err.count("validation: ") == 1, done.err
-    assert load_bundle(folder).provenance["epochs"] == 2
-    train_to(folder, max_epochs=3, update_probe=True, resume=True)
+    assert load_model(folder).provenance["epochs"] == 2
+    train_model(folder, max_epochs=3, update_probe=True, resume=True)
     assert losses(folder) == pytest.approx(losses(straight), rel=1e-4)
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in straight.iterdir())
 
 
 def test_inference_on_two_ranks(
-    tmp_path: Path, scan_file: Path, train_to: Train, command: Command, call: Command
+    tmp_path: Path, scan_file: Path, train_model: Train, run_process: Command, run_main: Command
 ) -> None:
     """The same bytes where no clock is in the file, with groups across the shares and positions that were learned and
     are then moved further."""
-    model = train_to(tmp_path / "model", max_epochs=20, update_positions=True)
-    assert load_bundle(model).model.shifts_of(0).abs().max() > 0
+    model = train_model(tmp_path / "model", max_epochs=20, update_positions=True)
+    assert load_model(model).model.get_position_offsets(0).abs().max() > 0
     words = ["--model_path", model, "--test_data", scan_file, "--batch_size", "5", "--gridsize", "2"]
     words += ["--device", "cpu", "--no_report", "--update_positions", "--output_dir"]
-    assert call("inference", *words, tmp_path / "alone").code == 0
-    done = command(*TORCHRUN, "-m", "ptycho_torch.inference", *words, tmp_path / "shared")
+    assert run_main("inference", *words, tmp_path / "alone").code == 0
+    done = run_process(*TORCHRUN, "-m", "ptycho_torch.inference", *words, tmp_path / "shared")
     assert (done.code, done.out.count("R 0.")) == (0, 1), done.err
     assert {path.name for path in (tmp_path / "shared").iterdir()} >= {"reconstruction.npz", "metrics.json"}
     for name in ("reconstruction.npz", "metrics.json"):
@@ -78,20 +78,20 @@ def test_inference_on_two_ranks(
 
 
 def test_a_lost_rank_ends_the_run_with_a_sentence(
-    tmp_path: Path, scan_file: Path, command: Command, train_to: Train
+    tmp_path: Path, scan_file: Path, run_process: Command, train_model: Train
 ) -> None:
     folder = tmp_path / "model"
     words = training(scan_file, folder, *ENDLESS)
-    done = command(*TORCHRUN, HERE / "dying.py", "SIGKILL", *words)  # within its limit of time
+    done = run_process(*TORCHRUN, HERE / "dying.py", "SIGKILL", *words)  # within its limit of time
     told = [line for line in done.err.splitlines() if line.startswith("train: ")]
     assert done.code != 0
     assert len(told) == 1, done.err
     assert "rank 1 of 2 was lost" in told[0] or "the launcher ended this process" in told[0]
     assert "--resume" in told[0]
     assert not (folder / "bundle.json").exists()
-    kept = losses(train_to(folder, max_epochs=0, resume=True))
-    assert kept[:2] == pytest.approx(losses(train_to(tmp_path / "straight")), rel=1e-5)
-    resumed = losses(train_to(folder, max_epochs=len(kept) // 2 + 1, resume=True))
+    kept = losses(train_model(folder, max_epochs=0, resume=True))
+    assert kept[:2] == pytest.approx(losses(train_model(tmp_path / "straight")), rel=1e-5)
+    resumed = losses(train_model(folder, max_epochs=len(kept) // 2 + 1, resume=True))
     assert (resumed[:-2], len(resumed)) == (kept, len(kept) + 2)
 
 
@@ -127,9 +127,9 @@ def test_sigterm_ends_a_rank_that_waits_for_one_that_says_nothing(
 
 
 @pytest.mark.slow
-def test_bad_input_is_one_sentence_of_all_ranks(tmp_path: Path, command: Command) -> None:
+def test_bad_input_is_one_sentence_of_all_ranks(tmp_path: Path, run_process: Command) -> None:
     words = training(tmp_path / "none.npz", tmp_path / "model")
-    done = command(*TORCHRUN, "-m", "ptycho_torch.train", *words)
+    done = run_process(*TORCHRUN, "-m", "ptycho_torch.train", *words)
     assert done.code != 0
     assert [line for line in done.err.splitlines() if line.startswith("train: ")] == [
         f"train: {tmp_path / 'none.npz'}: there is no such file; give the path of a scan file (NPZ)"
@@ -138,7 +138,7 @@ def test_bad_input_is_one_sentence_of_all_ranks(tmp_path: Path, command: Command
 
 
 @pytest.mark.slow
-def test_ctrl_c_on_two_ranks_saves_what_is_done(tmp_path: Path, scan_file: Path, train_to: Train) -> None:
+def test_ctrl_c_on_two_ranks_saves_what_is_done(tmp_path: Path, scan_file: Path, train_model: Train) -> None:
     folder = tmp_path / "model"
     words = map(str, [*TORCHRUN, "-m", "ptycho_torch.train", *training(scan_file, folder, *ENDLESS)])
     run = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True)
@@ -155,6 +155,6 @@ def test_ctrl_c_on_two_ranks_saves_what_is_done(tmp_path: Path, scan_file: Path,
     _, err = run.communicate(timeout=60)
     assert run.returncode != 0
     assert [line.split(" after ")[0] for line in err.splitlines() if "interrupted" in line] == ["interrupted"]
-    done = load_bundle(folder).provenance["epochs"]
+    done = load_model(folder).provenance["epochs"]
     assert done >= 1
-    assert len(losses(train_to(folder, max_epochs=done + 1, resume=True))) == 2 * (done + 1)
+    assert len(losses(train_model(folder, max_epochs=done + 1, resume=True))) == 2 * (done + 1)

@@ -9,7 +9,7 @@ from typing import Any
 HERE = Path(__file__).parent
 
 
-def test_two_ranks_do_what_one_does(command: Callable[..., Any]) -> None:
+def test_two_ranks_do_what_one_does(run_process: Callable[..., Any]) -> None:
     words = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, HERE / "whole_object.py")
-    done = command(*words, PYTHONPATH=os.pathsep.join([str(HERE.parent), *sys.path]))
+    done = run_process(*words, PYTHONPATH=os.pathsep.join([str(HERE.parent), *sys.path]))
     assert done.code == 0, done.err

@@ -16,24 +16,24 @@ from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.constraints import Constraint, read_support
 from ptycho_torch.engines.difference_map import Projections
-from ptycho_torch.engines.pipeline import Chain
+from ptycho_torch.engines.pipeline import Pipeline
 from ptycho_torch.engines.registry import ENGINES
-from ptycho_torch.engines.state import Estimate, flat_estimate
-from ptycho_torch.physics.batch import probe_in_photons
-from ptycho_torch.simulation.scan import simulate_scan
+from ptycho_torch.engines.state import ReconstructionState, make_vacuum_state
+from ptycho_torch.physics.batch import scale_probe_to_photons
+from ptycho_torch.simulation.scan import simulate_measurement
 
 NAMES = sorted(ENGINES)
 
 
 @pytest.fixture(scope="module")
-def island(scan_of: Callable[..., Scan]) -> tuple[Scan, NDArray[np.bool_]]:
+def island(scan_factory: Callable[..., Scan]) -> tuple[Scan, NDArray[np.bool_]]:
     """A scan of an object within an oblong, off the middle, with vacuum about it; few photons."""
-    scan = scan_of(n=36, size=24, seed=8)
+    scan = scan_factory(n=36, size=24, seed=8)
     assert scan.truth is not None
     inside = np.zeros(scan.truth.shape, bool)
     inside[19:29, 15:34] = True
     obj = np.where(inside, scan.truth * 0.8, 1)
-    made = simulate_scan(obj, scan.probe.astype(complex), scan.positions, 3e3, np.random.default_rng(0))
+    made = simulate_measurement(obj, scan.probe.astype(complex), scan.positions, 3e3, np.random.default_rng(0))
     return made, inside
 
 
@@ -42,17 +42,19 @@ def write(path: Path, support: NDArray[Any], **further: Any) -> Path:
     return path
 
 
-def chain_of(scan: Scan, **settings: Any) -> Chain:
-    start = flat_estimate(torch.from_numpy(scan.positions.copy()), probe_in_photons(scan, scan.photons_per_unit or 1.0))
-    return Chain(
+def chain_of(scan: Scan, **settings: Any) -> Pipeline:
+    start = make_vacuum_state(
+        torch.from_numpy(scan.positions.copy()), scale_probe_to_photons(scan, scan.photons_per_unit or 1.0)
+    )
+    return Pipeline(
         scan, scan.photons_per_unit or 1.0, [StageConfig(**({"epochs": 12, "batch_size": 6} | settings))], start
     )
 
 
 def reconstructed(scan: Scan, **settings: Any) -> Reconstruction:
     chain = chain_of(scan, **settings)
-    assert chain.next_stage(SilentObserver())
-    return chain.result()
+    assert chain.run_stage(SilentObserver())
+    return chain.make_reconstruction()
 
 
 def on_canvas(array: NDArray[Any], result: Reconstruction) -> NDArray[Any]:
@@ -106,11 +108,11 @@ def test_a_momentum_does_not_leave_the_support(
 ) -> None:
     scan, inside = island
     chain = chain_of(scan, engine=engine, support=write(tmp_path / "s.npz", inside), epochs=3)
-    chain.begin()
-    assert chain.run is not None
-    chain.run.go(SilentObserver())
-    mask = on_canvas(inside, chain.result())
-    found = chain.run.engine.memory()[momentum].numpy()[: mask.shape[0], : mask.shape[1]]
+    chain.prepare_stage()
+    assert chain.runner is not None
+    chain.runner.run(SilentObserver())
+    mask = on_canvas(inside, chain.make_reconstruction())
+    found = chain.runner.engine.state_dict()[momentum].numpy()[: mask.shape[0], : mask.shape[1]]
     assert np.abs(found[~mask] - found[~mask].mean()).max() < 1e-5 * np.abs(found).max()
     assert found[mask].std() > 1e-3 * np.abs(found).max()
 
@@ -119,16 +121,19 @@ def test_a_momentum_does_not_leave_the_support(
 def test_the_waves_take_part(engine: str, island: tuple[Scan, NDArray[np.bool_]], tmp_path: Path) -> None:
     scan, inside = island
     chain = chain_of(scan, engine=engine, support=write(tmp_path / "s.npz", inside), epochs=4)
-    chain.begin()
-    assert chain.run is not None
-    chain.run.go(SilentObserver())
-    projections = chain.run.engine
+    chain.prepare_stage()
+    assert chain.runner is not None
+    chain.runner.run(SilentObserver())
+    projections = chain.runner.engine
     assert isinstance(projections, Projections)
-    before = chain.result()
+    before = chain.make_reconstruction()
     with torch.no_grad():
         projections._overlap_object()
     lit = before.coverage > 0.01 * before.coverage.max()
-    assert np.abs(chain.result().object - before.object)[lit].max() < 0.05 * np.abs(before.object - 1)[lit].max()
+    assert (
+        np.abs(chain.make_reconstruction().object - before.object)[lit].max()
+        < 0.05 * np.abs(before.object - 1)[lit].max()
+    )
 
 
 @pytest.mark.parametrize("engine", NAMES)
@@ -157,49 +162,49 @@ def test_a_run_under_a_support_goes_on_exactly(
                 raise KeyboardInterrupt
 
     whole, begun, resumed = (chain_of(scan, **settings) for _ in range(3))
-    whole.next_stage(SilentObserver())
-    assert not begun.next_stage(Interrupt())
+    whole.run_stage(SilentObserver())
+    assert not begun.run_stage(Interrupt())
     begun.save(tmp_path / "state.safetensors", {})
     resumed.load(tmp_path / "state.safetensors", {})
-    resumed.next_stage(SilentObserver())
-    assert resumed.result().object.tobytes() == whole.result().object.tobytes()
+    resumed.run_stage(SilentObserver())
+    assert resumed.make_reconstruction().object.tobytes() == whole.make_reconstruction().object.tobytes()
 
 
 @pytest.fixture
-def estimate() -> Estimate:
+def estimate() -> ReconstructionState:
     """A canvas of 12 × 14 pixels with its [0, 0] pixel at (-5, -4)."""
     generator = torch.Generator().manual_seed(0)
     positions = torch.tensor([[0.0, 1.0], [3.0, 6.0]], dtype=torch.float64)
-    found = flat_estimate(positions, torch.ones(1, 5, 5, dtype=torch.complex64), 3)
-    found.object = torch.randn(found.frame.shape, dtype=torch.complex64, generator=generator)
+    found = make_vacuum_state(positions, torch.ones(1, 5, 5, dtype=torch.complex64), 3)
+    found.object = torch.randn(found.canvas.shape, dtype=torch.complex64, generator=generator)
     return found
 
 
-def test_holding_twice_is_holding_once_and_a_momentum_follows(estimate: Estimate) -> None:
-    support = (torch.rand(estimate.frame.shape, generator=torch.Generator().manual_seed(1)) > 0.5).float()
+def test_holding_twice_is_holding_once_and_a_momentum_follows(estimate: ReconstructionState) -> None:
+    support = (torch.rand(estimate.canvas.shape, generator=torch.Generator().manual_seed(1)) > 0.5).float()
     constraint = Constraint(support, None)
     before = estimate.object
-    change = constraint.hold(estimate)
+    change = constraint.apply(estimate)
     once = estimate.object
     torch.testing.assert_close(change(before), once)
-    constraint.hold(estimate)
+    constraint.apply(estimate)
     torch.testing.assert_close(estimate.object, once)
     torch.testing.assert_close(once[support > 0], before[support > 0])
 
 
-def test_a_clipped_pixel_has_no_momentum(estimate: Estimate) -> None:
+def test_a_clipped_pixel_has_no_momentum(estimate: ReconstructionState) -> None:
     before = estimate.object
     momentum = torch.ones_like(before)
-    kept = Constraint(None, 1.0).hold(estimate)(momentum)
+    kept = Constraint(None, 1.0).apply(estimate)(momentum)
     assert torch.equal(kept == 0, before.abs() > 1)
     torch.testing.assert_close(estimate.object.angle(), before.angle())
 
 
-def test_a_support_lies_where_its_origin_says(estimate: Estimate, tmp_path: Path) -> None:
-    top, left = estimate.frame.origin
+def test_a_support_lies_where_its_origin_says(estimate: ReconstructionState, tmp_path: Path) -> None:
+    top, left = estimate.canvas.origin
     file = write(tmp_path / "s.npz", np.full((2, 3), 0.5), origin_yx=np.array([top + 4, left + 1]))
     found = read_support(file, estimate)
-    assert found.shape == estimate.frame.shape
+    assert found.shape == estimate.canvas.shape
     assert torch.equal(found.nonzero().amin(0), torch.tensor([4, 1]))
     assert float(found.sum()) == 3.0
     beyond = write(tmp_path / "b.npz", np.ones((100, 100), bool), origin_yx=np.array([top - 7, left - 50]))
@@ -218,7 +223,9 @@ def test_a_support_lies_where_its_origin_says(estimate: Estimate, tmp_path: Path
         ({"support": np.ones((4, 4)), "origin_yx": np.array([0.5, 0])}, "whole numbers"),
     ],
 )
-def test_what_is_no_support_is_refused(arrays: dict[str, Any], said: str, estimate: Estimate, tmp_path: Path) -> None:
+def test_what_is_no_support_is_refused(
+    arrays: dict[str, Any], said: str, estimate: ReconstructionState, tmp_path: Path
+) -> None:
     np.savez(tmp_path / "s.npz", **arrays)
     with pytest.raises(DataError, match=said):
         read_support(tmp_path / "s.npz", estimate)

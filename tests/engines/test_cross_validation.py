@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from ptycho_torch.config.engines import StageConfig
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.observer import SilentObserver
-from ptycho_torch.data.holdout import held_out_pixels, without
+from ptycho_torch.data.holdout import draw_holdout_pixels, mask_pixels
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.cross_validation import HeldOut
-from ptycho_torch.engines.pipeline import Chain
+from ptycho_torch.engines.cross_validation import HoldoutPixels
+from ptycho_torch.engines.pipeline import Pipeline
 from ptycho_torch.engines.registry import ENGINES
-from ptycho_torch.engines.state import flat_estimate
-from ptycho_torch.evaluation.fourier_error import consistency, expected_photons
+from ptycho_torch.engines.state import make_vacuum_state
+from ptycho_torch.evaluation.fourier_error import compute_fourier_error, predict_photons
 from ptycho_torch.evaluation.metrics import compare_with_truth
-from ptycho_torch.physics.batch import probe_in_photons
+from ptycho_torch.physics.batch import scale_probe_to_photons
 
 NAMES = sorted(ENGINES)
 CPU = torch.device("cpu")
@@ -34,30 +34,30 @@ def stage(**settings: Any) -> StageConfig:
 
 
 def pixels_of(scan: Scan, share: float = 0.05) -> NDArray[np.bool_]:
-    return held_out_pixels(scan, share, np.random.default_rng(0))
+    return draw_holdout_pixels(scan, share, np.random.default_rng(0))
 
 
-def chain_of(scan: Scan, *stages: StageConfig, held: NDArray[np.bool_] | None = None) -> Chain:
-    seen = scan if held is None else without(scan, held)
-    start = flat_estimate(torch.from_numpy(scan.positions.copy()), probe_in_photons(seen, 1.0))
-    return Chain(scan, 1.0, list(stages), start, held_out=held)
+def chain_of(scan: Scan, *stages: StageConfig, held: NDArray[np.bool_] | None = None) -> Pipeline:
+    seen = scan if held is None else mask_pixels(scan, held)
+    start = make_vacuum_state(torch.from_numpy(scan.positions.copy()), scale_probe_to_photons(seen, 1.0))
+    return Pipeline(scan, 1.0, list(stages), start, held_out=held)
 
 
-def finished(chain: Chain, observer: SilentObserver | None = None) -> Chain:
-    while chain.finished < len(chain.stages):
-        assert chain.next_stage(observer or SilentObserver())
+def finished(chain: Pipeline, observer: SilentObserver | None = None) -> Pipeline:
+    while chain.num_finished_stages < len(chain.stages):
+        assert chain.run_stage(observer or SilentObserver())
     return chain
 
 
-def nrmse(chain: Chain) -> float:
+def nrmse(chain: Pipeline) -> float:
     assert chain.scan.truth is not None
-    return compare_with_truth(chain.result(), chain.scan.truth).nrmse
+    return compare_with_truth(chain.make_reconstruction(), chain.scan.truth).nrmse
 
 
 class Errors(SilentObserver):
     """The true error after each epoch, and ctrl-C in a given one."""
 
-    def __init__(self, chain: Chain, interrupt: int | None = None) -> None:
+    def __init__(self, chain: Pipeline, interrupt: int | None = None) -> None:
         self.chain, self.interrupt = chain, interrupt
         self.errors: list[float] = []
 
@@ -68,9 +68,9 @@ class Errors(SilentObserver):
 
 
 @pytest.fixture(scope="module")
-def dim(scan_of: Callable[..., Scan]) -> Scan:
+def dim(scan_factory: Callable[..., Scan]) -> Scan:
     """49 patterns of 24 × 24 pixels with 1,000 photons each."""
-    return scan_of(n=49, size=24, seed=2, photons=1e3)
+    return scan_factory(n=49, size=24, seed=2, photons=1e3)
 
 
 @pytest.mark.parametrize("engine", NAMES)
@@ -83,7 +83,7 @@ def test_held_out_pixels_have_no_influence(engine: str, scan: Scan) -> None:
         )
         for rubbish in (0, 50)
     ]
-    results = [chain.result() for chain in chains]
+    results = [chain.make_reconstruction() for chain in chains]
     for name in ("object", "probe", "positions", "background"):
         assert getattr(results[0], name).tobytes() == getattr(results[1], name).tobytes(), name
     first, second = (result.history for result in results)
@@ -93,20 +93,20 @@ def test_held_out_pixels_have_no_influence(engine: str, scan: Scan) -> None:
 
 
 @pytest.mark.parametrize("bright", [False, True])
-def test_at_the_truth_the_deviance_is_that_of_counting(scan_of: Callable[..., Scan], bright: bool) -> None:
-    scan = scan_of(n=42, size=23, seed=5, photons=1e7 if bright else 3e3, modes=2)
+def test_at_the_truth_the_deviance_is_that_of_counting(scan_factory: Callable[..., Scan], bright: bool) -> None:
+    scan = scan_factory(n=42, size=23, seed=5, photons=1e7 if bright else 3e3, modes=2)
     chain = chain_of(scan)
-    (top, left), (rows, columns) = chain.estimate.frame
+    (top, left), (rows, columns) = chain.state.canvas
     assert scan.truth is not None
-    chain.estimate.object = torch.from_numpy(scan.truth[top : top + rows, left : left + columns].copy())
-    modelled = expected_photons(chain.result(), scan.positions).sum(dtype=torch.float64)
-    chain.estimate.probe = chain.estimate.probe * float(np.square(scan.amplitudes).sum() / modelled) ** 0.5
+    chain.state.object = torch.from_numpy(scan.truth[top : top + rows, left : left + columns].copy())
+    modelled = predict_photons(chain.make_reconstruction(), scan.positions).sum(dtype=torch.float64)
+    chain.state.probe = chain.state.probe * float(np.square(scan.amplitudes).sum() / modelled) ** 0.5
     held = pixels_of(scan, 0.5)
-    judge = HeldOut(scan, held & (scan.amplitudes > 30) if bright else held, 1.0, CPU)
-    found = judge.judge(chain.estimate)
+    judge = HoldoutPixels(scan, held & (scan.amplitudes > 30) if bright else held, 1.0, CPU)
+    found = judge.score(chain.state)
     # Half of the square of a normal number has a variance of ½.
-    assert found.deviance == pytest.approx(found.floor, abs=4 * (0.5 / len(judge)) ** 0.5)
-    assert found.floor == pytest.approx(0.5, abs=1e-3) if bright else 0.05 < found.floor < 0.4
+    assert found.deviance == pytest.approx(found.noise_floor, abs=4 * (0.5 / len(judge)) ** 0.5)
+    assert found.noise_floor == pytest.approx(0.5, abs=1e-3) if bright else 0.05 < found.noise_floor < 0.4
 
 
 def test_an_overfit_shows_and_the_stop_finds_about_the_best_epoch(dim: Scan) -> None:
@@ -131,7 +131,7 @@ def test_with_patience_the_best_epoch_is_what_is_left(engine: str, dim: Scan) ->
     held = pixels_of(dim)
     chain = finished(chain_of(dim, stage(engine=engine, epochs=8, update_probe=True, patience=2), held=held))
     deviance = chain.history["held_out_deviance"]
-    assert chain.held_out_figures()["held_out_deviance"] == min(deviance)
+    assert chain.compute_holdout_scores()["held_out_deviance"] == min(deviance)
     assert len(deviance) in (8, int(np.argmin(deviance)) + 3)
 
 
@@ -144,39 +144,39 @@ def test_a_run_that_stops_goes_on_exactly_from_its_checkpoint(
     held = pixels_of(dim)
     whole, begun, resumed = (chain_of(dim, chosen, stage(patience=1), held=held) for _ in range(3))
     finished(whole)
-    assert not begun.next_stage(Errors(begun, interrupt))
+    assert not begun.run_stage(Errors(begun, interrupt))
     begun.save(tmp_path / "state.safetensors", {})
     resumed.load(tmp_path / "state.safetensors", {})
     finished(resumed)
-    assert resumed.result().object.tobytes() == whole.result().object.tobytes()
-    assert resumed.result().history == whole.result().history
+    assert resumed.make_reconstruction().object.tobytes() == whole.make_reconstruction().object.tobytes()
+    assert resumed.make_reconstruction().history == whole.make_reconstruction().history
 
 
 def test_a_checkpoint_of_the_very_last_epoch_does_not_go_on(dim: Scan, tmp_path: Path) -> None:
     held = pixels_of(dim)
     chosen = stage(**OVERFITTING, epochs=30, patience=2)
     whole, resumed = (chain_of(dim, chosen, held=held) for _ in range(2))
-    assert whole.next_stage(SilentObserver(), lambda: whole.save(tmp_path / "state.safetensors", {}))
+    assert whole.run_stage(SilentObserver(), lambda: whole.save(tmp_path / "state.safetensors", {}))
     resumed.load(tmp_path / "state.safetensors", {})
     finished(resumed)
-    assert resumed.result().history == whole.result().history
-    assert resumed.result().object.tobytes() == whole.result().object.tobytes()
+    assert resumed.make_reconstruction().history == whole.make_reconstruction().history
+    assert resumed.make_reconstruction().object.tobytes() == whole.make_reconstruction().object.tobytes()
 
 
 def test_a_chain_is_judged_by_the_same_pixels_throughout(dim: Scan) -> None:
     stages = stage(epochs=4), stage(engine="lsqml", epochs=3), stage(**OVERFITTING, epochs=2)
-    history = finished(chain_of(dim, *stages, held=pixels_of(dim))).result().history
+    history = finished(chain_of(dim, *stages, held=pixels_of(dim))).make_reconstruction().history
     assert history["stage"] == [1] * 4 + [2] * 3 + [3] * 2
     assert {len(figures) for figures in history.values()} == {9}
     assert history["held_out_deviance"][4] < history["held_out_deviance"][0]
 
 
 @pytest.mark.parametrize(("patterns", "tolerance"), [(25, 1e-6), (100, 0.03)])
-def test_the_history_holds_the_floor(scan_of: Callable[..., Scan], patterns: int, tolerance: float) -> None:
-    scan = scan_of(n=patterns, size=23, seed=1)
+def test_the_history_holds_the_floor(scan_factory: Callable[..., Scan], patterns: int, tolerance: float) -> None:
+    scan = scan_factory(n=patterns, size=23, seed=1)
     scan = replace(scan, mask=np.random.default_rng(0).uniform(size=scan.amplitudes.shape) > 0.1)
-    result = finished(chain_of(scan, stage(epochs=12), stage(epochs=2, update_probe=True))).result()
-    exact = consistency(result, scan, photons_per_unit=1.0).r_floor
+    result = finished(chain_of(scan, stage(epochs=12), stage(epochs=2, update_probe=True))).make_reconstruction()
+    exact = compute_fourier_error(result, scan, photons_per_unit=1.0).r_floor
     assert result.history["r_floor"][-1] == pytest.approx(exact, rel=tolerance)
     assert len(set(result.history["r_floor"])) == 2
     assert len(result.history["r_floor"]) == 14
@@ -187,4 +187,4 @@ def test_the_history_holds_the_floor(scan_of: Callable[..., Scan], patterns: int
 def test_patience_without_held_out_pixels_is_refused(dim: Scan, checked: bool) -> None:
     chain = chain_of(dim, stage(patience=2))
     with pytest.raises(ConfigError, match="--holdout"):
-        chain.check() if checked else chain.next_stage(SilentObserver())
+        chain.check() if checked else chain.run_stage(SilentObserver())

@@ -9,12 +9,12 @@ import torch
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.difference_map import DifferenceMap, Projections, ProjectionSettings, Raar
-from ptycho_torch.engines.nuisance import RefineSettings
-from ptycho_torch.engines.runner import Run, Schedule
-from ptycho_torch.engines.state import flat_estimate, measurement_of
-from ptycho_torch.physics.batch import probe_in_photons
+from ptycho_torch.engines.nuisance import RefinementSettings
+from ptycho_torch.engines.runner import EngineRunner, EngineSchedule
+from ptycho_torch.engines.state import make_measurement, make_vacuum_state
+from ptycho_torch.physics.batch import scale_probe_to_photons
 from ptycho_torch.physics.forward import from_object
-from ptycho_torch.physics.noise import noise_model
+from ptycho_torch.physics.noise import make_noise_model
 
 KINDS = [(DifferenceMap, 0.8), (Raar, 0.9)]
 
@@ -22,9 +22,9 @@ KINDS = [(DifferenceMap, 0.8), (Raar, 0.9)]
 def engine_of(
     scan: Scan, kind: type[Projections], relaxation: float, batch: int = 8, learn: bool = False
 ) -> Projections:
-    measurement = measurement_of(scan, 1.0, noise_model("amplitude"), torch.device("cpu"))
-    estimate = flat_estimate(torch.from_numpy(scan.positions.copy()), probe_in_photons(scan, 1.0))
-    settings = ProjectionSettings(relaxation, refine=RefineSettings(update_probe=learn))
+    measurement = make_measurement(scan, 1.0, make_noise_model("amplitude"), torch.device("cpu"))
+    estimate = make_vacuum_state(torch.from_numpy(scan.positions.copy()), scale_probe_to_photons(scan, 1.0))
+    settings = ProjectionSettings(relaxation, refine=RefinementSettings(update_probe=learn))
     return kind(measurement, estimate, settings, batch)
 
 
@@ -37,55 +37,55 @@ def one_epoch(engine: Projections, progress: float) -> None:
 def overlap_of(engine: Projections, start: torch.Tensor) -> torch.Tensor:
     """The object nearest to the waves of ``engine``, pulled by its floor towards ``start``."""
     optics, everything = engine.optics, torch.arange(len(engine.measurement))
-    waves, probes = torch.fft.ifft2(engine.memory()["waves"], norm="ortho"), optics.probes(everything)
-    light = optics.placed(probes.abs().square().sum(1), everything)
-    floor = engine.settings.floor * light.amax()
-    return (optics.placed((probes.conj() * waves).sum(1), everything) + floor * start) / (light + floor)
+    waves, probes = torch.fft.ifft2(engine.state_dict()["waves"], norm="ortho"), optics.probes(everything)
+    light = optics.place(probes.abs().square().sum(1), everything)
+    floor = engine.settings.divisor_floor * light.amax()
+    return (optics.place((probes.conj() * waves).sum(1), everything) + floor * start) / (light + floor)
 
 
 @pytest.mark.parametrize("modes", [1, 2])
 @pytest.mark.parametrize(("kind", "relaxation"), KINDS)
 def test_the_object_is_always_the_nearest_to_all_waves(
-    kind: type[Projections], relaxation: float, modes: int, scan_of: Callable[..., Scan]
+    kind: type[Projections], relaxation: float, modes: int, scan_factory: Callable[..., Scan]
 ) -> None:
-    engine = engine_of(scan_of(n=30, size=17, modes=modes), kind, relaxation)
-    start = engine.estimate.object
+    engine = engine_of(scan_factory(n=30, size=17, modes=modes), kind, relaxation)
+    start = engine.state.object
     for progress in (0.0, 0.5, 0.95):
         one_epoch(engine, progress)
-        torch.testing.assert_close(engine.estimate.object, overlap_of(engine, start), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(engine.state.object, overlap_of(engine, start), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("kind", "relaxation"), KINDS)
 def test_waves_object_and_a_learned_probe_agree_after_every_epoch(
-    kind: type[Projections], relaxation: float, scan_of: Callable[..., Scan]
+    kind: type[Projections], relaxation: float, scan_factory: Callable[..., Scan]
 ) -> None:
-    engine = engine_of(scan_of(n=30, size=17, modes=2), kind, relaxation, learn=True)
-    engine.estimate.probe = engine.estimate.probe.abs() + 0j  # rough, so that it has much to learn
-    engine.forget()
+    engine = engine_of(scan_factory(n=30, size=17, modes=2), kind, relaxation, learn=True)
+    engine.state.probe = engine.state.probe.abs() + 0j  # rough, so that it has much to learn
+    engine.reset()
     for epoch, progress in enumerate((0.0, 0.5, 0.92, 0.95)):
         one_epoch(engine, progress)
         engine.end_epoch(epoch, progress + 0.01)
-        found = overlap_of(engine, engine.estimate.object)
-        light = engine.optics.light().of()
+        found = overlap_of(engine, engine.state.object)
+        light = engine.optics.make_illumination_map().sum_positions()
         lit = light > 0.1 * light.amax()
-        torch.testing.assert_close(engine.estimate.object[lit], found[lit], atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(engine.state.object[lit], found[lit], atol=2e-3, rtol=2e-3)
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.5, 0.95])
 @pytest.mark.parametrize(("kind", "relaxation"), KINDS)
 def test_the_truth_is_a_fixed_point_of_every_phase(
-    kind: type[Projections], relaxation: float, progress: float, scan_of: Callable[..., Scan]
+    kind: type[Projections], relaxation: float, progress: float, scan_factory: Callable[..., Scan]
 ) -> None:
-    scan = scan_of(n=25, size=24, seed=3, photons=0)
+    scan = scan_factory(n=25, size=24, seed=3, photons=0)
     assert scan.truth is not None
     engine = engine_of(scan, kind, relaxation)
-    estimate = engine.estimate
+    estimate = engine.state
     light = from_object(torch.from_numpy(scan.truth), estimate.probe, torch.from_numpy(scan.positions)).intensity
-    (top, left), (rows, columns) = estimate.frame
+    (top, left), (rows, columns) = estimate.canvas
     scale = (engine.measurement.photons / float(light.sum())) ** 0.5
     truth = scale * torch.from_numpy(scan.truth[top : top + rows, left : left + columns])
     estimate.object = truth
-    engine.forget()  # the waves follow the object
+    engine.reset()  # the waves follow the object
     for _ in range(3):
         one_epoch(engine, progress)
     assert float((estimate.object - truth).norm() / truth.norm()) < 1e-4
@@ -100,7 +100,7 @@ def test_first_steps_are_those_of_the_papers(kind: type[Projections], relaxation
         DifferenceMap: waves + relaxation * step,
         Raar: relaxation * (waves + step) + (1 - relaxation) * overlap,
     }[kind]
-    torch.testing.assert_close(engine.advanced(waves, overlap, corrected, 0.0), expected)
+    torch.testing.assert_close(engine.compute_next_waves(waves, overlap, corrected, 0.0), expected)
 
 
 @pytest.mark.parametrize("learn", [False, True])
@@ -109,7 +109,7 @@ def test_what_the_loop_keeps_is_never_written_into(
     kind: type[Projections], relaxation: float, learn: bool, scan: Scan
 ) -> None:
     engine = engine_of(scan, kind, relaxation, learn=learn)
-    kept = engine.estimate.tensors() | engine.memory()
+    kept = engine.state.tensors() | engine.state_dict()
     copies = {name: tensor.clone() for name, tensor in kept.items()}
     one_epoch(engine, 0.0)
     engine.end_epoch(0, 0.1)
@@ -122,15 +122,15 @@ def test_what_the_loop_keeps_is_never_written_into(
 @pytest.mark.parametrize("learn", [False, True])
 @pytest.mark.parametrize(("kind", "relaxation"), KINDS)
 def test_it_stays_finite_where_patterns_hardly_overlap(
-    kind: type[Projections], relaxation: float, learn: bool, scan_of: Callable[..., Scan]
+    kind: type[Projections], relaxation: float, learn: bool, scan_factory: Callable[..., Scan]
 ) -> None:
-    dense = scan_of(n=100, size=24, seed=6)
+    dense = scan_factory(n=100, size=24, seed=6)
     sparse = dense.select(np.flatnonzero((np.arange(100) // 10 % 3 == 0) & (np.arange(100) % 3 == 0)))
     engine = engine_of(sparse, kind, relaxation, 4, learn)
-    run = Run(engine, Schedule(30, 4), seed=0)
-    assert run.go(SilentObserver())
+    run = EngineRunner(engine, EngineSchedule(30, 4), seed=0)
+    assert run.run(SilentObserver())
     assert np.isfinite(run.history.r).all()
     assert run.history.r[-1] < 0.5 * run.history.r[0]
-    light = engine.optics.light().of()
-    assert torch.view_as_real(engine.estimate.object).isfinite().all()
-    assert engine.estimate.object[light > 0.05 * light.amax()].abs().max() < 5
+    light = engine.optics.make_illumination_map().sum_positions()
+    assert torch.view_as_real(engine.state.object).isfinite().all()
+    assert engine.state.object[light > 0.05 * light.amax()].abs().max() < 5

@@ -18,11 +18,11 @@ from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.gradient import OPTIMIZERS, Gradient, GradientSettings
 from ptycho_torch.engines.registry import make_engine
-from ptycho_torch.engines.runner import Run, Schedule
-from ptycho_torch.engines.state import Estimate, Measurement, flat_estimate, measurement_of
+from ptycho_torch.engines.runner import EngineRunner, EngineSchedule
+from ptycho_torch.engines.state import Measurement, ReconstructionState, make_measurement, make_vacuum_state
 from ptycho_torch.physics.forward import from_object
-from ptycho_torch.physics.noise import NOISE_MODELS, noise_model
-from ptycho_torch.physics.patches import Frame
+from ptycho_torch.physics.noise import NOISE_MODELS, make_noise_model
+from ptycho_torch.physics.patches import Canvas
 
 CPU = torch.device("cpu")
 LEARNED = ("object", "probe", "background", "positions")
@@ -38,52 +38,52 @@ def power_corrected(scan: Scan) -> Tensor:
     return torch.from_numpy(scan.probe) * float(np.sqrt(counts / float(expected)))
 
 
-def problem_of(scan: Scan, loss: str = "amplitude") -> tuple[Measurement, Estimate]:
-    estimate = flat_estimate(torch.from_numpy(scan.positions.copy()), power_corrected(scan), margin=4)
-    return measurement_of(scan, 1.0, noise_model(loss), CPU), estimate
+def problem_of(scan: Scan, loss: str = "amplitude") -> tuple[Measurement, ReconstructionState]:
+    estimate = make_vacuum_state(torch.from_numpy(scan.positions.copy()), power_corrected(scan), margin=4)
+    return make_measurement(scan, 1.0, make_noise_model(loss), CPU), estimate
 
 
-def true_object(scan: Scan, estimate: Estimate) -> Tensor:
+def true_object(scan: Scan, estimate: ReconstructionState) -> Tensor:
     """On the canvas of the estimate, ones where that reaches further."""
-    return torch.from_numpy(placed(scan.truth, estimate.frame))
+    return torch.from_numpy(placed(scan.truth, estimate.canvas))
 
 
-def placed(truth: NDArray[np.complex64] | None, frame: Frame) -> NDArray[np.complex64]:
+def placed(truth: NDArray[np.complex64] | None, frame: Canvas) -> NDArray[np.complex64]:
     assert truth is not None
     (top, left), (rows, columns) = frame
     wide = np.pad(truth, 8, constant_values=1)
     return wide[top + 8 : top + 8 + rows, left + 8 : left + 8 + columns].copy()
 
 
-def nrmse(scan: Scan, estimate: Estimate) -> float:
+def nrmse(scan: Scan, estimate: ReconstructionState) -> float:
     """Over the well-lit middle, after the best complex factor."""
     found, truth = (x[12:-12, 12:-12] for x in (estimate.object, true_object(scan, estimate)))
     factor = (found.conj() * truth).sum() / found.abs().square().sum()
     return float((factor * found - truth).norm() / truth.norm())
 
 
-def run(engine: Gradient, epochs: int, batch_size: int = 8) -> Run:
-    going = Run(engine, Schedule(epochs, batch_size), seed=0)
-    assert going.go(SilentObserver())
+def run(engine: Gradient, epochs: int, batch_size: int = 8) -> EngineRunner:
+    going = EngineRunner(engine, EngineSchedule(epochs, batch_size), seed=0)
+    assert going.run(SilentObserver())
     return going
 
 
 @pytest.fixture(scope="module")
-def rough(scan_of: Callable[..., Scan]) -> tuple[Measurement, Estimate]:
+def rough(scan_factory: Callable[..., Scan]) -> tuple[Measurement, ReconstructionState]:
     """A problem in float64, away from its solution, with odd windows, two modes, a mask and a background."""
     rng = np.random.default_rng(3)
-    scan = scan_of(n=12, size=15, seed=5, modes=2, photons=1e4)
+    scan = scan_factory(n=12, size=15, seed=5, modes=2, photons=1e4)
     scan = replace(scan, mask=rng.uniform(size=scan.amplitudes.shape) > 0.1)
     measured, estimate = problem_of(scan)
     measured = replace(measured, counts=measured.counts.double())
-    noise = rng.standard_normal((2, *estimate.frame.shape)) * 0.1
-    start = Estimate(
+    noise = rng.standard_normal((2, *estimate.canvas.shape)) * 0.1
+    start = ReconstructionState(
         torch.from_numpy(1 + noise[0] + 1j * noise[1]),
         estimate.probe.to(torch.complex128) * 1.1,
         estimate.positions + torch.from_numpy(rng.uniform(-0.3, 0.3, (12, 2))),
         torch.from_numpy(rng.uniform(0.5, 2, (15, 15))),
         torch.from_numpy(rng.uniform(0.8, 1.2, 12)),
-        estimate.frame,
+        estimate.canvas,
     )
     return measured, start
 
@@ -92,9 +92,9 @@ def rough(scan_of: Callable[..., Scan]) -> tuple[Measurement, Estimate]:
 @pytest.mark.parametrize("loss", sorted(NOISE_MODELS))
 @pytest.mark.parametrize("name", LEARNED)
 def test_slopes_agree_with_finite_differences(
-    name: str, loss: str, optimizer: str, rough: tuple[Measurement, Estimate]
+    name: str, loss: str, optimizer: str, rough: tuple[Measurement, ReconstructionState]
 ) -> None:
-    measurement, start = replace(rough[0], noise=noise_model(loss)), rough[1]
+    measurement, start = replace(rough[0], noise=make_noise_model(loss)), rough[1]
     settings = GradientSettings(optimizer=optimizer, tv=0.3, smoothness=0.2, **EVERYTHING)
     engine = Gradient(measurement, start.copy(), settings, 12)
     indices, leaf = torch.arange(12), engine._leaves[name]
@@ -104,11 +104,11 @@ def test_slopes_agree_with_finite_differences(
     for part in (1.0, 1j) if leaf.is_complex() else (1.0,):
         direction = part * torch.from_numpy(rng.standard_normal(leaf.shape)).to(leaf.dtype)
         direction = direction / engine._units[name]  # so that all of it moves by as much
-        held, h = leaf.data, 1e-5 * float(engine.estimate.tensors()[name].abs().mean())
+        held, h = leaf.data, 1e-5 * float(engine.state.tensors()[name].abs().mean())
         losses = []
         for sign in (2, 1, -1, -2):
             leaf.data = held + sign * h * direction
-            losses.append(float(engine._loss(indices)[0].detach()))
+            losses.append(float(engine._compute_loss(indices)[0].detach()))
         leaf.data = held
         expected = (-losses[0] + 8 * losses[1] - 8 * losses[2] + losses[3]) / (12 * h)
         found = float((slope.conj() * direction).real.sum())
@@ -116,22 +116,24 @@ def test_slopes_agree_with_finite_differences(
 
 
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
-def test_the_figure_of_a_step_is_the_misfit_before_it(optimizer: str, rough: tuple[Measurement, Estimate]) -> None:
+def test_the_figure_of_a_step_is_the_misfit_before_it(
+    optimizer: str, rough: tuple[Measurement, ReconstructionState]
+) -> None:
     measurement, start = rough
     engine = Gradient(measurement, start.copy(), GradientSettings(optimizer=optimizer), 12)
     chosen = torch.tensor([7, 2, 9])
-    origin = start.positions.new_tensor(start.frame.origin)
+    origin = start.positions.new_tensor(start.canvas.origin)
     coherent = from_object(start.object, start.probe, start.positions[chosen] - origin).intensity
     rates = start.intensities[chosen, None, None] * coherent + start.background
-    counted = measurement.mask_of(chosen)
+    counted = measurement.select_mask(chosen)
     expected = (rates.sqrt() - measurement.counts[chosen].sqrt()).square()[counted].sum()
     assert engine.step(chosen, 0.0) == pytest.approx(float(expected), rel=1e-9)
 
 
 @pytest.mark.parametrize("loss", sorted(NOISE_MODELS))
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
-def test_the_error_falls_and_the_object_is_found(optimizer: str, loss: str, scan_of: Callable[..., Scan]) -> None:
-    scan = scan_of(n=42, size=23, seed=2, photons=1e6, modes=2)
+def test_the_error_falls_and_the_object_is_found(optimizer: str, loss: str, scan_factory: Callable[..., Scan]) -> None:
+    scan = scan_factory(n=42, size=23, seed=2, photons=1e6, modes=2)
     measurement, estimate = problem_of(scan, loss)
     assert estimate.object.shape[0] != estimate.object.shape[1]
     first = nrmse(scan, estimate)
@@ -141,8 +143,8 @@ def test_the_error_falls_and_the_object_is_found(optimizer: str, loss: str, scan
 
 
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
-def test_a_perfect_noiseless_start_stays_put(optimizer: str, scan_of: Callable[..., Scan]) -> None:
-    scan = scan_of(n=25, seed=3, photons=0)
+def test_a_perfect_noiseless_start_stays_put(optimizer: str, scan_factory: Callable[..., Scan]) -> None:
+    scan = scan_factory(n=25, seed=3, photons=0)
     measurement, estimate = problem_of(scan)
     truth = estimate.object = true_object(scan, estimate)
     probe, positions = estimate.probe, estimate.positions
@@ -156,11 +158,11 @@ def test_a_perfect_noiseless_start_stays_put(optimizer: str, scan_of: Callable[.
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
 def test_it_goes_on_exactly_from_what_it_remembers(optimizer: str, scan: Scan) -> None:
     stage = StageConfig(engine="gradient", optimizer=optimizer, batch_size=8, **EVERYTHING)
-    schedule = Schedule(8, 8)
+    schedule = EngineSchedule(8, 8)
 
-    def begun() -> Run:
+    def begun() -> EngineRunner:
         measurement, estimate = problem_of(scan)
-        return Run(make_engine(measurement, estimate, stage), schedule, seed=0)
+        return EngineRunner(make_engine(measurement, estimate, stage), schedule, seed=0)
 
     class Stop(SilentObserver):
         epochs = 0
@@ -171,14 +173,14 @@ def test_it_goes_on_exactly_from_what_it_remembers(optimizer: str, scan: Scan) -
                 raise KeyboardInterrupt
 
     whole, halted, resumed = begun(), begun(), begun()
-    whole.go(SilentObserver())
-    assert not halted.go(Stop())
-    tensors, note = halted.state()
-    resumed.resume({name: tensor.clone() for name, tensor in tensors.items()}, note)
-    resumed.go(SilentObserver())
+    whole.run(SilentObserver())
+    assert not halted.run(Stop())
+    tensors, note = halted.state_dict()
+    resumed.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, note)
+    resumed.run(SilentObserver())
     assert resumed.history.r == whole.history.r
-    for name, tensor in whole.engine.estimate.tensors().items():
-        assert torch.equal(tensor, resumed.engine.estimate.tensors()[name]), name
+    for name, tensor in whole.engine.state.tensors().items():
+        assert torch.equal(tensor, resumed.engine.state.tensors()[name]), name
 
 
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
@@ -186,12 +188,12 @@ def test_what_it_gave_away_is_never_written_into(optimizer: str, scan: Scan) -> 
     measurement, estimate = problem_of(scan)
     engine = Gradient(measurement, estimate, GradientSettings(optimizer=optimizer, **EVERYTHING), 12)
     run(engine, 3)
-    given = engine.estimate.tensors() | engine.memory()
+    given = engine.state.tensors() | engine.state_dict()
     kept = {name: tensor.clone() for name, tensor in given.items()}
-    engine.recall(engine.memory())
+    engine.load_state_dict(engine.state_dict())
     run(engine, 3)
     assert all(torch.equal(given[name], kept[name]) for name in given)
-    assert not any(tensor.requires_grad for tensor in engine.estimate.tensors().values())
+    assert not any(tensor.requires_grad for tensor in engine.state.tensors().values())
 
 
 def test_only_what_is_asked_for_is_learned_and_from_its_epoch_on(scan: Scan) -> None:
@@ -212,8 +214,8 @@ def test_only_what_is_asked_for_is_learned_and_from_its_epoch_on(scan: Scan) -> 
     assert changed == [{"object"}, {"object"}, {"object", "probe"}, {"object", "probe", "positions"}]
 
 
-def test_positions_are_found_and_stay_bounded(scan_of: Callable[..., Scan]) -> None:
-    scan = scan_of(n=49, size=24, seed=6, photons=1e6)
+def test_positions_are_found_and_stay_bounded(scan_factory: Callable[..., Scan]) -> None:
+    scan = scan_factory(n=49, size=24, seed=6, photons=1e6)
     off = np.random.default_rng(7).normal(0, 0.7, scan.positions.shape)
     measurement, estimate = problem_of(scan)
     start = estimate.positions = estimate.positions + torch.from_numpy(off).clamp(-1.5, 1.5)
@@ -233,29 +235,29 @@ def test_positions_are_found_and_stay_bounded(scan_of: Callable[..., Scan]) -> N
 def test_windows_stay_on_the_canvas(scan: Scan) -> None:
     measurement, estimate = problem_of(scan)
     engine = Gradient(measurement, estimate, GradientSettings(update_positions=True, position_bound=1e3), 12)
-    thrown = engine._bounded(estimate.positions + 50 * torch.randn(len(scan), 2, generator=torch.manual_seed(0)))
+    thrown = engine._clip_positions(estimate.positions + 50 * torch.randn(len(scan), 2, generator=torch.manual_seed(0)))
     estimate.positions = thrown
     engine.begin_epoch(5, 0.0)
     assert np.isfinite(engine.step(torch.arange(len(scan)), 0.0))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_background_is_found_and_never_negative(optimizer: str, scan_of: Callable[..., Scan]) -> None:
-    scan = scan_of(n=49, size=24, seed=8, photons=1e5)
+def test_a_background_is_found_and_never_negative(optimizer: str, scan_factory: Callable[..., Scan]) -> None:
+    scan = scan_factory(n=49, size=24, seed=8, photons=1e5)
     rng, level = np.random.default_rng(9), 0.03 * 1e5 / 24**2
     counts = np.square(scan.amplitudes) + rng.poisson(level, scan.amplitudes.shape)
     probe = power_corrected(scan)
     spoilt = replace(scan, amplitudes=np.sqrt(counts).astype(np.float32))
-    measurement = measurement_of(spoilt, 1.0, noise_model("poisson"), CPU)
-    estimate = flat_estimate(torch.from_numpy(scan.positions), probe, margin=4)
+    measurement = make_measurement(spoilt, 1.0, make_noise_model("poisson"), CPU)
+    estimate = make_vacuum_state(torch.from_numpy(scan.positions), probe, margin=4)
     run(Gradient(measurement, estimate, GradientSettings(optimizer=optimizer, update_background=True), 8), 40)
     assert estimate.background.min() >= 0
     # The object explains part of the noise of so few patterns, and of the background with it.
     assert float(estimate.background.median()) == pytest.approx(level, rel=0.25)
 
 
-def test_total_variation_levels_noise_and_keeps_the_edge(scan_of: Callable[..., Scan]) -> None:
-    scan = scan_of(n=64, size=24, seed=10, photons=600)
+def test_total_variation_levels_noise_and_keeps_the_edge(scan_factory: Callable[..., Scan]) -> None:
+    scan = scan_factory(n=64, size=24, seed=10, photons=600)
     assert scan.truth is not None
     truth, positions = np.ones_like(scan.truth), torch.from_numpy(scan.positions)
     truth[:, truth.shape[1] // 2 :] = np.exp(0.8j)
@@ -263,12 +265,12 @@ def test_total_variation_levels_noise_and_keeps_the_edge(scan_of: Callable[..., 
     rates = from_object(torch.from_numpy(truth), probe, positions).intensity.double().numpy()
     counts = np.random.default_rng(11).poisson(rates)
     amplitudes = np.sqrt(np.fft.fftshift(counts, axes=(1, 2))).astype(np.float32)
-    measurement = measurement_of(replace(scan, amplitudes=amplitudes), 1.0, noise_model("poisson"), CPU)
+    measurement = make_measurement(replace(scan, amplitudes=amplitudes), 1.0, make_noise_model("poisson"), CPU)
 
     def ground_and_edge(tv: float) -> tuple[float, float, float]:
-        estimate = flat_estimate(positions, probe, margin=4)
+        estimate = make_vacuum_state(positions, probe, margin=4)
         run(Gradient(measurement, estimate, GradientSettings(tv=tv), 16), 40, 16)
-        edge = truth.shape[1] // 2 - estimate.frame.origin[1]
+        edge = truth.shape[1] // 2 - estimate.canvas.origin[1]
         phase = estimate.object.angle()[14:-14]
         left, right = phase[:, edge - 8 : edge - 2], phase[:, edge + 2 : edge + 8]
         jump = (phase[:, edge] - phase[:, edge - 1]).mean()

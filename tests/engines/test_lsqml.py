@@ -9,27 +9,29 @@ import torch
 
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.lsqml import Lsqml, LsqmlSettings, least_squares_length, least_squares_lengths
-from ptycho_torch.engines.nuisance import RefineSettings
-from ptycho_torch.engines.runner import Run, Schedule
-from ptycho_torch.engines.state import Estimate, Measurement, flat_estimate, measurement_of
-from ptycho_torch.physics.batch import probe_in_photons
+from ptycho_torch.engines.lsqml import Lsqml, LsqmlSettings, compute_step_length, compute_step_lengths
+from ptycho_torch.engines.nuisance import RefinementSettings
+from ptycho_torch.engines.runner import EngineRunner, EngineSchedule
+from ptycho_torch.engines.state import Measurement, ReconstructionState, make_measurement, make_vacuum_state
+from ptycho_torch.physics.batch import scale_probe_to_photons
 from ptycho_torch.physics.forward import from_object
-from ptycho_torch.physics.noise import noise_model
+from ptycho_torch.physics.noise import make_noise_model
 
-LEARNED = RefineSettings(update_probe=True)
-
-
-def problem_of(scan: Scan) -> tuple[Measurement, Estimate]:
-    measurement = measurement_of(scan, 1.0, noise_model("amplitude"), torch.device("cpu"))
-    return measurement, flat_estimate(torch.from_numpy(scan.positions.copy()), probe_in_photons(scan, 1.0))
+LEARNED = RefinementSettings(update_probe=True)
 
 
-def run_of(scan: Scan, settings: LsqmlSettings, epochs: int = 10, batch_size: int = 8, batches: str = "compact") -> Run:
+def problem_of(scan: Scan) -> tuple[Measurement, ReconstructionState]:
+    measurement = make_measurement(scan, 1.0, make_noise_model("amplitude"), torch.device("cpu"))
+    return measurement, make_vacuum_state(torch.from_numpy(scan.positions.copy()), scale_probe_to_photons(scan, 1.0))
+
+
+def run_of(
+    scan: Scan, settings: LsqmlSettings, epochs: int = 10, batch_size: int = 8, batches: str = "compact"
+) -> EngineRunner:
     measurement, estimate = problem_of(scan)
     engine = Lsqml(measurement, estimate, settings, batch_size)
-    run = Run(engine, Schedule(epochs, batch_size, batches), seed=0)
-    assert run.go(SilentObserver())
+    run = EngineRunner(engine, EngineSchedule(epochs, batch_size, batches), seed=0)
+    assert run.run(SilentObserver())
     return run
 
 
@@ -41,46 +43,46 @@ def waves(seed: int) -> torch.Tensor:
 def test_lengths_are_found_exactly_where_the_change_is_made_of_both_directions() -> None:
     first, second = waves(0), waves(1)
     second = second + 0.7 * first  # not orthogonal: what one explains must not be asked of the other
-    along_first, along_second = least_squares_lengths(first, second, 0.8 * first + 0.3 * second, 0.0)
+    along_first, along_second = compute_step_lengths(first, second, 0.8 * first + 0.3 * second, 0.0)
     assert float(along_first) == pytest.approx(0.8)
     assert float(along_second) == pytest.approx(0.3)
-    assert float(least_squares_length(first, 0.8 * first, 0.0)) == pytest.approx(0.8)
+    assert float(compute_step_length(first, 0.8 * first, 0.0)) == pytest.approx(0.8)
 
 
 def test_no_step_is_taken_where_there_is_no_direction_or_it_leads_away() -> None:
     nothing, wanted = torch.zeros_like(waves(0)), waves(1)
-    assert float(least_squares_length(nothing, wanted, 0.01)) == 0
-    assert float(least_squares_length(-wanted, wanted, 0.01)) == 0
-    assert all(bool(length.isfinite()) for length in least_squares_lengths(nothing, nothing, wanted, 0.01))
+    assert float(compute_step_length(nothing, wanted, 0.01)) == 0
+    assert float(compute_step_length(-wanted, wanted, 0.01)) == 0
+    assert all(bool(length.isfinite()) for length in compute_step_lengths(nothing, nothing, wanted, 0.01))
 
 
 @pytest.mark.parametrize("batches", ["compact", "random"])
-@pytest.mark.parametrize("refine", [RefineSettings(), LEARNED], ids=["fixed", "learned"])
+@pytest.mark.parametrize("refine", [RefinementSettings(), LEARNED], ids=["fixed", "learned"])
 @pytest.mark.parametrize("momentum", [None, 0.0, 0.9])
 def test_it_does_not_diverge_where_patterns_hardly_overlap(
-    momentum: float | None, refine: RefineSettings, batches: str, scan_of: Callable[..., Scan]
+    momentum: float | None, refine: RefinementSettings, batches: str, scan_factory: Callable[..., Scan]
 ) -> None:
-    dense = scan_of(n=100, size=24, seed=6)
+    dense = scan_factory(n=100, size=24, seed=6)
     sparse = dense.select(np.flatnonzero((np.arange(100) // 10 % 3 == 0) & (np.arange(100) % 3 == 0)))
     run = run_of(sparse, LsqmlSettings(momentum=momentum, refine=refine), epochs=30, batch_size=4, batches=batches)
     assert np.isfinite(run.history.r).all()
     assert run.history.r[-1] < 0.5 * run.history.r[0]
     assert max(run.history.r[1:]) < (2 if momentum else 1.1) * run.history.r[0]
-    assert run.engine.estimate.object.abs().max() < 5
+    assert run.engine.state.object.abs().max() < 5
 
 
-def test_a_noisy_but_good_start_gets_better_from_the_first_epoch_on(scan_of: Callable[..., Scan]) -> None:
-    scan = scan_of(n=49, size=24, seed=2, photons=1e6)
+def test_a_noisy_but_good_start_gets_better_from_the_first_epoch_on(scan_factory: Callable[..., Scan]) -> None:
+    scan = scan_factory(n=49, size=24, seed=2, photons=1e6)
     assert scan.truth is not None
     measurement, estimate = problem_of(scan)
-    (top, left), (rows, columns) = estimate.frame
+    (top, left), (rows, columns) = estimate.canvas
     truth = torch.from_numpy(scan.truth[top : top + rows, left : left + columns])
     light = from_object(torch.from_numpy(scan.truth), estimate.probe, torch.from_numpy(scan.positions))
     truth = truth * (measurement.photons / float(light.intensity.sum())) ** 0.5
     noise = torch.from_numpy(np.random.default_rng(1).normal(size=(2, *truth.shape)).astype(np.float32))
     estimate.object = truth + 0.05 * torch.complex(noise[0], noise[1])
     engine = Lsqml(measurement, estimate, LsqmlSettings(), 8)
-    lit = engine.optics.light().of()
+    lit = engine.optics.make_illumination_map().sum_positions()
     lit = lit > 0.3 * lit.amax()
     distances = [float((estimate.object - truth)[lit].abs().square().mean())]
 
@@ -88,13 +90,13 @@ def test_a_noisy_but_good_start_gets_better_from_the_first_epoch_on(scan_of: Cal
         def advance(self, steps: int = 1, **figures: float) -> None:
             distances.append(float((estimate.object - truth)[lit].abs().square().mean()))
 
-    Run(engine, Schedule(6, 8, "compact"), 0).go(Watch())
+    EngineRunner(engine, EngineSchedule(6, 8, "compact"), 0).run(Watch())
     assert all(later < distances[0] for later in distances[1:])
     assert distances[-1] < 0.3 * distances[0]
 
 
-def test_momentum_waits_where_a_batch_brings_no_light(scan_of: Callable[..., Scan]) -> None:
-    measurement, estimate = problem_of(scan_of(n=100, size=16, seed=5))
+def test_momentum_waits_where_a_batch_brings_no_light(scan_factory: Callable[..., Scan]) -> None:
+    measurement, estimate = problem_of(scan_factory(n=100, size=16, seed=5))
     engine = Lsqml(measurement, estimate, LsqmlSettings(momentum=0.8), 4)
     engine.begin_epoch(0, 0.0)
     engine.step(torch.tensor([0, 1]), 0.0)
@@ -106,8 +108,8 @@ def test_momentum_waits_where_a_batch_brings_no_light(scan_of: Callable[..., Sca
     torch.testing.assert_close(engine.velocity[first_corner], velocity[first_corner], atol=1e-6, rtol=0)
 
 
-def test_momentum_is_found_from_the_overlap(scan_of: Callable[..., Scan]) -> None:
-    dense = scan_of(n=100, size=24, seed=6)
+def test_momentum_is_found_from_the_overlap(scan_factory: Callable[..., Scan]) -> None:
+    dense = scan_factory(n=100, size=24, seed=6)
     found = []
     for scan in (dense, dense.select(np.arange(0, 100, 4)), dense.select(np.array([0, 99]))):
         found.append(Lsqml(*problem_of(scan), LsqmlSettings(), 4).momentum)
@@ -115,8 +117,10 @@ def test_momentum_is_found_from_the_overlap(scan_of: Callable[..., Scan]) -> Non
     assert found[2] < 0.1
 
 
-def test_a_rough_probe_is_learned(scan_of: Callable[..., Scan]) -> None:
-    scan = scan_of(n=64, size=24, seed=7, photons=1e5)
+def test_a_rough_probe_is_learned(scan_factory: Callable[..., Scan]) -> None:
+    scan = scan_factory(n=64, size=24, seed=7, photons=1e5)
     rough = replace(scan, probe=(np.abs(scan.probe) + 0j).astype(np.complex64))
-    fixed, learned = (run_of(rough, LsqmlSettings(refine=refine), epochs=40) for refine in (RefineSettings(), LEARNED))
+    fixed, learned = (
+        run_of(rough, LsqmlSettings(refine=refine), epochs=40) for refine in (RefinementSettings(), LEARNED)
+    )
     assert learned.history.r[-1] < 0.1 * fixed.history.r[-1]

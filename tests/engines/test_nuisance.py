@@ -13,49 +13,49 @@ from ptycho_torch.config.engines import StageConfig
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.reconstruction import Reconstruction, load_reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.initialization import placed_object, with_modes
-from ptycho_torch.engines.measurement_model import Correction, Optics
+from ptycho_torch.engines.initialization import paste_object, set_num_modes
+from ptycho_torch.engines.measurement_model import ExitWaveUpdate, MeasurementModel
 from ptycho_torch.engines.nuisance import (
     Refinement,
-    RefineSettings,
-    affine_part,
-    bounded,
-    displacements,
-    without_slow_part,
+    RefinementSettings,
+    clip_displacements,
+    estimate_displacements,
+    fit_affine_part,
+    remove_slow_variation,
 )
-from ptycho_torch.engines.pipeline import Chain
-from ptycho_torch.engines.position_refinement import correlated_displacements
-from ptycho_torch.engines.state import Estimate, flat_estimate, measurement_of
-from ptycho_torch.evaluation.fourier_error import consistency
-from ptycho_torch.physics.batch import probe_in_photons
+from ptycho_torch.engines.pipeline import Pipeline
+from ptycho_torch.engines.position_refinement import estimate_displacements_by_correlation
+from ptycho_torch.engines.state import ReconstructionState, make_measurement, make_vacuum_state
+from ptycho_torch.evaluation.fourier_error import compute_fourier_error
+from ptycho_torch.physics.batch import scale_probe_to_photons
 from ptycho_torch.physics.forward import from_object
-from ptycho_torch.physics.noise import noise_model
-from ptycho_torch.physics.probe import centre_of, orthogonalised, power_of
-from ptycho_torch.simulation.scan import simulate_scan
+from ptycho_torch.physics.noise import make_noise_model
+from ptycho_torch.physics.probe import compute_center, compute_power, orthogonalize_modes
+from ptycho_torch.simulation.scan import simulate_measurement
 
 
 @pytest.fixture(scope="module")
-def noiseless(scan_of: Callable[..., Scan]) -> Scan:
-    scan = scan_of(n=36, size=24, seed=1, photons=0)
+def noiseless(scan_factory: Callable[..., Scan]) -> Scan:
+    scan = scan_factory(n=36, size=24, seed=1, photons=0)
     assert scan.truth is not None
     expected = from_object(*(torch.from_numpy(a) for a in (scan.truth, scan.probe, scan.positions))).intensity
     scale = np.square(scan.amplitudes, dtype=np.float64).sum() / float(expected.sum())
     return replace(scan, probe=(scan.probe * np.sqrt(scale)).astype(np.complex64))
 
 
-def at_truth(scan: Scan, margin: int = 2) -> Estimate:
-    estimate = flat_estimate(torch.from_numpy(scan.positions.copy()), torch.from_numpy(scan.probe), margin)
+def at_truth(scan: Scan, margin: int = 2) -> ReconstructionState:
+    estimate = make_vacuum_state(torch.from_numpy(scan.positions.copy()), torch.from_numpy(scan.probe), margin)
     assert scan.truth is not None
-    estimate.object = placed_object(estimate, scan.truth, np.zeros(2, np.int64))
+    estimate.object = paste_object(estimate, scan.truth, np.zeros(2, np.int64))
     return estimate
 
 
-def optics_of(scan: Scan, estimate: Estimate) -> Optics:
-    measurement = measurement_of(scan, 1.0, noise_model("amplitude"), torch.device("cpu"))
-    return Optics(measurement, estimate, fixed_probe=False)
+def optics_of(scan: Scan, estimate: ReconstructionState) -> MeasurementModel:
+    measurement = make_measurement(scan, 1.0, make_noise_model("amplitude"), torch.device("cpu"))
+    return MeasurementModel(measurement, estimate, fixed_probe=False)
 
 
-@pytest.mark.parametrize("method", [displacements, correlated_displacements])
+@pytest.mark.parametrize("method", [estimate_displacements, estimate_displacements_by_correlation])
 @pytest.mark.parametrize("shift", [(0.1, 0.0), (0.0, -0.1), (0.07, 0.05)])
 def test_a_displaced_position_is_told_where_it_belongs(
     noiseless: Scan, shift: tuple[float, float], method: Callable[..., tuple[torch.Tensor, torch.Tensor]]
@@ -64,7 +64,7 @@ def test_a_displaced_position_is_told_where_it_belongs(
     estimate.positions = estimate.positions + torch.tensor(shift, dtype=torch.float64)
     optics = optics_of(noiseless, estimate)
     everything = torch.arange(len(noiseless))
-    found = method(optics, optics.correction(everything), everything)[0].mean(0)
+    found = method(optics, optics.compute_update(everything), everything)[0].mean(0)
     # The modulus alone is compared, so that a step goes only part of the way; its direction is what counts.
     asked = -torch.tensor(shift)
     share = float(found @ asked / (asked @ asked))
@@ -78,28 +78,30 @@ def test_jittered_positions_are_found(noiseless: Scan) -> None:
     stage = StageConfig(
         engine="pie", epochs=60, batch_size=6, update_positions=True, position_start=2, position_bound=3.0
     )
-    start = flat_estimate(torch.from_numpy(noiseless.positions + jitter), torch.from_numpy(noiseless.probe), 5)
-    chain = Chain(noiseless, 1.0, [stage], start)
-    chain.next_stage(SilentObserver())
-    left = chain.result().positions - noiseless.positions
+    start = make_vacuum_state(torch.from_numpy(noiseless.positions + jitter), torch.from_numpy(noiseless.probe), 5)
+    chain = Pipeline(noiseless, 1.0, [stage], start)
+    chain.run_stage(SilentObserver())
+    left = chain.make_reconstruction().positions - noiseless.positions
     left -= left.mean(0)
     assert np.sqrt(np.square(left).mean()) < 0.3 * np.sqrt(np.square(jitter).mean())
-    np.testing.assert_allclose(chain.result().positions.mean(0), (noiseless.positions + jitter).mean(0), atol=1e-9)
+    np.testing.assert_allclose(
+        chain.make_reconstruction().positions.mean(0), (noiseless.positions + jitter).mean(0), atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("shift", [(2.0, -1.0), (-0.5, 1.25), (0.0, 0.0)])
 def test_a_wave_from_elsewhere_is_found_there(noiseless: Scan, shift: tuple[float, float]) -> None:
     estimate = at_truth(noiseless, margin=6)
     optics, everything = optics_of(noiseless, estimate), torch.arange(len(noiseless))
-    here = optics.correction(everything)
+    here = optics.compute_update(everything)
     estimate.positions = estimate.positions + torch.tensor(shift, dtype=torch.float64)
-    optics.moved()
+    optics.refresh()
     # The probe stays at its fraction: it is the object that is looked at elsewhere.
     moved = optics.patches(everything)
     whole = optics.corners - optics_of(noiseless, at_truth(noiseless, margin=6)).corners
     change = here.probes * moved[:, None] - here.probes * here.patches[:, None]
-    found, sharpness = correlated_displacements(
-        optics, Correction(here.patches, here.probes, change, None, 0.0), everything
+    found, sharpness = estimate_displacements_by_correlation(
+        optics, ExitWaveUpdate(here.patches, here.probes, change, None, 0.0), everything
     )
     off = (found - whole).abs().amax(1)
     assert off.median() < 0.1
@@ -107,10 +109,10 @@ def test_a_wave_from_elsewhere_is_found_there(noiseless: Scan, shift: tuple[floa
 
 
 def test_a_flat_object_moves_nothing(noiseless: Scan) -> None:
-    flat = flat_estimate(torch.from_numpy(noiseless.positions.copy()), torch.from_numpy(noiseless.probe))
+    flat = make_vacuum_state(torch.from_numpy(noiseless.positions.copy()), torch.from_numpy(noiseless.probe))
     optics, everything = optics_of(noiseless, flat), torch.arange(len(noiseless))
-    for method in (displacements, correlated_displacements):
-        found, _ = method(optics, optics.correction(everything), everything)
+    for method in (estimate_displacements, estimate_displacements_by_correlation):
+        found, _ = method(optics, optics.compute_update(everything), everything)
         assert found.abs().max() < 1e-2
 
 
@@ -122,7 +124,7 @@ def speckled(scan: Scan) -> Scan:
     smooth = np.exp(-((y**2 + (x**2).T) / (2 * 0.1**2)))
     detail = np.fft.ifft2(np.fft.fft2(rng.normal(size=(2, *scan.truth.shape))) * smooth).real
     obj = (0.8 + 0.3 * detail[0] / detail[0].std() / 3) * np.exp(0.7j * detail[1] / detail[1].std())
-    return simulate_scan(obj, scan.probe.astype(complex), scan.positions, 1e6, np.random.default_rng(1))
+    return simulate_measurement(obj, scan.probe.astype(complex), scan.positions, 1e6, np.random.default_rng(1))
 
 
 def distorted(positions: np.ndarray, scale: float, degrees: float) -> np.ndarray:
@@ -134,17 +136,19 @@ def distorted(positions: np.ndarray, scale: float, degrees: float) -> np.ndarray
 
 @pytest.mark.parametrize("method", ["gradient", "correlation"])
 def test_a_scan_scaled_and_turned_is_put_right(
-    scan_of: Callable[..., Scan], method: Literal["gradient", "correlation"]
+    scan_factory: Callable[..., Scan], method: Literal["gradient", "correlation"]
 ) -> None:
-    scan = speckled(scan_of(n=100, size=24, seed=5))
+    scan = speckled(scan_factory(n=100, size=24, seed=5))
     start = distorted(scan.positions, 1.02, 1.0)
     stage = StageConfig(
         engine="rpie", epochs=80, batch_size=10, update_positions=True, position_method=method, position_model="affine"
     )
     scale = scan.photons_per_unit or 1.0
-    chain = Chain(scan, scale, [stage], flat_estimate(torch.from_numpy(start), probe_in_photons(scan, scale), 8))
-    chain.next_stage(SilentObserver())
-    found = chain.result().positions
+    chain = Pipeline(
+        scan, scale, [stage], make_vacuum_state(torch.from_numpy(start), scale_probe_to_photons(scan, scale), 8)
+    )
+    chain.run_stage(SilentObserver())
+    found = chain.make_reconstruction().positions
     before, left = start - scan.positions, found - scan.positions - (found - scan.positions).mean(0)
     assert np.square(left).mean() < 0.35**2 * np.square(before).mean()
     terms = np.c_[start, np.ones(len(start))]
@@ -153,17 +157,17 @@ def test_a_scan_scaled_and_turned_is_put_right(
     np.testing.assert_allclose(found.mean(0), start.mean(0), atol=1e-9)
 
 
-def test_large_errors_are_found_by_correlation(scan_of: Callable[..., Scan]) -> None:
-    scan = speckled(scan_of(n=100, size=24, seed=5))
+def test_large_errors_are_found_by_correlation(scan_factory: Callable[..., Scan]) -> None:
+    scan = speckled(scan_factory(n=100, size=24, seed=5))
     jitter = np.random.default_rng(3).normal(0, 1.5, scan.positions.shape)  # 2.1 pixels in the plane
     stage = StageConfig(
         engine="rpie", epochs=60, batch_size=10, update_positions=True, position_method="correlation", position_bound=8
     )
     scale = scan.photons_per_unit or 1.0
     start = torch.from_numpy(scan.positions + jitter)
-    chain = Chain(scan, scale, [stage], flat_estimate(start, probe_in_photons(scan, scale), 12))
-    chain.next_stage(SilentObserver())
-    left = chain.result().positions - scan.positions
+    chain = Pipeline(scan, scale, [stage], make_vacuum_state(start, scale_probe_to_photons(scan, scale), 12))
+    chain.run_stage(SilentObserver())
+    left = chain.make_reconstruction().positions - scan.positions
     left -= left.mean(0)
     assert np.median(np.abs(left)) < 0.25 * np.median(np.abs(jitter))
 
@@ -176,15 +180,15 @@ def test_one_map_is_found_among_moves_that_know_little() -> None:
     certainty = torch.eye(2, dtype=torch.float64).repeat(40, 1, 1)
     certainty[::3] = torch.diag(torch.tensor([0.0, 1.0], dtype=torch.float64))  # knows columns only
     moves[::3, 0] += 50
-    torch.testing.assert_close(affine_part(moves, certainty, start), (start - start.mean(0)) @ linear.mT)
+    torch.testing.assert_close(fit_affine_part(moves, certainty, start), (start - start.mean(0)) @ linear.mT)
     row = torch.stack([torch.zeros(40, dtype=torch.float64), start[:, 1]], 1)
-    assert torch.isfinite(affine_part(moves, certainty, row)).all()
+    assert torch.isfinite(fit_affine_part(moves, certainty, row)).all()
 
 
 @pytest.mark.parametrize(("model", "cut"), [("free", True), ("affine", False)])
 def test_a_bound_keeps_a_map_a_map(model: str, cut: bool) -> None:
     moved = torch.tensor([[-6.0, 1.0], [6.0, -1.0]], dtype=torch.float64)
-    found = bounded(moved, 3.0, model)
+    found = clip_displacements(moved, 3.0, model)
     assert found.abs().max() == 3
     assert bool((found[:, 1].abs() == 1).all()) is cut
 
@@ -194,10 +198,10 @@ def test_positions_stay_within_their_bound(noiseless: Scan) -> None:
     stage = StageConfig(
         engine="pie", epochs=12, batch_size=6, update_positions=True, position_start=1, position_bound=0.25
     )
-    start = flat_estimate(torch.from_numpy(noiseless.positions + jitter), torch.from_numpy(noiseless.probe), 3)
-    chain = Chain(noiseless, 1.0, [stage], start)
-    chain.next_stage(SilentObserver())
-    moved = chain.result().positions - noiseless.positions - jitter
+    start = make_vacuum_state(torch.from_numpy(noiseless.positions + jitter), torch.from_numpy(noiseless.probe), 3)
+    chain = Pipeline(noiseless, 1.0, [stage], start)
+    chain.run_stage(SilentObserver())
+    moved = chain.make_reconstruction().positions - noiseless.positions - jitter
     assert 0.1 < np.abs(moved).max() <= 0.25 + 1e-9
 
 
@@ -207,11 +211,11 @@ def test_a_background_is_found_and_judged_with(noiseless: Scan) -> None:
     results = []
     for learned in (False, True):
         stage = StageConfig(engine="pie", epochs=60, batch_size=6, update_background=learned)
-        start = flat_estimate(torch.from_numpy(scan.positions), torch.from_numpy(scan.probe))
-        chain = Chain(scan, 1.0, [stage], start)
-        chain.next_stage(SilentObserver())
-        results.append(chain.result())
-    plain, learnt = (consistency(result, scan, photons_per_unit=1.0).r for result in results)
+        start = make_vacuum_state(torch.from_numpy(scan.positions), torch.from_numpy(scan.probe))
+        chain = Pipeline(scan, 1.0, [stage], start)
+        chain.run_stage(SilentObserver())
+        results.append(chain.make_reconstruction())
+    plain, learnt = (compute_fourier_error(result, scan, photons_per_unit=1.0).r for result in results)
     assert results[0].background is None
     assert learnt < 0.5 * plain
     assert results[1].background is not None
@@ -224,10 +228,12 @@ def test_the_figure_of_an_epoch_counts_the_background(noiseless: Scan, loss: Lit
     added = 0.05 * np.square(noiseless.amplitudes).mean()
     estimate = at_truth(noiseless)
     estimate.background = torch.full_like(estimate.background, float(added))
-    optics = Optics(measurement_of(noiseless, 1.0, noise_model(loss), torch.device("cpu")), estimate, fixed_probe=True)
+    optics = MeasurementModel(
+        make_measurement(noiseless, 1.0, make_noise_model(loss), torch.device("cpu")), estimate, fixed_probe=True
+    )
     everything = torch.arange(len(noiseless))
     k = np.square(noiseless.amplitudes, dtype=np.float64)
-    assert optics.correction(everything).error == pytest.approx(
+    assert optics.compute_update(everything).error == pytest.approx(
         np.square(np.sqrt(k + added) - np.sqrt(k)).sum(), rel=1e-3
     )
 
@@ -235,16 +241,16 @@ def test_the_figure_of_an_epoch_counts_the_background(noiseless: Scan, loss: Lit
 def fluctuating(scan: Scan, strength: float) -> tuple[Scan, np.ndarray]:
     """The patterns of a source that fluctuates by ``strength`` rms, and by which factors."""
     factors = np.random.default_rng(7).normal(1, strength, len(scan))
-    factors = without_slow_part(torch.from_numpy(factors), torch.from_numpy(scan.positions)).numpy()
+    factors = remove_slow_variation(torch.from_numpy(factors), torch.from_numpy(scan.positions)).numpy()
     return replace(scan, amplitudes=(scan.amplitudes * np.sqrt(factors)[:, None, None]).astype(np.float32)), factors
 
 
 def after(scan: Scan, stage: StageConfig) -> Reconstruction:
     """What a stage makes of ``scan`` from a flat object and the scan's probe."""
-    start = flat_estimate(torch.from_numpy(scan.positions), probe_in_photons(scan, 1.0))
-    chain = Chain(scan, 1.0, [stage], start)
-    chain.next_stage(SilentObserver())
-    return chain.result()
+    start = make_vacuum_state(torch.from_numpy(scan.positions), scale_probe_to_photons(scan, 1.0))
+    chain = Pipeline(scan, 1.0, [stage], start)
+    chain.run_stage(SilentObserver())
+    return chain.make_reconstruction()
 
 
 @pytest.mark.parametrize("loss", ["amplitude", "poisson"])
@@ -263,12 +269,15 @@ def test_fluctuating_intensities_are_found(
     assert found is not None
     assert found.mean() == pytest.approx(1, abs=1e-5)
     assert np.std(found / factors) < 0.3 * np.std(factors)
-    assert consistency(learnt, scan, photons_per_unit=1.0).r < 0.5 * consistency(plain, scan, photons_per_unit=1.0).r
+    assert (
+        compute_fourier_error(learnt, scan, photons_per_unit=1.0).r
+        < 0.5 * compute_fourier_error(plain, scan, photons_per_unit=1.0).r
+    )
 
 
-def test_intensities_are_told_apart_from_modes(scan_of: Callable[..., Scan]) -> None:
+def test_intensities_are_told_apart_from_modes(scan_factory: Callable[..., Scan]) -> None:
     # The light of a second mode is in every pattern alike; that of a source that fluctuates is not.
-    steady = scan_of(n=64, size=24, seed=2, modes=2, photons=1e6)
+    steady = scan_factory(n=64, size=24, seed=2, modes=2, photons=1e6)
     scan, factors = fluctuating(steady, 0.1)
     stage = StageConfig(engine="pie", epochs=60, batch_size=8, update_probe=True, update_intensity=True)
     found = after(scan, stage)
@@ -284,23 +293,25 @@ def test_intensities_are_remembered(noiseless: Scan, engine: str, tmp_path: Path
     stage = StageConfig(engine=engine, epochs=6, batch_size=6, update_intensity=True)
     then = StageConfig(engine="pie", epochs=2, batch_size=6)  # keeps what was found
     whole, begun, resumed = (
-        Chain(scan, 1.0, [stage, then], flat_estimate(torch.from_numpy(scan.positions), torch.from_numpy(scan.probe)))
+        Pipeline(
+            scan, 1.0, [stage, then], make_vacuum_state(torch.from_numpy(scan.positions), torch.from_numpy(scan.probe))
+        )
         for _ in range(3)
     )
 
     class Interrupt(SilentObserver):
         def advance(self, steps: int = 1, **figures: float) -> None:
-            assert begun.run is not None
-            if len(begun.run.history.r) == 4:
+            assert begun.runner is not None
+            if len(begun.runner.history.r) == 4:
                 raise KeyboardInterrupt
 
-    assert not begun.next_stage(Interrupt())
+    assert not begun.run_stage(Interrupt())
     begun.save(tmp_path / "state.safetensors", {})
     resumed.load(tmp_path / "state.safetensors", {})
     for chain in (whole, resumed):
-        while chain.finished < 2:
-            chain.next_stage(SilentObserver())
-    a, b = whole.result(), resumed.result()
+        while chain.num_finished_stages < 2:
+            chain.run_stage(SilentObserver())
+    a, b = whole.make_reconstruction(), resumed.make_reconstruction()
     assert a.intensities is not None
     assert b.intensities is not None
     assert a.intensities.tobytes() == b.intensities.tobytes()
@@ -317,9 +328,9 @@ def test_a_slow_change_is_left_to_the_object() -> None:
     rng = np.random.default_rng(1)
     positions = torch.from_numpy(rng.uniform(0, 300, (200, 2)))
     fading = torch.exp(-positions[:, 0] / 500 + (positions[:, 1] / 400) ** 2)
-    flicker = without_slow_part(torch.from_numpy(rng.normal(1, 0.02, 200)), positions)
-    torch.testing.assert_close(without_slow_part(fading * flicker, positions), flicker)
-    torch.testing.assert_close(without_slow_part(fading, positions), torch.ones_like(fading))
+    flicker = remove_slow_variation(torch.from_numpy(rng.normal(1, 0.02, 200)), positions)
+    torch.testing.assert_close(remove_slow_variation(fading * flicker, positions), flicker)
+    torch.testing.assert_close(remove_slow_variation(fading, positions), torch.ones_like(fading))
 
 
 def test_orthogonal_modes_give_the_same_light_ordered_by_power() -> None:
@@ -327,27 +338,27 @@ def test_orthogonal_modes_give_the_same_light_ordered_by_power() -> None:
     modes = (
         torch.randn(3, 7, 7, dtype=torch.complex128, generator=generator) * torch.tensor([1.0, 3.0, 2.0])[:, None, None]
     )
-    found = orthogonalised(modes)
+    found = orthogonalize_modes(modes)
     flat = found.flatten(1)
     products = flat @ flat.mH
     assert (products - torch.diag(torch.diagonal(products))).abs().max() < 1e-10 * products.abs().max()
     powers = torch.diagonal(products).real
     assert (powers.diff() < 0).all()
     obj = torch.randn(7, 7, dtype=torch.complex128, generator=generator)
-    light = [power_of(torch.fft.fft2(obj * some)) for some in (modes, found)]
+    light = [compute_power(torch.fft.fft2(obj * some)) for some in (modes, found)]
     torch.testing.assert_close(light[0], light[1], rtol=1e-10, atol=1e-10)
 
 
 def test_modes_that_are_orthogonal_already_stay_as_they_are() -> None:
     modes = torch.zeros(2, 5, 5, dtype=torch.complex128)
     modes[0, 1, 2], modes[1, 3, 3] = 2j, 1 - 1j
-    torch.testing.assert_close(orthogonalised(modes), modes)
+    torch.testing.assert_close(orthogonalize_modes(modes), modes)
 
 
 @pytest.mark.parametrize("modes", [1, 2, 4])
 def test_more_or_fewer_modes_keep_the_power(noiseless: Scan, modes: int) -> None:
     probe = torch.from_numpy(noiseless.probe)
-    found = with_modes(with_modes(probe, 3), modes)
+    found = set_num_modes(set_num_modes(probe, 3), modes)
     assert found.shape == (modes, 24, 24)
     assert float(found.abs().square().sum()) == pytest.approx(float(probe.abs().square().sum()), rel=1e-4)
     strongest = (found[0].conj() * probe[0]).sum().abs() / found[0].norm() / probe[0].norm()
@@ -356,15 +367,15 @@ def test_more_or_fewer_modes_keep_the_power(noiseless: Scan, modes: int) -> None
 
 def test_the_gauge_leaves_every_pattern_as_it_is(noiseless: Scan) -> None:
     estimate = at_truth(noiseless, margin=6)
-    estimate.probe = with_modes(estimate.probe, 2)
+    estimate.probe = set_num_modes(estimate.probe, 2)
     optics = optics_of(noiseless, estimate)
-    refinement = Refinement(optics, RefineSettings(update_probe=True))
+    refinement = Refinement(optics, RefinementSettings(update_probe=True))
     estimate.probe = 1.7 * torch.roll(estimate.probe, (2, -1), (-2, -1))
     everything = torch.arange(len(noiseless))
-    before = power_of(torch.fft.fft2(optics.patches(everything)[:, None] * optics.probes(everything)))
+    before = compute_power(torch.fft.fft2(optics.patches(everything)[:, None] * optics.probes(everything)))
     assert refinement.end_epoch()
-    assert float(power_of(estimate.probe).sum()) == pytest.approx(float(refinement.power), rel=1e-4)
-    assert (centre_of(power_of(estimate.probe)) - refinement.centre).abs().max() < 0.5
-    after = power_of(torch.fft.fft2(optics.patches(everything)[:, None] * optics.probes(everything)))
+    assert float(compute_power(estimate.probe).sum()) == pytest.approx(float(refinement.power), rel=1e-4)
+    assert (compute_center(compute_power(estimate.probe)) - refinement.centre).abs().max() < 0.5
+    after = compute_power(torch.fft.fft2(optics.patches(everything)[:, None] * optics.probes(everything)))
     # The probe's faint tail (1 % at the window's edge) comes in again at the other side.
     torch.testing.assert_close(after, before, rtol=0, atol=0.03 * float(before.max()))

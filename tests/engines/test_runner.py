@@ -13,35 +13,39 @@ from ptycho_torch.config.engines import StageConfig
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.pipeline import Chain
+from ptycho_torch.engines.pipeline import Pipeline
 from ptycho_torch.engines.registry import ENGINES
-from ptycho_torch.engines.state import flat_estimate
-from ptycho_torch.evaluation.fourier_error import consistency
+from ptycho_torch.engines.state import make_vacuum_state
+from ptycho_torch.evaluation.fourier_error import compute_fourier_error
 from ptycho_torch.evaluation.metrics import compare_with_truth
-from ptycho_torch.physics.batch import probe_in_photons
+from ptycho_torch.physics.batch import scale_probe_to_photons
 from ptycho_torch.physics.noise import NOISE_MODELS
 
 NAMES = sorted(ENGINES)
 EPOCHS = 12
 
 
-def chain_of(scan: Scan, *stages: StageConfig, obj: NDArray[Any] | None = None, photons_per_unit: float = 1.0) -> Chain:
+def chain_of(
+    scan: Scan, *stages: StageConfig, obj: NDArray[Any] | None = None, photons_per_unit: float = 1.0
+) -> Pipeline:
     """A chain from ones, with the probe's power as it was simulated; ``obj`` (origin (0, 0)) to start from another."""
     probe = (
-        torch.from_numpy(scan.probe) * photons_per_unit**0.5 if scan.photons_per_unit else probe_in_photons(scan, 1.0)
+        torch.from_numpy(scan.probe) * photons_per_unit**0.5
+        if scan.photons_per_unit
+        else scale_probe_to_photons(scan, 1.0)
     )
-    estimate = flat_estimate(torch.from_numpy(scan.positions.copy()), probe)
+    estimate = make_vacuum_state(torch.from_numpy(scan.positions.copy()), probe)
     if obj is not None:
-        (top, left), (rows, columns) = estimate.frame
+        (top, left), (rows, columns) = estimate.canvas
         estimate.object = torch.from_numpy(obj[top : top + rows, left : left + columns].astype(np.complex64))
-    return Chain(scan, photons_per_unit, list(stages), estimate)
+    return Pipeline(scan, photons_per_unit, list(stages), estimate)
 
 
 def reconstructed(scan: Scan, *stages: StageConfig, **settings: Any) -> Reconstruction:
     chain = chain_of(scan, *stages, **settings)
-    while chain.finished < len(stages):
-        assert chain.next_stage(SilentObserver())
-    return chain.result()
+    while chain.num_finished_stages < len(stages):
+        assert chain.run_stage(SilentObserver())
+    return chain.make_reconstruction()
 
 
 def stage(engine: str, **settings: Any) -> StageConfig:
@@ -50,13 +54,13 @@ def stage(engine: str, **settings: Any) -> StageConfig:
 
 def nrmse(result: Reconstruction, scan: Scan) -> float:
     assert scan.truth is not None
-    return float(compare_with_truth(result, scan.truth).figures()["nrmse"])
+    return float(compare_with_truth(result, scan.truth).to_metrics()["nrmse"])
 
 
 @pytest.fixture(scope="module")
-def bright(scan_of: Callable[..., Scan]) -> Scan:
+def bright(scan_factory: Callable[..., Scan]) -> Scan:
     """49 patterns of 24 × 24 pixels, whose probe has the power that its photons say."""
-    return powered(scan_of(n=49, size=24, seed=2, photons=1e5))
+    return powered(scan_factory(n=49, size=24, seed=2, photons=1e5))
 
 
 def powered(scan: Scan) -> Scan:
@@ -74,16 +78,16 @@ def powered(scan: Scan) -> Scan:
 @pytest.mark.parametrize("engine", NAMES)
 def test_the_error_falls_towards_the_floor_and_the_truth(engine: str, loss: str, bright: Scan) -> None:
     result = reconstructed(bright, stage(engine, loss=loss, epochs=40))
-    found = consistency(result, bright, photons_per_unit=1.0)
+    found = compute_fourier_error(result, bright, photons_per_unit=1.0)
     assert result.history["r"][-1] < result.history["r"][0] / 10
     assert found.r < 3 * found.r_floor
     assert nrmse(result, bright) < 0.5 * nrmse(reconstructed(bright, stage(engine, epochs=0)), bright)
 
 
 @pytest.mark.parametrize("engine", NAMES)
-def test_a_perfect_noiseless_start_stays_put(engine: str, scan_of: Callable[..., Scan]) -> None:
-    scan = powered(scan_of(n=25, size=24, seed=3, photons=0))
-    before = chain_of(scan, obj=scan.truth).result()
+def test_a_perfect_noiseless_start_stays_put(engine: str, scan_factory: Callable[..., Scan]) -> None:
+    scan = powered(scan_factory(n=25, size=24, seed=3, photons=0))
+    before = chain_of(scan, obj=scan.truth).make_reconstruction()
     after = reconstructed(scan, stage(engine), obj=scan.truth)
     difference = np.abs(after.object - before.object)[before.coverage > 0.1 * before.coverage.max()]
     assert difference.max() < 2e-3
@@ -97,7 +101,7 @@ def test_a_good_start_is_never_made_worse(engine: str, bright: Scan) -> None:
     rows, columns = np.minimum(rec.shape, np.array(canvas.shape) - start.origin_yx)
     canvas[top : top + rows, left : left + columns] = rec[:rows, :columns]
     further = reconstructed(bright, stage(engine), obj=canvas)
-    before, after = (consistency(result, bright, photons_per_unit=1.0).r for result in (start, further))
+    before, after = (compute_fourier_error(result, bright, photons_per_unit=1.0).r for result in (start, further))
     assert max(further.history["r"]) < 2 * before + 1e-3
     assert after < 1.1 * before
 
@@ -113,8 +117,8 @@ def test_seeded_runs_repeat_to_the_byte(engine: str, learned: bool, scan: Scan) 
 
 
 @pytest.mark.parametrize("engine", NAMES)
-def test_an_odd_window_and_two_modes(engine: str, scan_of: Callable[..., Scan]) -> None:
-    scan = powered(scan_of(n=42, size=23, seed=4, modes=2, photons=1e5))
+def test_an_odd_window_and_two_modes(engine: str, scan_factory: Callable[..., Scan]) -> None:
+    scan = powered(scan_factory(n=42, size=23, seed=4, modes=2, photons=1e5))
     result = reconstructed(scan, stage(engine, epochs=40))
     assert result.probe.shape == (2, 23, 23)
     assert result.object.shape[0] != result.object.shape[1]
@@ -142,10 +146,10 @@ def test_the_unit_of_the_amplitudes_does_not_matter(engine: str, scan: Scan) -> 
     other = replace(scan, amplitudes=scan.amplitudes / 4, photons_per_unit=None)
     plain = replace(scan, photons_per_unit=None)
     first = reconstructed(plain, stage(engine, epochs=4))
-    probe = probe_in_photons(other, 16.0)
-    chain = Chain(other, 16.0, [stage(engine, epochs=4)], flat_estimate(torch.from_numpy(scan.positions), probe))
-    chain.next_stage(SilentObserver())
-    np.testing.assert_allclose(chain.result().object, first.object, atol=2e-4)
+    probe = scale_probe_to_photons(other, 16.0)
+    chain = Pipeline(other, 16.0, [stage(engine, epochs=4)], make_vacuum_state(torch.from_numpy(scan.positions), probe))
+    chain.run_stage(SilentObserver())
+    np.testing.assert_allclose(chain.make_reconstruction().object, first.object, atol=2e-4)
 
 
 @pytest.mark.parametrize("engine", NAMES)
@@ -156,7 +160,7 @@ def test_every_engine_makes_its_result_on_the_same_frame(engine: str, bright: Sc
     assert result.object.shape == reference.object.shape
     assert bright.truth is not None
     comparison = compare_with_truth(result, bright.truth, remove_shift=True)
-    assert np.abs(comparison.figures()["removed_shift_pixels"]).max() < 0.05
+    assert np.abs(comparison.to_metrics()["removed_shift_pixels"]).max() < 0.05
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -174,12 +178,15 @@ def test_a_run_goes_on_exactly_from_its_checkpoint(engine: str, learned: bool, s
                 raise KeyboardInterrupt
 
     whole, begun, resumed = (chain_of(scan, chosen) for _ in range(3))
-    whole.next_stage(SilentObserver())
-    assert not begun.next_stage(Interrupt())
+    whole.run_stage(SilentObserver())
+    assert not begun.run_stage(Interrupt())
     begun.save(tmp_path / "state.safetensors", {})
     resumed.load(tmp_path / "state.safetensors", {})
-    assert len(resumed.result().history["r"]) == 3
-    resumed.next_stage(SilentObserver())
+    assert len(resumed.make_reconstruction().history["r"]) == 3
+    resumed.run_stage(SilentObserver())
     for name in ("object", "probe", "positions"):
-        assert getattr(resumed.result(), name).tobytes() == getattr(whole.result(), name).tobytes(), name
-    assert resumed.result().history == whole.result().history
+        assert (
+            getattr(resumed.make_reconstruction(), name).tobytes()
+            == getattr(whole.make_reconstruction(), name).tobytes()
+        ), name
+    assert resumed.make_reconstruction().history == whole.make_reconstruction().history

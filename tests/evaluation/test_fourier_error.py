@@ -9,18 +9,25 @@ import pytest
 from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import DataError
-from ptycho_torch.evaluation.fourier_error import Consistency, consistency, expected_photons, measured_photons
+from ptycho_torch.evaluation.fourier_error import (
+    FourierError,
+    compute_fourier_error,
+    compute_measured_photons,
+    predict_photons,
+)
 
 Change = Callable[[NDArray[Any]], NDArray[Any]]
 
 
-def judged(known: Any, **how: Any) -> Consistency:
-    return consistency(known.reconstruction, known.scan, photons_per_unit=known.reconstruction.photons_per_unit, **how)
+def judged(known: Any, **how: Any) -> FourierError:
+    return compute_fourier_error(
+        known.reconstruction, known.scan, photons_per_unit=known.reconstruction.photons_per_unit, **how
+    )
 
 
 @pytest.mark.parametrize(("size", "modes"), [(24, 1), (24, 3), (15, 1)])
-def test_the_true_object_explains_noiseless_patterns(simulate: Callable[..., Any], size: int, modes: int) -> None:
-    found = judged(simulate(size=size, modes=modes))
+def test_the_true_object_explains_noiseless_patterns(case_factory: Callable[..., Any], size: int, modes: int) -> None:
+    found = judged(case_factory(size=size, modes=modes))
     assert found.r < 1e-10
     assert found.loss < 1e-6
     assert found.skipped == 0
@@ -28,13 +35,13 @@ def test_the_true_object_explains_noiseless_patterns(simulate: Callable[..., Any
 
 
 @pytest.mark.parametrize("photons", [200, 1e4, 1e6])
-def test_the_true_object_reaches_the_noise_floor(simulate: Callable[..., Any], photons: float) -> None:
-    found = judged(simulate(photons=photons, noise=True))
+def test_the_true_object_reaches_the_noise_floor(case_factory: Callable[..., Any], photons: float) -> None:
+    found = judged(case_factory(photons=photons, noise=True))
     assert found.r == pytest.approx(found.r_floor, rel=0.03)
 
 
-def test_at_low_dose_the_floor_is_not_a_quarter_a_pixel(simulate: Callable[..., Any]) -> None:
-    known = simulate(photons=200, noise=True)
+def test_at_low_dose_the_floor_is_not_a_quarter_a_pixel(case_factory: Callable[..., Any]) -> None:
+    known = case_factory(photons=200, noise=True)
     found = judged(known)
     assert found.r_floor < 0.75 * 0.25 * known.scan.size**2 / found.photons_per_pattern
 
@@ -52,28 +59,30 @@ def test_at_low_dose_the_floor_is_not_a_quarter_a_pixel(simulate: Callable[..., 
     ],
     ids=["conjugate", "rows reversed", "columns reversed", "one row off", "one column off", "no phase", "flat"],
 )
-def test_a_wrong_object_is_far_from_the_patterns(known: Any, change: Change) -> None:
-    wrong = np.ascontiguousarray(change(known.reconstruction.object), np.complex64)
-    assert judged(known._replace(reconstruction=replace(known.reconstruction, object=wrong))).r > 0.01
+def test_a_wrong_object_is_far_from_the_patterns(simulated_case: Any, change: Change) -> None:
+    wrong = np.ascontiguousarray(change(simulated_case.reconstruction.object), np.complex64)
+    assert judged(simulated_case._replace(reconstruction=replace(simulated_case.reconstruction, object=wrong))).r > 0.01
 
 
-def test_a_global_phase_changes_nothing(known: Any) -> None:
-    turned = replace(known.reconstruction, object=known.reconstruction.object * np.complex64(np.exp(2j)))
-    assert judged(known._replace(reconstruction=turned)).r < 1e-10
+def test_a_global_phase_changes_nothing(simulated_case: Any) -> None:
+    turned = replace(
+        simulated_case.reconstruction, object=simulated_case.reconstruction.object * np.complex64(np.exp(2j))
+    )
+    assert judged(simulated_case._replace(reconstruction=turned)).r < 1e-10
 
 
-def test_the_unit_of_the_file_changes_nothing(simulate: Callable[..., Any]) -> None:
-    known = simulate(photons=1e4, noise=True)
+def test_the_unit_of_the_file_changes_nothing(case_factory: Callable[..., Any]) -> None:
+    known = case_factory(photons=1e4, noise=True)
     unit = known.reconstruction.photons_per_unit
     scan = replace(known.scan, amplitudes=known.scan.amplitudes * np.float32(3))
-    other = consistency(known.reconstruction, scan, photons_per_unit=unit / 9)
+    other = compute_fourier_error(known.reconstruction, scan, photons_per_unit=unit / 9)
     assert other.r == pytest.approx(judged(known).r, rel=1e-5)
     assert other.photons_per_pattern == pytest.approx(judged(known).photons_per_pattern, rel=1e-5)
 
 
 @pytest.mark.parametrize("each", [False, True], ids=["one mask", "a mask a pattern"])
-def test_masked_pixels_do_not_count(simulate: Callable[..., Any], each: bool) -> None:
-    known = simulate(photons=1e4, noise=True)
+def test_masked_pixels_do_not_count(case_factory: Callable[..., Any], each: bool) -> None:
+    known = case_factory(photons=1e4, noise=True)
     count, size, _ = known.scan.amplitudes.shape
     mask = np.random.default_rng(0).random((count, size, size) if each else (size, size)) > 0.2
     clean = judged(known._replace(scan=replace(known.scan, mask=mask)))
@@ -85,8 +94,8 @@ def test_masked_pixels_do_not_count(simulate: Callable[..., Any], each: bool) ->
     assert clean.photons_per_pattern * count == pytest.approx(kept, rel=1e-5)
 
 
-def test_some_patterns_are_judged_as_among_all(simulate: Callable[..., Any]) -> None:
-    known = simulate(photons=1e4, noise=True)
+def test_some_patterns_are_judged_as_among_all(case_factory: Callable[..., Any]) -> None:
+    known = case_factory(photons=1e4, noise=True)
     everything, some = judged(known), np.array([80, 3, 17])
     found = judged(known, indices=some)
     np.testing.assert_array_equal(found.indices, some)
@@ -95,39 +104,39 @@ def test_some_patterns_are_judged_as_among_all(simulate: Callable[..., Any]) -> 
     assert found.r == pytest.approx(np.sum(found.per_pattern * photons) / photons.sum(), rel=1e-5)
 
 
-def test_patterns_outside_the_canvas_are_skipped_and_counted(known: Any) -> None:
-    rec = known.reconstruction
+def test_patterns_outside_the_canvas_are_skipped_and_counted(simulated_case: Any) -> None:
+    rec = simulated_case.reconstruction
     lower = rec.origin_yx + np.array([6, 0])
     cut = replace(rec, object=rec.object[6:], coverage=rec.coverage[6:], origin_yx=lower)
-    found = judged(known._replace(reconstruction=cut))
-    corners = np.floor(known.scan.positions[:, 0] - known.scan.size // 2 + 0.5)
+    found = judged(simulated_case._replace(reconstruction=cut))
+    corners = np.floor(simulated_case.scan.positions[:, 0] - simulated_case.scan.size // 2 + 0.5)
     outside = corners < cut.origin_yx[0]
     assert 0 < found.skipped == outside.sum()
     np.testing.assert_array_equal(found.indices, np.flatnonzero(~outside))
     assert found.r < 1e-10
 
 
-def test_a_pattern_without_a_photon_has_no_r_of_its_own(known: Any) -> None:
-    amplitudes = known.scan.amplitudes.copy()
+def test_a_pattern_without_a_photon_has_no_r_of_its_own(simulated_case: Any) -> None:
+    amplitudes = simulated_case.scan.amplitudes.copy()
     amplitudes[4] = 0
-    found = judged(known._replace(scan=replace(known.scan, amplitudes=amplitudes)))
+    found = judged(simulated_case._replace(scan=replace(simulated_case.scan, amplitudes=amplitudes)))
     assert np.flatnonzero(np.isnan(found.per_pattern)).tolist() == [4]
     assert np.isfinite(found.r)
 
 
-def test_measurement_and_model_have_one_corner(known: Any) -> None:
+def test_measurement_and_model_have_one_corner(simulated_case: Any) -> None:
     indices = np.array([0, 44])
-    model = expected_photons(known.reconstruction, known.scan.positions[indices])
-    counts = measured_photons(known.scan, indices, known.reconstruction.photons_per_unit)
+    model = predict_photons(simulated_case.reconstruction, simulated_case.scan.positions[indices])
+    counts = compute_measured_photons(simulated_case.scan, indices, simulated_case.reconstruction.photons_per_unit)
     np.testing.assert_allclose(model.numpy(), counts.numpy(), rtol=2e-4, atol=1e-2)
 
 
-def test_what_does_not_belong_together_is_refused(known: Any, simulate: Callable[..., Any]) -> None:
+def test_what_does_not_belong_together_is_refused(simulated_case: Any, case_factory: Callable[..., Any]) -> None:
     with pytest.raises(DataError, match=r"patterns are 15 × 15 pixels.*probe is 24 × 24"):
-        judged(known._replace(scan=simulate(size=15).scan))
-    far = replace(known.reconstruction, origin_yx=known.reconstruction.origin_yx + 500)
+        judged(simulated_case._replace(scan=case_factory(size=15).scan))
+    far = replace(simulated_case.reconstruction, origin_yx=simulated_case.reconstruction.origin_yx + 500)
     with pytest.raises(DataError, match="none of the 90 patterns"):
-        judged(known._replace(reconstruction=far))
-    dark = replace(known.scan, mask=np.zeros((24, 24), bool))
+        judged(simulated_case._replace(reconstruction=far))
+    dark = replace(simulated_case.scan, mask=np.zeros((24, 24), bool))
     with pytest.raises(DataError, match="mask"):
-        judged(known._replace(scan=dark))
+        judged(simulated_case._replace(scan=dark))

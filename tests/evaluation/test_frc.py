@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import DataError
-from ptycho_torch.evaluation.frc import half_bit, largest_square, ring_correlation
+from ptycho_torch.evaluation.frc import compute_half_bit_threshold, find_largest_square, ring_correlation
 
 Complex = NDArray[np.complex128]
 
@@ -61,16 +61,16 @@ def test_scale_does_not_count_but_phase_does(factor: float) -> None:
 
 
 @pytest.mark.parametrize("flat", [1, 5j, 0])
-def test_a_flat_image_correlates_with_nothing(object_at: Callable[..., Complex], flat: complex) -> None:
-    truth = object_at(np.arange(48), np.arange(48))
+def test_a_flat_image_correlates_with_nothing(sample_object: Callable[..., Complex], flat: complex) -> None:
+    truth = sample_object(np.arange(48), np.arange(48))
     found = ring_correlation(np.full((48, 48), flat, np.complex128), truth)
     np.testing.assert_array_equal(found.correlation, 0)
     assert (found.crossing, found.resolution) == (0, None)
 
 
-def test_a_flat_phase_gives_no_agreement_for_a_phase_object(object_at: Callable[..., Complex]) -> None:
+def test_a_flat_phase_gives_no_agreement_for_a_phase_object(sample_object: Callable[..., Complex]) -> None:
     """The true amplitude without the phase: a picture that a correlation of amplitudes would call perfect."""
-    truth = object_at(np.arange(64), np.arange(64))
+    truth = sample_object(np.arange(64), np.arange(64))
     found = ring_correlation(np.abs(truth).astype(complex), truth)
     assert np.mean(found.correlation < found.threshold) > 0.8
 
@@ -84,9 +84,9 @@ def test_a_wrong_orientation_gives_no_agreement(change: Callable[[Complex], Comp
 def test_the_threshold_is_half_a_bit() -> None:
     """At many pixels the criterion is SNR / (1 + SNR) where two halves together carry log₂(1 + 2·SNR) = ½."""
     snr = (np.sqrt(2) - 1) / 2
-    assert half_bit(np.array([1e12]))[0] == pytest.approx(snr / (1 + snr), abs=1e-4)
-    assert half_bit(np.array([1.0]))[0] == pytest.approx(1, abs=1e-4)
-    assert (np.diff(half_bit(np.geomspace(1, 1e6, 50))) < 0).all()
+    assert compute_half_bit_threshold(np.array([1e12]))[0] == pytest.approx(snr / (1 + snr), abs=1e-4)
+    assert compute_half_bit_threshold(np.array([1.0]))[0] == pytest.approx(1, abs=1e-4)
+    assert (np.diff(compute_half_bit_threshold(np.geomspace(1, 1e6, 50))) < 0).all()
 
 
 @pytest.mark.parametrize("shapes", [((8, 9), (8, 9)), ((16, 16), (18, 18)), ((7, 7), (7, 7))])
@@ -99,7 +99,7 @@ def test_other_shapes_are_refused(shapes: tuple[Any, Any]) -> None:
 def test_the_largest_square_is_inside_and_none_is_larger(seed: int) -> None:
     rng = np.random.default_rng(seed)
     region = rng.random((17, 22)) > 0.02
-    rows, columns = largest_square(region)
+    rows, columns = find_largest_square(region)
     side = rows.stop - rows.start
     assert side == columns.stop - columns.start
     assert side % 2 == 1
@@ -110,5 +110,5 @@ def test_the_largest_square_is_inside_and_none_is_larger(seed: int) -> None:
 
 
 def test_no_square_in_an_empty_region() -> None:
-    rows, columns = largest_square(np.zeros((5, 6), bool))
+    rows, columns = find_largest_square(np.zeros((5, 6), bool))
     assert np.zeros((5, 6))[rows, columns].size == 0

@@ -9,28 +9,30 @@ import pytest
 
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.reconstruction import Reconstruction
-from ptycho_torch.evaluation.half_split import half_scan_correlation, pixel_size_of
+from ptycho_torch.evaluation.half_split import correlate_half_scans, read_pixel_size
 
 
 @pytest.fixture(scope="module")
-def whole(known: Any) -> Reconstruction:
-    reconstruction: Reconstruction = known.reconstruction
+def whole(simulated_case: Any) -> Reconstruction:
+    reconstruction: Reconstruction = simulated_case.reconstruction
     return reconstruction
 
 
 def test_a_reconstruction_agrees_with_itself(whole: Reconstruction) -> None:
-    found = half_scan_correlation(whole, whole)
+    found = correlate_half_scans(whole, whole)
     np.testing.assert_allclose(found.frc.correlation, 1, atol=1e-3)
     assert found.frc.crossing is None
     assert np.abs(found.shift).max() < 1e-3
-    assert found.figures()["half_scan_resolution_pixels"] is None
+    assert found.to_metrics()["half_scan_resolution_pixels"] is None
 
 
-def test_factor_ramp_and_shift_do_not_count(whole: Reconstruction, known: Any, object_at: Callable[..., Any]) -> None:
+def test_factor_ramp_and_shift_do_not_count(
+    whole: Reconstruction, simulated_case: Any, sample_object: Callable[..., Any]
+) -> None:
     rows, columns = (start + np.arange(n) for start, n in zip(whole.origin_yx, whole.object.shape, strict=True))
-    moved = object_at(rows + 0.4, columns - 0.7)
+    moved = sample_object(rows + 0.4, columns - 0.7)
     turned = moved * 1.7 * np.exp(1j * (2 + 0.03 * rows[:, None] - 0.02 * columns))
-    found = half_scan_correlation(whole, replace(whole, object=turned.astype(np.complex64)))
+    found = correlate_half_scans(whole, replace(whole, object=turned.astype(np.complex64)))
     assert found.shift == pytest.approx((0.4, -0.7), abs=0.02)
     bright = found.frc.frequency < 0.2  # where the object has its periods
     assert found.frc.correlation[bright].min() > 0.98
@@ -46,22 +48,22 @@ def test_the_crossings_are_where_the_halves_begin_to_differ(whole: Reconstructio
         replace(whole, object=(1 + 0.1 * np.fft.ifft2(np.where(radius < cutoff, common, noise))).astype(np.complex64))
         for noise in own
     ]
-    found = half_scan_correlation(*halves, pixel_size=2e-8)
-    figures = found.figures()
+    found = correlate_half_scans(*halves, pixel_size=2e-8)
+    figures = found.to_metrics()
     assert figures["half_scan_crossing_cycles_per_pixel"] == pytest.approx(cutoff, abs=0.04)
     assert figures["half_scan_fixed_crossing_cycles_per_pixel"] == pytest.approx(cutoff, abs=0.04)
     assert figures["half_scan_resolution_pixels"] == pytest.approx(0.5 / cutoff, rel=0.2)
     assert figures["half_scan_resolution_nm"] == pytest.approx(figures["half_scan_resolution_pixels"] * 20)
-    assert found.picture().png.startswith(b"\x89PNG")
+    assert found.make_report_image().png.startswith(b"\x89PNG")
 
 
 def test_other_canvases_and_sparse_scans_are_refused(whole: Reconstruction) -> None:
     with pytest.raises(DataError, match="expected the same"):
-        half_scan_correlation(whole, replace(whole, origin_yx=whole.origin_yx + 1))
+        correlate_half_scans(whole, replace(whole, origin_yx=whole.origin_yx + 1))
     coverage = np.zeros_like(whole.coverage)
     coverage[20:24] = 1
     with pytest.raises(DataError, match="too sparse"):
-        half_scan_correlation(whole, replace(whole, coverage=coverage))
+        correlate_half_scans(whole, replace(whole, coverage=coverage))
 
 
 @pytest.mark.parametrize(
@@ -75,5 +77,7 @@ def test_other_canvases_and_sparse_scans_are_refused(whole: Reconstruction) -> N
         ({}, None),
     ],
 )
-def test_the_pixel_size_is_that_of_the_metadata(known: Any, metadata: dict[str, Any], expected: float | None) -> None:
-    assert pixel_size_of(replace(known.scan, metadata=metadata)) == expected
+def test_the_pixel_size_is_that_of_the_metadata(
+    simulated_case: Any, metadata: dict[str, Any], expected: float | None
+) -> None:
+    assert read_pixel_size(replace(simulated_case.scan, metadata=metadata)) == expected

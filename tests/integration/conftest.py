@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def run(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run_process(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Runs ``python …`` in a folder: ``run("train", folder, "-m", "ptycho_torch.train", …)``; returns what it printed.
 
     ``expect`` is the exit code that must come back.
@@ -72,13 +72,13 @@ def run(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def seconds(pytestconfig: pytest.Config) -> Callable[[], float]:
+def elapsed_seconds(pytestconfig: pytest.Config) -> Callable[[], float]:
     """Wall seconds of all stages so far."""
     return lambda: sum(took for _, took in pytestconfig.stash[_seconds])
 
 
 @pytest.fixture(scope="session")
-def limit() -> float:
+def max_seconds() -> float:
     """Seconds past which the regression fails."""
     return FAIL_SECONDS
 

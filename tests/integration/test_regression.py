@@ -39,14 +39,14 @@ def words(line: str, **names: object) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, run_process: Run) -> Path:
     """One pass."""
     folder = tmp_path_factory.mktemp("regression")
-    run("simulate", folder, *words(SIMULATE))
-    run("fixture", folder, GENERATOR, "--source", "scan.npz", "--output", "fixture.npz", "--subset-size", "64")
-    run("train", folder, *words(TRAIN, model="model", epochs=EPOCHS, seed=0))
-    run("infer and stitch", folder, *words(INFER, model="model", result="result"), "--no_report")
-    judge(folder, run, "result", "evaluate")
+    run_process("simulate", folder, *words(SIMULATE))
+    run_process("fixture", folder, GENERATOR, "--source", "scan.npz", "--output", "fixture.npz", "--subset-size", "64")
+    run_process("train", folder, *words(TRAIN, model="model", epochs=EPOCHS, seed=0))
+    run_process("infer and stitch", folder, *words(INFER, model="model", result="result"), "--no_report")
+    judge(folder, run_process, "result", "evaluate")
     return folder
 
 
@@ -66,13 +66,13 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_the_fixture_is_the_same_made_again_and_its_record_is_true(folder: Path, run: Run) -> None:
+def test_the_fixture_is_the_same_made_again_and_its_record_is_true(folder: Path, run_process: Run) -> None:
     record = json.loads((folder / "fixture.json").read_text())
     assert record["fixture"]["sha256"] == digest(folder / "fixture.npz")
     assert record["source"]["sha256"] == digest(folder / "scan.npz")
     (folder / "again").mkdir()
     shutil.copy(folder / "scan.npz", folder / "again" / "scan.npz")
-    run("fixture again", folder / "again", GENERATOR, "--source", "scan.npz", "--output", "fixture.npz")
+    run_process("fixture again", folder / "again", GENERATOR, "--source", "scan.npz", "--output", "fixture.npz")
     for name in ("fixture.npz", "fixture.json"):
         assert digest(folder / "again" / name) == digest(folder / name)
 
@@ -87,14 +87,14 @@ def test_the_history_is_finite_and_falls(folder: Path) -> None:
     assert (losses[1:].mean(0) < losses[0]).all()
 
 
-def test_a_bundle_that_lacks_a_tensor_is_refused(folder: Path, run: Run) -> None:
+def test_a_bundle_that_lacks_a_tensor_is_refused(folder: Path, run_process: Run) -> None:
     from safetensors.numpy import load_file, save_file
 
     shutil.copytree(folder / "model", folder / "lacking")
     tensors = load_file(folder / "model" / "model.safetensors")
     tensors.pop(sorted(tensors)[0])
     save_file(tensors, folder / "lacking" / "model.safetensors")
-    said = run("infer, damaged bundle", folder, *words(INFER, model="lacking", result="none"), expect=2)
+    said = run_process("infer, damaged bundle", folder, *words(INFER, model="lacking", result="none"), expect=2)
     assert said.count("\n") == 1
     assert "Traceback" not in said
     assert not (folder / "none").exists()
@@ -124,23 +124,23 @@ def test_the_trained_network_beats_the_bar(folder: Path) -> None:
     assert r < R_BAR
 
 
-def test_an_untrained_network_fails_the_bar(folder: Path, run: Run) -> None:
-    run("train, no epochs", folder, *words(TRAIN, model="untrained", epochs=0, seed=0))
-    run("infer, untrained", folder, *words(INFER, model="untrained", result="flat"), "--no_report")
-    judge(folder, run, "flat", "evaluate, untrained")
+def test_an_untrained_network_fails_the_bar(folder: Path, run_process: Run) -> None:
+    run_process("train, no epochs", folder, *words(TRAIN, model="untrained", epochs=0, seed=0))
+    run_process("infer, untrained", folder, *words(INFER, model="untrained", result="flat"), "--no_report")
+    judge(folder, run_process, "flat", "evaluate, untrained")
     nrmse, r = figures(folder / "flat")
     assert nrmse > NRMSE_BAR
     assert r > R_BAR
 
 
-def test_the_same_seed_gives_the_same_bytes(folder: Path, run: Run) -> None:
-    run("train, same seed", folder, *words(TRAIN, model="same", epochs=EPOCHS, seed=0))
+def test_the_same_seed_gives_the_same_bytes(folder: Path, run_process: Run) -> None:
+    run_process("train, same seed", folder, *words(TRAIN, model="same", epochs=EPOCHS, seed=0))
     for name in ("model.safetensors", "history.csv"):
         assert digest(folder / "same" / name) == digest(folder / "model" / name)
 
 
-def test_another_seed_gives_other_bytes(folder: Path, run: Run) -> None:
-    run("train, another seed", folder, *words(TRAIN, model="other", epochs=1, seed=1))
+def test_another_seed_gives_other_bytes(folder: Path, run_process: Run) -> None:
+    run_process("train, another seed", folder, *words(TRAIN, model="other", epochs=1, seed=1))
     assert digest(folder / "other" / "model.safetensors") != digest(folder / "model" / "model.safetensors")
     with (folder / "other" / "history.csv").open() as other, (folder / "model" / "history.csv").open() as first:
         rows = [next(csv.DictReader(file)) for file in (other, first)]
@@ -149,12 +149,12 @@ def test_another_seed_gives_other_bytes(folder: Path, run: Run) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif("PTYCHO_TORCH_DATA" not in os.environ, reason="needs the data folder PTYCHO_TORCH_DATA")
-def test_the_way_from_the_twin_of_run_1084(tmp_path: Path, run: Run) -> None:
+def test_the_way_from_the_twin_of_run_1084(tmp_path: Path, run_process: Run) -> None:
     twin = Path(os.environ["PTYCHO_TORCH_DATA"]) / "run1084" / "Run1084_twin_legacy.npz"
-    run("twin: fixture", tmp_path, GENERATOR, "--source", twin, "--output", "fixture.npz")
-    run("twin: train", tmp_path, *words(TRAIN, model="model", epochs=EPOCHS, seed=0))
-    run("twin: infer and stitch", tmp_path, *words(INFER, model="model", result="result"))
-    judge(tmp_path, run, "result", "twin: evaluate")
+    run_process("twin: fixture", tmp_path, GENERATOR, "--source", twin, "--output", "fixture.npz")
+    run_process("twin: train", tmp_path, *words(TRAIN, model="model", epochs=EPOCHS, seed=0))
+    run_process("twin: infer and stitch", tmp_path, *words(INFER, model="model", result="result"))
+    judge(tmp_path, run_process, "result", "twin: evaluate")
     # Its phase is too strong for so short a training: NRMSE 0.84, where the untrained network has 0.89. R tells: 0.018
     # and 0.090.
     nrmse, r = figures(tmp_path / "result")
@@ -162,5 +162,7 @@ def test_the_way_from_the_twin_of_run_1084(tmp_path: Path, run: Run) -> None:
     assert r < R_BAR
 
 
-def test_all_of_it_took_less_than_the_limit(seconds: Callable[[], float], limit: float, folder: Path) -> None:
-    assert seconds() < limit, "too slow: see the table of stages"
+def test_all_of_it_took_less_than_the_limit(
+    elapsed_seconds: Callable[[], float], max_seconds: float, folder: Path
+) -> None:
+    assert elapsed_seconds() < max_seconds, "too slow: see the table of stages"

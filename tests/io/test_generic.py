@@ -11,7 +11,7 @@ import pytest
 from ptycho_torch.config.data import ConvertConfig
 from ptycho_torch.core.errors import ConfigError, ContractError, DataError
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.io.generic import convert_file, oriented, read_foreign_arrays
+from ptycho_torch.io.generic import convert_file, orient_patterns, read_compressed_arrays
 from ptycho_torch.io.npz import load_scan, read_arrays
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -29,11 +29,11 @@ def far_field_intensity(wave: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.abs(np.fft.fftshift(np.fft.fft2(wave))) ** 2
 
 
-def test_a_tike_file_of_counts_is_converted(canonical: Make, write: Write) -> None:
-    arrays = canonical()
+def test_a_tike_file_of_counts_is_converted(canonical_arrays: Make, write_npz: Write) -> None:
+    arrays = canonical_arrays()
     counts = np.rint(np.square(arrays["diffraction"], dtype=np.float64))
     scan = np.stack([arrays["ycoords"], arrays["xcoords"]], 1).astype(np.float32)
-    path = write(
+    path = write_npz(
         {
             "data": np.fft.ifftshift(counts, axes=(1, 2)).astype(np.float32)[None],
             "probe": arrays["probeGuess"][None, None, None, None],
@@ -51,8 +51,8 @@ def test_a_tike_file_of_counts_is_converted(canonical: Make, write: Write) -> No
         assert result.metadata["converted"] == {"source": source.name, "measurement": "counts", "origin": "corner"}
 
 
-def test_keys_axes_and_units_are_as_the_settings_say(legacy: Make, write: Write) -> None:
-    arrays = legacy()
+def test_keys_axes_and_units_are_as_the_settings_say(legacy_arrays: Make, write_npz: Write) -> None:
+    arrays = legacy_arrays()
     foreign = {
         "I": np.square(arrays["diffraction"]),
         "P": arrays["probeGuess"],
@@ -62,7 +62,7 @@ def test_keys_axes_and_units_are_as_the_settings_say(legacy: Make, write: Write)
         "good": np.eye(8),
     }
     result = converted(
-        write(foreign),
+        write_npz(foreign),
         diffraction_key="I",
         probe_key="P",
         object_key="O",
@@ -87,14 +87,18 @@ def test_a_flip_is_the_pattern_of_the_mirrored_wave(size: int, setting: str, axi
     wave = rng.normal(size=(size, size)) + 1j * rng.normal(size=(size, size))
     mirrored = np.take(wave, -np.arange(size) % size, axis=axis)
     config = ConvertConfig(source=Path("a"), destination=Path("b"), **{setting: True})
-    np.testing.assert_allclose(oriented(far_field_intensity(wave), config), far_field_intensity(mirrored), rtol=1e-10)
+    np.testing.assert_allclose(
+        orient_patterns(far_field_intensity(wave), config), far_field_intensity(mirrored), rtol=1e-10
+    )
 
 
 def test_a_transposed_pattern_is_that_of_the_transposed_wave() -> None:
     rng = np.random.default_rng(0)
     wave = rng.normal(size=(6, 6)) + 1j * rng.normal(size=(6, 6))
     config = ConvertConfig(source=Path("a"), destination=Path("b"), transpose=True)
-    np.testing.assert_allclose(oriented(far_field_intensity(wave), config), far_field_intensity(wave.T), rtol=1e-10)
+    np.testing.assert_allclose(
+        orient_patterns(far_field_intensity(wave), config), far_field_intensity(wave.T), rtol=1e-10
+    )
 
 
 @pytest.mark.parametrize("size", [8, 9])
@@ -102,7 +106,7 @@ def test_a_corner_origin_comes_to_the_middle(size: int) -> None:
     pattern = np.zeros((1, size, size))
     pattern[0, 0, 0], pattern[0, 1, 0] = 1, 0.5
     config = ConvertConfig(source=Path("a"), destination=Path("b"), origin="corner")
-    centred = oriented(pattern, config)
+    centred = orient_patterns(pattern, config)
     assert centred[0, size // 2, size // 2] == 1
     assert centred[0, size // 2 + 1, size // 2] == 0.5
 
@@ -117,28 +121,28 @@ def test_a_corner_origin_comes_to_the_middle(size: int) -> None:
     ],
 )
 def test_coordinates_are_exchanged_then_negated_and_scaled(
-    canonical: Make, write: Write, settings: dict[str, Any], change: Callable[..., Any]
+    canonical_arrays: Make, write_npz: Write, settings: dict[str, Any], change: Callable[..., Any]
 ) -> None:
-    arrays = canonical()
+    arrays = canonical_arrays()
     arrays |= {"xcoords_start": arrays["xcoords"] + 1, "ycoords_start": arrays["ycoords"] - 1}
-    result = converted(write(arrays), measurement="amplitude", **settings)
+    result = converted(write_npz(arrays), measurement="amplitude", **settings)
     expected = np.stack(change(arrays["ycoords"], arrays["xcoords"]), 1)
     np.testing.assert_allclose(result.positions, expected, rtol=1e-14)
     nominal = np.stack(change(arrays["ycoords_start"], arrays["xcoords_start"]), 1)
     np.testing.assert_allclose(result.nominal_positions, nominal, rtol=1e-14)
 
 
-def test_the_mask_turns_with_the_patterns(canonical: Make, write: Write) -> None:
+def test_the_mask_turns_with_the_patterns(canonical_arrays: Make, write_npz: Write) -> None:
     mask = np.random.default_rng(0).uniform(size=(8, 8)) > 0.5
-    arrays = canonical() | {"mask": mask, "diffraction": np.broadcast_to(mask, (5, 8, 8)).astype(np.float32)}
-    result = converted(write(arrays), measurement="amplitude", origin="corner", flip_y=True, transpose=True)
+    arrays = canonical_arrays() | {"mask": mask, "diffraction": np.broadcast_to(mask, (5, 8, 8)).astype(np.float32)}
+    result = converted(write_npz(arrays), measurement="amplitude", origin="corner", flip_y=True, transpose=True)
     np.testing.assert_array_equal(result.amplitudes, np.broadcast_to(result.mask, (5, 8, 8)))
     assert not np.array_equal(result.mask, mask)
 
 
-def test_a_canonical_file_goes_through_unchanged_without_settings(canonical: Make, write: Write) -> None:
+def test_a_canonical_file_goes_through_unchanged_without_settings(canonical_arrays: Make, write_npz: Write) -> None:
     metadata = '{"axis_order": "nhw", "measurement": "amplitude", "photons_per_unit": 3.5, "sample": "x"}'
-    source = write(canonical() | {"metadata": np.array(metadata)})
+    source = write_npz(canonical_arrays() | {"metadata": np.array(metadata)})
     result, original = converted(source), load_scan(source)
     np.testing.assert_array_equal(result.amplitudes, original.amplitudes)
     assert result.photons_per_unit == 3.5
@@ -146,16 +150,16 @@ def test_a_canonical_file_goes_through_unchanged_without_settings(canonical: Mak
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
-def test_counts_or_amplitude_is_never_guessed(canonical: Make, write: Write, dtype: type) -> None:
-    arrays = canonical()
-    source = write(arrays | {"diffraction": np.square(arrays["diffraction"]).astype(dtype)})
+def test_counts_or_amplitude_is_never_guessed(canonical_arrays: Make, write_npz: Write, dtype: type) -> None:
+    arrays = canonical_arrays()
+    source = write_npz(arrays | {"diffraction": np.square(arrays["diffraction"]).astype(dtype)})
     with pytest.raises(ConfigError, match="--measurement counts"):
         converted(source)
     assert not (source.parent / "converted.npz").exists()
 
 
-def test_the_source_is_never_the_destination(canonical: Make, write: Write) -> None:
-    source = write(canonical())
+def test_the_source_is_never_the_destination(canonical_arrays: Make, write_npz: Write) -> None:
+    source = write_npz(canonical_arrays())
     before = source.read_bytes()
     link = source.parent / "link.npz"
     link.symlink_to(source)
@@ -165,8 +169,11 @@ def test_the_source_is_never_the_destination(canonical: Make, write: Write) -> N
     assert source.read_bytes() == before
 
 
-def test_an_existing_destination_is_replaced_and_kept_on_failure(canonical: Make, write: Write) -> None:
-    good, bad = write(canonical(), "good.npz"), write(canonical() | {"xcoords": np.zeros(3)}, "bad.npz")
+def test_an_existing_destination_is_replaced_and_kept_on_failure(canonical_arrays: Make, write_npz: Write) -> None:
+    good, bad = (
+        write_npz(canonical_arrays(), "good.npz"),
+        write_npz(canonical_arrays() | {"xcoords": np.zeros(3)}, "bad.npz"),
+    )
     destination = good.parent / "converted.npz"
     destination.write_bytes(b"old")
     with pytest.raises(ContractError, match="too few"):
@@ -175,9 +182,9 @@ def test_an_existing_destination_is_replaced_and_kept_on_failure(canonical: Make
     assert len(converted(good, measurement="amplitude")) == 5
 
 
-def test_what_cannot_be_found_is_named_with_the_setting(canonical: Make, write: Write) -> None:
-    arrays = canonical()
-    source = write({("frames" if key == "diffraction" else key): array for key, array in arrays.items()})
+def test_what_cannot_be_found_is_named_with_the_setting(canonical_arrays: Make, write_npz: Write) -> None:
+    arrays = canonical_arrays()
+    source = write_npz({("frames" if key == "diffraction" else key): array for key, array in arrays.items()})
     with pytest.raises(ConfigError, match="set --diffraction_key"):
         converted(source, measurement="amplitude")
     with pytest.raises(ConfigError, match="--probe_key P is not in the file"):
@@ -196,13 +203,13 @@ def test_damaged_packed_files_are_refused(tmp_path: Path, content: bytes, words:
     path = tmp_path / "scan.npz.bz2"
     path.write_bytes(content)
     with pytest.raises(DataError, match=words):
-        read_foreign_arrays(path)
+        read_compressed_arrays(path)
     with pytest.raises(DataError, match="No such file"):
-        read_foreign_arrays(tmp_path / "none.npz.bz2")
+        read_compressed_arrays(tmp_path / "none.npz.bz2")
 
 
-def test_the_same_command_writes_the_same_bytes(canonical: Make, write: Write) -> None:
-    source = write(canonical())
+def test_the_same_command_writes_the_same_bytes(canonical_arrays: Make, write_npz: Write) -> None:
+    source = write_npz(canonical_arrays())
     for name in ("a.npz", "b.npz"):
         convert_file(ConvertConfig(source=source, destination=source.parent / name, measurement="amplitude"))
     assert (source.parent / "a.npz").read_bytes() == (source.parent / "b.npz").read_bytes()

@@ -44,10 +44,13 @@ def full_scan(n: int = 5, size: int = 7, modes: int = 2) -> Scan:
 
 @pytest.mark.parametrize(("n", "size"), [(5, 8), (8, 5), (3, 7), (1, 6)])
 def test_canonical_and_legacy_files_give_the_same_scan(
-    canonical: Make, legacy: Make, write: Write, n: int, size: int
+    canonical_arrays: Make, legacy_arrays: Make, write_npz: Write, n: int, size: int
 ) -> None:
-    new, old = load_scan(write(canonical(n, size), "new.npz")), load_scan(write(legacy(n, size), "old.npz"))
-    arrays = canonical(n, size)
+    new, old = (
+        load_scan(write_npz(canonical_arrays(n, size), "new.npz")),
+        load_scan(write_npz(legacy_arrays(n, size), "old.npz")),
+    )
+    arrays = canonical_arrays(n, size)
     assert new.amplitudes.shape == (n, size, size)
     for scan in (new, old):
         np.testing.assert_array_equal(scan.amplitudes, arrays["diffraction"])
@@ -59,56 +62,60 @@ def test_canonical_and_legacy_files_give_the_same_scan(
         assert (scan.amplitudes.dtype, scan.positions.dtype, scan.probe.dtype) == (np.float32, np.float64, np.complex64)
 
 
-def test_the_alias_and_trailing_singletons_are_read(canonical: Make, write: Write) -> None:
-    arrays = canonical()
+def test_the_alias_and_trailing_singletons_are_read(canonical_arrays: Make, write_npz: Write) -> None:
+    arrays = canonical_arrays()
     expected = arrays["diffraction"]
     alias = {key: array for key, array in arrays.items() if key != "diffraction"} | {"diff3d": expected}
     both = arrays | {"diff3d": expected.copy()}
     trailing = arrays | {"diffraction": expected[..., None], "probeGuess": arrays["probeGuess"][..., None]}
     for name, variant in (("alias", alias), ("both", both), ("trailing", trailing)):
-        scan = load_scan(write(variant, f"{name}.npz"))
+        scan = load_scan(write_npz(variant, f"{name}.npz"))
         np.testing.assert_array_equal(scan.amplitudes, expected)
         assert scan.probe.shape == (1, 8, 8)
 
 
-def test_incoherent_modes_stay_in_order(canonical: Make, write: Write) -> None:
-    modes = np.stack([canonical(seed=seed)["probeGuess"] for seed in range(3)])
-    np.testing.assert_array_equal(load_scan(write(canonical() | {"probeGuess": modes})).probe, modes)
+def test_incoherent_modes_stay_in_order(canonical_arrays: Make, write_npz: Write) -> None:
+    modes = np.stack([canonical_arrays(seed=seed)["probeGuess"] for seed in range(3)])
+    np.testing.assert_array_equal(load_scan(write_npz(canonical_arrays() | {"probeGuess": modes})).probe, modes)
 
 
 def test_a_canonical_cube_is_read_and_a_legacy_cube_waits_for_the_axis_order(
-    canonical: Make, legacy: Make, write: Write
+    canonical_arrays: Make, legacy_arrays: Make, write_npz: Write
 ) -> None:
-    expected = canonical(8, 8)["diffraction"]
-    np.testing.assert_array_equal(load_scan(write(canonical(8, 8))).amplitudes, expected)
-    path = write(legacy(8, 8), "legacy.npz")
+    expected = canonical_arrays(8, 8)["diffraction"]
+    np.testing.assert_array_equal(load_scan(write_npz(canonical_arrays(8, 8))).amplitudes, expected)
+    path = write_npz(legacy_arrays(8, 8), "legacy.npz")
     with pytest.raises(ContractError, match="--axis_order") as caught:
         load_scan(path)
     assert caught.value.rule == "R5"
     np.testing.assert_array_equal(load_scan(path, axis_order="hwn").amplitudes, expected)
-    path = write(legacy(8, 8) | {"metadata": np.array('{"axis_order": "hwn"}')}, "said.npz")
+    path = write_npz(legacy_arrays(8, 8) | {"metadata": np.array('{"axis_order": "hwn"}')}, "said.npz")
     np.testing.assert_array_equal(load_scan(path).amplitudes, expected)
 
 
-def test_stacks_beside_legacy_diffraction_follow_it_or_the_contract(legacy: Make, write: Write) -> None:
+def test_stacks_beside_legacy_diffraction_follow_it_or_the_contract(legacy_arrays: Make, write_npz: Write) -> None:
     rng = np.random.default_rng(0)
     mask, labels = rng.uniform(size=(5, 8, 8)) > 0.3, rng.normal(size=(5, 8, 8)) + 1j
     for axes in ((0, 1, 2), (1, 2, 0)):
-        scan = load_scan(write(legacy() | {"mask": mask.transpose(axes), "Y": labels.transpose(axes)}))
+        scan = load_scan(write_npz(legacy_arrays() | {"mask": mask.transpose(axes), "Y": labels.transpose(axes)}))
         np.testing.assert_array_equal(scan.mask, mask)
         np.testing.assert_array_equal(scan.labels, labels.astype(np.complex64))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64, np.float32, np.float64])
-def test_declared_counts_become_their_square_root_without_wrapping(canonical: Make, write: Write, dtype: type) -> None:
+def test_declared_counts_become_their_square_root_without_wrapping(
+    canonical_arrays: Make, write_npz: Write, dtype: type
+) -> None:
     highest = 200 if dtype is np.uint8 else 60_000
     counts = np.random.default_rng(0).integers(0, highest, (5, 8, 8))
-    path = write(canonical() | {"diffraction": counts.astype(dtype)})
+    path = write_npz(canonical_arrays() | {"diffraction": counts.astype(dtype)})
     scan = load_scan(path, measurement="counts")
     np.testing.assert_array_equal(scan.amplitudes, np.sqrt(counts.astype(np.float64)).astype(np.float32))
     assert scan.photons_per_unit == 1
     assert load_scan(path, measurement="counts", photons_per_unit=0.5).photons_per_unit == 0.5
-    path = write(canonical() | {"diffraction": counts.astype(dtype), "metadata": np.array('{"measurement": "counts"}')})
+    path = write_npz(
+        canonical_arrays() | {"diffraction": counts.astype(dtype), "metadata": np.array('{"measurement": "counts"}')}
+    )
     np.testing.assert_array_equal(load_scan(path).amplitudes, scan.amplitudes)
     amplitudes = load_scan(path, measurement="amplitude")
     np.testing.assert_array_equal(amplitudes.amplitudes, counts)
@@ -116,14 +123,14 @@ def test_declared_counts_become_their_square_root_without_wrapping(canonical: Ma
 
 
 def test_whole_numbers_read_as_amplitude_and_shifted_patterns_cause_a_warning(
-    canonical: Make, write: Write, caplog: pytest.LogCaptureFixture
+    canonical_arrays: Make, write_npz: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
-    arrays = canonical()
-    load_scan(write(arrays))
+    arrays = canonical_arrays()
+    load_scan(write_npz(arrays))
     assert not caplog.records
-    load_scan(write(arrays | {"diffraction": np.rint(np.square(arrays["diffraction"]))}))
-    load_scan(write(arrays | {"diffraction": np.fft.ifftshift(arrays["diffraction"], axes=(1, 2))}))
+    load_scan(write_npz(arrays | {"diffraction": np.rint(np.square(arrays["diffraction"]))}))
+    load_scan(write_npz(arrays | {"diffraction": np.fft.ifftshift(arrays["diffraction"], axes=(1, 2))}))
     assert [("--measurement" in r.message, "--origin corner" in r.message) for r in caplog.records] == [
         (True, False),
         (False, True),
@@ -186,16 +193,16 @@ def test_an_invalid_scan_is_not_written_and_the_old_file_stays(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_headers_tell_shapes_and_dtypes(legacy: Make, write: Write) -> None:
-    arrays = legacy()
-    headers = read_headers(write(arrays))
+def test_headers_tell_shapes_and_dtypes(legacy_arrays: Make, write_npz: Write) -> None:
+    arrays = legacy_arrays()
+    headers = read_headers(write_npz(arrays))
     assert {key: (header.shape, header.dtype) for key, header in headers.items()} == {
         key: (array.shape, array.dtype) for key, array in arrays.items()
     }
 
 
-def test_headers_are_read_from_a_file_whose_values_are_damaged(canonical: Make, write: Write) -> None:
-    path = write(canonical(20, 32))
+def test_headers_are_read_from_a_file_whose_values_are_damaged(canonical_arrays: Make, write_npz: Write) -> None:
+    path = write_npz(canonical_arrays(20, 32))
     with zipfile.ZipFile(path) as archive:
         start = archive.getinfo("diffraction.npy").header_offset
     content = bytearray(path.read_bytes())

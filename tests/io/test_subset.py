@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from ptycho_torch.config.data import SubsetConfig
 from ptycho_torch.core.errors import ConfigError, DataError
-from ptycho_torch.data.grouping import nearest_groups
+from ptycho_torch.data.grouping import find_nearest_groups
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.npz import load_scan, read_arrays, save_scan
-from ptycho_torch.io.subset import choose_positions, coverage_of, cut_file, cut_scan, without_folders
+from ptycho_torch.io.subset import compute_field_coverage, make_subset, select_positions, strip_folders, write_subset
 from ptycho_torch.physics.forward import from_object
 
 STRATEGIES: list[Literal["even", "compact", "seeded"]] = ["even", "compact", "seeded"]
@@ -29,12 +29,12 @@ def raster(rows: int, columns: int, jitter: float = 0.3) -> NDArray[np.float64]:
 
 
 def chosen(positions: NDArray[np.float64], size: int, strategy: Any, seed: int = 0) -> NDArray[np.intp]:
-    return choose_positions(positions, size, strategy, np.random.default_rng(seed))
+    return select_positions(positions, size, strategy, np.random.default_rng(seed))
 
 
 def group_reach(positions: NDArray[np.float64]) -> NDArray[np.float64]:
     """Distance from each position to the farthest of its group at gridsize 2."""
-    groups = positions[nearest_groups(positions, 2, np.arange(len(positions)))]
+    groups = positions[find_nearest_groups(positions, 2, np.arange(len(positions)))]
     return np.linalg.norm(groups - groups[:, :1], axis=2).max(1)
 
 
@@ -66,7 +66,7 @@ def test_as_many_as_asked_each_once_in_file_order(strategy: str, rows: int, colu
 def test_even_spreads_groups_over_the_field(rows: int, columns: int, size: int, jitter: float) -> None:
     positions = raster(rows, columns, jitter)
     kept = positions[chosen(positions, size, "even")]
-    covered = coverage_of(kept, positions, 5.0)
+    covered = compute_field_coverage(kept, positions, 5.0)
     assert min(covered["y"], covered["x"]) > 0.5
     # The four are neighbours in the source, so no group reaches much farther than groups there: across a square of
     # 2 × 2, or round a corner of the field.
@@ -85,7 +85,7 @@ def test_even_leaves_no_large_gap() -> None:
 
 def test_the_first_patterns_of_a_raster_would_be_a_stripe() -> None:
     positions = raster(33, 33)
-    assert coverage_of(positions[:64], positions, 5.0)["y"] < 0.1
+    assert compute_field_coverage(positions[:64], positions, 5.0)["y"] < 0.1
 
 
 def test_compact_is_a_window_without_a_hole() -> None:
@@ -95,7 +95,7 @@ def test_compact_is_a_window_without_a_hole() -> None:
     low, high = kept.min(0), kept.max(0)
     inside = ((positions > low) & (positions < high)).all(1)
     assert np.isin(np.flatnonzero(inside), indices).all()
-    assert coverage_of(kept, positions, 5.0)["x"] < 0.3
+    assert compute_field_coverage(kept, positions, 5.0)["x"] < 0.3
 
 
 def test_seeded_follows_its_seed() -> None:
@@ -119,8 +119,8 @@ def test_too_few_and_too_many_are_refused(size: int, said: str) -> None:
 
 def test_coverage_is_the_share_of_each_range() -> None:
     field = np.array([[0.0, 0], [10, 20], [5, 5], [4, 5]])
-    assert coverage_of(field[2:], field, 1.0) == {"y": 0.1, "x": 0.0, "positions": 0.5}
-    assert coverage_of(field[:1], field[:1], 1.0) == {"y": 1.0, "x": 1.0, "positions": 1.0}
+    assert compute_field_coverage(field[2:], field, 1.0) == {"y": 0.1, "x": 0.0, "positions": 0.5}
+    assert compute_field_coverage(field[:1], field[:1], 1.0) == {"y": 1.0, "x": 1.0, "positions": 1.0}
 
 
 def with_everything(scan: Scan) -> Scan:
@@ -144,7 +144,7 @@ def make_config(folder: Path, **settings: Any) -> SubsetConfig:
 
 def cut(folder: Path, scan: Scan, layout: Literal["canonical", "legacy"] = "canonical", **settings: Any) -> Scan:
     save_scan(folder / "source.npz", scan, layout)
-    cut_file(make_config(folder, **settings))
+    write_subset(make_config(folder, **settings))
     return load_scan(folder / "fixture.npz")
 
 
@@ -162,16 +162,16 @@ def test_everything_of_a_pattern_is_cut_by_the_same_indices(tmp_path: Path, scan
 
 
 def test_a_cut_of_a_cut_names_the_first_source(tmp_path: Path, scan: Scan) -> None:
-    first = cut_scan(scan, make_config(tmp_path, subset_size=20), 1.0)
-    second = cut_scan(first, make_config(tmp_path, subset_size=9, strategy="seeded", seed=4), 1.0)
+    first = make_subset(scan, make_config(tmp_path, subset_size=20), 1.0)
+    second = make_subset(first, make_config(tmp_path, subset_size=9, strategy="seeded", seed=4), 1.0)
     np.testing.assert_array_equal(second.positions, scan.positions[second.source_index])
 
 
 @pytest.mark.parametrize("layout", ["canonical", "legacy"])
 def test_the_fixture_is_canonical_with_coordinates_to_the_bit(
-    tmp_path: Path, scan_of: Callable[..., Scan], layout: Literal["canonical", "legacy"]
+    tmp_path: Path, scan_factory: Callable[..., Scan], layout: Literal["canonical", "legacy"]
 ) -> None:
-    scan = scan_of(n=30, size=24)
+    scan = scan_factory(n=30, size=24)
     cut(tmp_path, scan, layout, subset_size=24)
     arrays = read_arrays(tmp_path / "fixture.npz")
     assert (arrays["diffraction"].shape, arrays["diffraction"].dtype) == ((24, 24, 24), np.float32)  # a cube
@@ -195,9 +195,9 @@ def pairing_error(scan: Scan, positions: NDArray[np.float64]) -> float:
 
 @pytest.mark.parametrize("layout", ["canonical", "legacy"])
 def test_patterns_belong_to_their_coordinates(
-    tmp_path: Path, scan_of: Callable[..., Scan], layout: Literal["canonical", "legacy"]
+    tmp_path: Path, scan_factory: Callable[..., Scan], layout: Literal["canonical", "legacy"]
 ) -> None:
-    fixture = cut(tmp_path, scan_of(n=64, photons=0), layout, subset_size=16)
+    fixture = cut(tmp_path, scan_factory(n=64, photons=0), layout, subset_size=16)
     assert pairing_error(fixture, fixture.positions) < 1e-10
     for wrong in (np.roll(fixture.positions, 1, 0), fixture.positions[:, ::-1].copy()):
         assert pairing_error(fixture, wrong) > 1e-3
@@ -220,8 +220,8 @@ def test_a_known_photon_scale_goes_with_the_fixture(
     assert record["photons"]["per_unit"] == fixture.photons_per_unit
 
 
-def test_an_assumed_photon_scale_is_not_written(tmp_path: Path, scan_of: Callable[..., Scan]) -> None:
-    noiseless = replace(scan_of(photons=0), photons_per_unit=None)
+def test_an_assumed_photon_scale_is_not_written(tmp_path: Path, scan_factory: Callable[..., Scan]) -> None:
+    noiseless = replace(scan_factory(photons=0), photons_per_unit=None)
     assert cut(tmp_path, noiseless, subset_size=8).photons_per_unit is None
     record = json.loads((tmp_path / "fixture.json").read_text())
     assert record["photons"] == {"origin": "assumed", "per_unit": None, "per_pattern": None}
@@ -252,7 +252,7 @@ def test_no_folder_of_the_source_goes_into_the_fixture(tmp_path: Path, scan: Sca
     ],
 )
 def test_only_folders_of_absolute_paths_are_left_out(text: str, left: str) -> None:
-    assert without_folders({"a": [text]}) == {"a": [left]}
+    assert strip_folders({"a": [text]}) == {"a": [left]}
 
 
 @pytest.mark.parametrize("broken", ["sidecar is a folder", "folder is a file"])
@@ -265,9 +265,9 @@ def test_if_one_file_cannot_be_written_nothing_changes(tmp_path: Path, scan: Sca
         (record / "full").mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(DataError):
-        cut_file(make_config(tmp_path, subset_size=8, metadata_out=record))
+        write_subset(make_config(tmp_path, subset_size=8, metadata_out=record))
     with pytest.raises(DataError):
-        cut_file(make_config(tmp_path, subset_size=8, output=tmp_path / "new/deep/o.npz", metadata_out=record))
+        write_subset(make_config(tmp_path, subset_size=8, output=tmp_path / "new/deep/o.npz", metadata_out=record))
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "fixture.npz").read_bytes() == b"earlier"
 
@@ -280,6 +280,6 @@ def test_an_earlier_fixture_comes_back_if_the_record_fails_last(tmp_path: Path, 
             (tmp_path / "fixture.npz").write_bytes(earlier)
         before = sorted(tmp_path.rglob("*"))
         with pytest.raises(DataError, match=r"fixture\.json"):
-            cut_file(make_config(tmp_path, subset_size=8))
+            write_subset(make_config(tmp_path, subset_size=8))
         assert sorted(tmp_path.rglob("*")) == before
         assert not earlier or (tmp_path / "fixture.npz").read_bytes() == earlier

@@ -16,12 +16,12 @@ from ptycho_torch.data.scan import Scan
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NETWORKS, NetworkConfig
 from ptycho_torch.models.saved_model import (
-    SCHEMA,
-    Bundle,
-    KnownScan,
-    load_bundle,
+    SCHEMA_VERSION,
+    Model,
+    ScanRecord,
+    load_model,
     load_tensors,
-    save_bundle,
+    save_model,
     save_tensors,
 )
 
@@ -56,9 +56,9 @@ def rewrite_weights(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 def test_a_bundle_comes_back_as_it_was(network: NetworkConfig, modes: int, tmp_path: Path) -> None:
     probe = torch.randn(modes, 16, 16, dtype=torch.complex64)
     model = PtychoModel(network, probe)
-    scans = (KnownScan("a.npz", "0123", 123.456, (3, 4)),)
-    save_bundle(tmp_path, Bundle(model, scans, 2, {"note": [1, None]}))
-    bundle = load_bundle(tmp_path)
+    scans = (ScanRecord("a.npz", "0123", 123.456, (3, 4)),)
+    save_model(tmp_path, Model(model, scans, 2, {"note": [1, None]}))
+    bundle = load_model(tmp_path)
     assert (bundle.scans, bundle.gridsize, bundle.provenance) == (scans, 2, {"note": [1, None]})
     assert bundle.photons_per_unit == 123.456
     assert bundle.model.config == model.config
@@ -70,46 +70,48 @@ def test_a_bundle_comes_back_as_it_was(network: NetworkConfig, modes: int, tmp_p
 
 def test_the_same_bundle_is_the_same_bytes(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     again = tmp_path_factory.mktemp("again")
-    save_bundle(again, load_bundle(folder))
+    save_model(again, load_model(folder))
     for name in ("model.safetensors", "bundle.json"):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_a_bundle_from_before_networks_could_see_the_probe(folder: Path) -> None:
     rewrite(folder, lambda content: content["network"].pop("probe_channel"))
-    assert not load_bundle(folder).model.config.probe_channel
+    assert not load_model(folder).model.config.probe_channel
 
 
 def test_loading_leaves_the_random_numbers_of_the_process_alone(folder: Path) -> None:
     before = torch.random.get_rng_state()
-    load_bundle(folder)
+    load_model(folder)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_bundle_of_a_newer_schema(folder: Path) -> None:
-    rewrite(folder, lambda content: content.update(schema=SCHEMA + 1))
-    with pytest.raises(BundleError, match=f"schema {SCHEMA + 1}, and this version reads up to {SCHEMA}; install"):
-        load_bundle(folder)
+    rewrite(folder, lambda content: content.update(schema=SCHEMA_VERSION + 1))
+    with pytest.raises(
+        BundleError, match=f"schema {SCHEMA_VERSION + 1}, and this version reads up to {SCHEMA_VERSION}; install"
+    ):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "bundle.json"])
 def test_half_a_bundle(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(BundleError, match=f"no model bundle \\({name} missing\\)"):
-        load_bundle(folder)
+        load_model(folder)
 
 
 @pytest.mark.parametrize("path", ["none", "bundle.json", "x" * 5000])
 def test_no_folder(folder: Path, path: str) -> None:
     with pytest.raises(BundleError, match="bundle"):
-        load_bundle(folder / path)
+        load_model(folder / path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", "{}", '"schema"', "\xff"])
 def test_a_description_that_is_none(folder: Path, text: str) -> None:
     (folder / "bundle.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(BundleError):
-        load_bundle(folder)
+        load_model(folder)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_a_description_that_is_none(folder: Path, text: str) -> None:
 def test_a_description_with_a_wrong_entry(folder: Path, key: str, value: Any) -> None:
     rewrite(folder, lambda content: content.pop(key) if value == "missing" else content.update({key: value}))
     with pytest.raises(BundleError):
-        load_bundle(folder)
+        load_model(folder)
 
 
 @pytest.mark.parametrize("key", ["name", "digest", "photons_per_unit", "held_out", "probe_modes"])
@@ -135,7 +137,7 @@ def test_a_scan_with_a_wrong_entry(folder: Path, key: str, value: Any) -> None:
 
     rewrite(folder, change)
     with pytest.raises(BundleError):
-        load_bundle(folder)
+        load_model(folder)
 
 
 @pytest.mark.parametrize("modes", [(), (1,), (2, 1, 3)])
@@ -143,12 +145,12 @@ def test_any_number_of_probes(modes: tuple[int, ...], tmp_path: Path) -> None:
     """One of each scan, which may differ in their modes; none after a training on simulation alone."""
     probes = [torch.randn(count, 16, 16, dtype=torch.complex64) for count in modes]
     model = PtychoModel(NetworkConfig(width=4), probes, size=16)
-    scans = tuple(KnownScan(f"{place}.npz", f"{place}", 1.5 + place) for place in range(len(modes)))
-    save_bundle(tmp_path, Bundle(model, scans, 1))
-    bundle = load_bundle(tmp_path)
+    scans = tuple(ScanRecord(f"{place}.npz", f"{place}", 1.5 + place) for place in range(len(modes)))
+    save_model(tmp_path, Model(model, scans, 1))
+    bundle = load_model(tmp_path)
     assert bundle.scans == scans
-    assert [bundle.known(scan.digest) for scan in scans] == list(range(len(modes)))
-    assert bundle.known("another") is None
+    assert [bundle.find_scan(scan.digest) for scan in scans] == list(range(len(modes)))
+    assert bundle.find_scan("another") is None
     for found, expected in zip(bundle.model.probes, probes, strict=True):
         assert torch.equal(found, expected)
     if len(modes) != 1:
@@ -170,10 +172,10 @@ def test_bundles_of_the_first_schema_are_read(folder: Path, held_out: bool, scan
             "validation_indices": [4, 5],
         }
 
-    new = load_bundle(folder)
+    new = load_model(folder)
     rewrite(folder, as_it_was)
-    old = load_bundle(folder)
-    expected = KnownScan("scan.npz", scan.digest(), 1.0, (4, 5)) if held_out else KnownScan("scan.npz", "", 1.0)
+    old = load_model(folder)
+    expected = ScanRecord("scan.npz", scan.digest(), 1.0, (4, 5)) if held_out else ScanRecord("scan.npz", "", 1.0)
     assert old.scans == (expected,)
     assert torch.equal(old.model.probe, new.model.probe)
 
@@ -184,7 +186,7 @@ def test_bundles_of_the_first_schema_are_read(folder: Path, held_out: bool, scan
 def test_a_network_that_is_not_the_trained_one(folder: Path, entry: dict[str, Any]) -> None:
     rewrite(folder, lambda content: content["network"].update(entry))
     with pytest.raises(PtychoError):
-        load_bundle(folder)
+        load_model(folder)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
@@ -193,17 +195,17 @@ def test_truncated_weights(folder: Path, keep: int) -> None:
     data = weights.read_bytes()[:keep]
     weights.write_bytes(data)
     with pytest.raises(BundleError, match="checksums differ"):
-        load_bundle(folder)
+        load_model(folder)
     rewrite(folder, lambda content: content.update(weights_sha256=hashlib.sha256(data).hexdigest()))
     with pytest.raises(BundleError, match=r"model\.safetensors: cannot be read"):
-        load_bundle(folder)
+        load_model(folder)
 
 
 def test_weights_of_another_bundle(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, folder / "model.safetensors")
     with pytest.raises(BundleError, match="checksums differ"):
-        load_bundle(folder)
+        load_model(folder)
 
 
 @pytest.mark.parametrize("change", ["missing", "more", "shape"])
@@ -218,14 +220,14 @@ def test_weights_that_do_not_fit(folder: Path, change: str) -> None:
         tensors[name] = torch.ones(3, 1, 2)
     rewrite_weights(folder, tensors)
     with pytest.raises(BundleError, match=r"model\.safetensors"):
-        load_bundle(folder)
+        load_model(folder)
 
 
 def test_a_refusal_is_one_short_line(folder: Path) -> None:
     """Not the page on which torch lists every weight."""
     rewrite_weights(folder, {"nothing": torch.ones(1)})
     with pytest.raises(BundleError) as caught:
-        load_bundle(folder)
+        load_model(folder)
     assert len(str(caught.value)) < 400
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ptycho_torch.models.vit import Block, ViT, places
+from ptycho_torch.models.vit import Block, ViT, make_position_embedding
 
 
 def made(network: Block | ViT) -> Block | ViT:
@@ -20,18 +20,18 @@ def randn(*shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(("rows", "columns"), [(3, 3), (8, 8), (16, 5)])
 def test_no_two_places_are_alike(rows: int, columns: int) -> None:
-    found = places(rows, columns, 24, torch.empty(0))
+    found = make_position_embedding(rows, columns, 24, torch.empty(0))
     assert found.shape == (rows * columns, 24)
     assert (torch.cdist(found, found) + torch.eye(len(found))).min() > 0.1
 
 
 def test_the_middle_is_the_same_place_on_any_grid() -> None:
-    small, large = (places(side, side, 24, torch.empty(0)).reshape(side, side, 24) for side in (4, 10))
+    small, large = (make_position_embedding(side, side, 24, torch.empty(0)).reshape(side, side, 24) for side in (4, 10))
     assert torch.allclose(small, large[3:7, 3:7], atol=1e-6)
 
 
 def test_rows_are_not_columns() -> None:
-    found = places(4, 4, 24, torch.empty(0)).reshape(4, 4, 24)
+    found = make_position_embedding(4, 4, 24, torch.empty(0)).reshape(4, 4, 24)
     assert not torch.allclose(found, found.transpose(0, 1))
     assert torch.allclose(found[..., :12], found.transpose(0, 1)[..., 12:], atol=1e-6)
 

@@ -6,14 +6,14 @@ import torch
 from scipy.stats import poisson
 
 from ptycho_torch.core.errors import ConfigError
-from ptycho_torch.physics.noise import NOISE_MODELS, NoiseModel, masked_mean, noise_floor, noise_model
+from ptycho_torch.physics.noise import NOISE_MODELS, NoiseModel, compute_noise_floor, make_noise_model, masked_mean
 
 RATES = torch.tensor([0.0, 1e-3, 0.1, 1.0, 7.3, 100.0, 1e5], dtype=torch.float64)
 
 
 @pytest.fixture(params=sorted(NOISE_MODELS))
 def model(request: pytest.FixtureRequest) -> NoiseModel:
-    return noise_model(request.param)
+    return make_noise_model(request.param)
 
 
 def test_deviance_is_zero_at_a_perfect_fit_and_positive_elsewhere(model: NoiseModel) -> None:
@@ -38,11 +38,11 @@ def test_poisson_likelihood_is_least_at_the_true_rate_on_average(truth: float) -
     counts = torch.arange(0, 400, dtype=torch.float64)
     weights = torch.from_numpy(poisson.pmf(counts.numpy(), truth))
     rate = torch.tensor(truth, dtype=torch.float64, requires_grad=True)
-    mean = (weights * noise_model("poisson").deviance(rate.expand(400), counts)).sum()
+    mean = (weights * make_noise_model("poisson").deviance(rate.expand(400), counts)).sum()
     (gradient,) = torch.autograd.grad(mean, rate)
     assert abs(gradient) < 1e-10
     for other in (0.5 * truth, 2 * truth):
-        assert (weights * noise_model("poisson").deviance(torch.full_like(counts, other), counts)).sum() > mean
+        assert (weights * make_noise_model("poisson").deviance(torch.full_like(counts, other), counts)).sum() > mean
 
 
 def test_mean_deviance_at_the_truth_is_about_a_half_at_high_dose(model: NoiseModel) -> None:
@@ -106,7 +106,7 @@ def test_wave_update_scales_all_modes_alike(model: NoiseModel) -> None:
 def test_amplitude_update_replaces_the_modulus() -> None:
     detector, intensity = _fields(modes=1)
     detector, intensity = 1e3 * detector, 1e6 * intensity  # so that the photons added for stability do not show
-    updated = detector + noise_model("amplitude").wave_update(detector, intensity, 100 * intensity + 50)
+    updated = detector + make_noise_model("amplitude").wave_update(detector, intensity, 100 * intensity + 50)
     assert torch.allclose(updated.abs().square().sum(-3), 100 * intensity + 50, rtol=1e-5)
     assert torch.allclose(updated.angle(), detector.angle())
 
@@ -119,7 +119,7 @@ def test_wave_update_is_finite_without_light(model: NoiseModel) -> None:
 
 def test_unknown_model_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="--loss is gamma: known are amplitude, poisson"):
-        noise_model("gamma")
+        make_noise_model("gamma")
 
 
 def _floor_by_sum(rate: float) -> float:
@@ -130,12 +130,12 @@ def _floor_by_sum(rate: float) -> float:
 
 @pytest.mark.parametrize("rate", [0.001, 0.01, 0.033, 0.1, 0.5, 1.0, 2.7, 10.0, 49.9, 50.1, 300.0, 1e4, 1e6])
 def test_noise_floor_is_the_poisson_expectation(rate: float) -> None:
-    assert noise_floor(torch.tensor([rate])).item() == pytest.approx(_floor_by_sum(rate), rel=1e-3, abs=1e-5)
+    assert compute_noise_floor(torch.tensor([rate])).item() == pytest.approx(_floor_by_sum(rate), rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize(("rate", "floor"), [(0.0, 0.0), (0.01, 0.018), (0.1, 0.14), (1.0, 0.45), (1e5, 0.25)])
 def test_noise_floor_at_known_rates(rate: float, floor: float) -> None:
-    assert noise_floor(torch.tensor([rate])).item() == pytest.approx(floor, abs=0.006)
+    assert compute_noise_floor(torch.tensor([rate])).item() == pytest.approx(floor, abs=0.006)
 
 
 def test_noise_floor_is_what_counts_show() -> None:
@@ -143,11 +143,11 @@ def test_noise_floor_is_what_counts_show() -> None:
     rates = rng.uniform(0, 5, 100_000)
     shown = (np.sqrt(rng.poisson(rates)) - np.sqrt(rates)) ** 2
     error = shown.std() / np.sqrt(shown.size)
-    assert abs(shown.mean() - noise_floor(torch.from_numpy(rates)).mean().item()) < 4 * error
+    assert abs(shown.mean() - compute_noise_floor(torch.from_numpy(rates)).mean().item()) < 4 * error
 
 
 def test_noise_floor_keeps_the_shape() -> None:
-    assert noise_floor(torch.ones(3, 5, 7)).shape == (3, 5, 7)
+    assert compute_noise_floor(torch.ones(3, 5, 7)).shape == (3, 5, 7)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (1, 4, 4), (3, 4, 4)])

@@ -5,9 +5,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ptycho_torch.physics.forward import from_object, from_patches, merge_patches, probe_at, weighted_canvas
+from ptycho_torch.physics.forward import (
+    average_patches_on_canvas,
+    from_object,
+    from_patches,
+    merge_patches,
+    shift_probe,
+)
 from ptycho_torch.physics.fourier import far_field, fourier_shift, inverse_far_field
-from ptycho_torch.physics.patches import extract_patches, frame_of, place_patches, split_positions
+from ptycho_torch.physics.patches import extract_patches, make_canvas, place_patches, split_positions
 
 EXACT = 1e-10
 
@@ -117,7 +123,7 @@ def test_a_position_is_corner_plus_half_a_window_plus_fraction(size: int) -> Non
 
 
 def test_the_frame_holds_every_window_and_two_pixels_more() -> None:
-    frame = frame_of(torch.tensor([[3, -4], [9, 0]]), 5)
+    frame = make_canvas(torch.tensor([[3, -4], [9, 0]]), 5)
     assert frame.origin == (1, -6)
     assert frame.shape == (9 + 5 + 2 - 1, 0 + 5 + 2 + 6)
 
@@ -183,7 +189,7 @@ def test_linear_part_of_the_forward_model_has_its_adjoint(rng: np.random.Generat
     obj, probe = waves(rng, *shape), waves(rng, 2, size, size)
     positions = torch.tensor([[8.2, 9.7], [10.6, 12.1]], dtype=torch.float64)
     placement = split_positions(positions, size)
-    moved = probe_at(probe, placement.fractions)
+    moved = shift_probe(probe, placement.fractions)
     y = waves(rng, 2, 2, size, size)
     back = place_patches((moved.conj() * inverse_far_field(y)).sum(1), placement.corners, shape)
     assert_adjoint(inner(from_object(obj, probe, positions).detector, y), inner(obj, back))
@@ -225,7 +231,7 @@ def test_groups_are_merged_each_by_itself(rng: np.random.Generator) -> None:
 
 def test_an_unlit_canvas_is_the_plain_mean_and_never_a_division_by_zero(rng: np.random.Generator) -> None:
     patches = waves(rng, 2, 4, 4)
-    canvas, coverage = weighted_canvas(patches, torch.zeros(2, 4, 4), torch.tensor([[0, 0], [0, 0]]), (6, 6))
+    canvas, coverage = average_patches_on_canvas(patches, torch.zeros(2, 4, 4), torch.tensor([[0, 0], [0, 0]]), (6, 6))
     assert torch.isfinite(torch.view_as_real(canvas)).all()
     assert (canvas[:4, :4] - patches.mean(0)).abs().max() < EXACT
     assert canvas[5, 5] == 0
@@ -237,5 +243,5 @@ def test_patches_and_object_meet_in_the_same_second_half(rng: np.random.Generato
     positions = torch.tensor([[8.4, 9.3]], dtype=torch.float64)
     placement = split_positions(positions, 8)
     whole = from_object(obj, probe, positions)
-    half = from_patches(extract_patches(obj, placement.corners, 8), probe_at(probe, placement.fractions))
+    half = from_patches(extract_patches(obj, placement.corners, 8), shift_probe(probe, placement.fractions))
     assert torch.equal(whole.intensity, half.intensity)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ptycho_torch.plotting.report import FIGURES, Picture, render_report, shown
-from ptycho_torch.plotting.result_folder import judge, write_judgement
+from ptycho_torch.plotting.report import METRICS, ReportImage, format_value, render_report
+from ptycho_torch.plotting.result_folder import evaluate_result, write_evaluation
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PIXEL = base64.b64decode(
@@ -24,11 +24,13 @@ COMMAND = "python -m ptycho_torch.evaluate 'a & b <c>.npz' --output_dir D"
 
 
 @pytest.fixture(scope="module")
-def report(known: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(simulated_case: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report with everything in it."""
     folder = tmp_path_factory.mktemp("report")
-    judgement = judge(known.reconstruction, known.scan, photons_per_unit=2.5, truth=known.truth)
-    write_judgement(folder, known.reconstruction, judgement, command=COMMAND)
+    judgement = evaluate_result(
+        simulated_case.reconstruction, simulated_case.scan, photons_per_unit=2.5, truth=simulated_case.truth
+    )
+    write_evaluation(folder, simulated_case.reconstruction, judgement, command=COMMAND)
     return folder / "report.html"
 
 
@@ -63,7 +65,7 @@ def test_what_is_written_into_it_is_escaped() -> None:
     page = render_report(
         title=nasty,
         subtitle=nasty,
-        pictures=[Picture(nasty, PIXEL, nasty)],
+        pictures=[ReportImage(nasty, PIXEL, nasty)],
         metrics={"r": 0.5},
         command=nasty,
         origin={nasty: nasty},
@@ -72,24 +74,26 @@ def test_what_is_written_into_it_is_escaped() -> None:
     assert page.count("&lt;script&gt;") >= 7
 
 
-def test_every_metric_that_can_arise_is_explained(known: Any) -> None:
-    from ptycho_torch.evaluation.half_split import half_scan_correlation
-    from ptycho_torch.plotting.result_folder import metrics_of
+def test_every_metric_that_can_arise_is_explained(simulated_case: Any) -> None:
+    from ptycho_torch.evaluation.half_split import correlate_half_scans
+    from ptycho_torch.plotting.result_folder import collect_metrics
 
-    stated = np.full(known.reconstruction.object.shape, 0.1, np.float32)
-    reconstruction = replace(known.reconstruction, uncertainty=stated)
-    judgement = judge(
+    stated = np.full(simulated_case.reconstruction.object.shape, 0.1, np.float32)
+    reconstruction = replace(simulated_case.reconstruction, uncertainty=stated)
+    judgement = evaluate_result(
         reconstruction,
-        known.scan,
+        simulated_case.scan,
         photons_per_unit=2.5,
-        truth=known.truth,
-        validation=known.scan.positions[:, 0].argsort()[:5],
+        truth=simulated_case.truth,
+        validation=simulated_case.scan.positions[:, 0].argsort()[:5],
     )
-    metrics = metrics_of(reconstruction, judgement)
-    metrics |= half_scan_correlation(known.reconstruction, known.reconstruction, pixel_size=1e-8).figures()
+    metrics = collect_metrics(reconstruction, judgement)
+    metrics |= correlate_half_scans(
+        simulated_case.reconstruction, simulated_case.reconstruction, pixel_size=1e-8
+    ).to_metrics()
     held_out = {"held_out_deviance", "held_out_deviance_floor", "held_out_pixels"}
-    assert set(metrics) | held_out == set(FIGURES)
-    assert all(figure.label and figure.meaning for figure in FIGURES.values())
+    assert set(metrics) | held_out == set(METRICS)
+    assert all(figure.label and figure.meaning for figure in METRICS.values())
 
 
 @pytest.mark.parametrize(
@@ -105,7 +109,7 @@ def test_every_metric_that_can_arise_is_explained(known: Any) -> None:
     ],
 )
 def test_numbers_are_readable(value: Any, text: str) -> None:
-    assert shown(value) == text
+    assert format_value(value) == text
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs a browser: chromium, chromium-browser or google-chrome")

@@ -11,7 +11,13 @@ import pytest
 
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.reconstruction import load_reconstruction
-from ptycho_torch.plotting.result_folder import ExamplePatterns, example_patterns, judge, write_pictures, write_results
+from ptycho_torch.plotting.result_folder import (
+    ExamplePatterns,
+    evaluate_result,
+    select_example_patterns,
+    write_images,
+    write_results,
+)
 
 FILES = [
     "metrics.json",
@@ -27,24 +33,24 @@ def write(folder: Path, known: Any, **how: Any) -> dict[str, Any]:
     return write_results(folder, known.reconstruction, known.scan, photons_per_unit=unit, command="made by hand", **how)
 
 
-def test_the_files_are_whole_and_the_same_again(known: Any, tmp_path: Path) -> None:
+def test_the_files_are_whole_and_the_same_again(simulated_case: Any, tmp_path: Path) -> None:
     for name in ("first", "second"):
-        write(tmp_path / name, known, truth=known.truth)
+        write(tmp_path / name, simulated_case, truth=simulated_case.truth)
     assert sorted(path.name for path in (tmp_path / "first").iterdir()) == FILES
     for name in FILES:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
     loaded = load_reconstruction(tmp_path / "first" / "reconstruction.npz")
-    np.testing.assert_array_equal(loaded.object, known.reconstruction.object)
-    assert loaded.history == known.reconstruction.history
+    np.testing.assert_array_equal(loaded.object, simulated_case.reconstruction.object)
+    assert loaded.history == simulated_case.reconstruction.history
 
 
-def test_metrics_are_finite_numbers_or_null_under_sorted_keys(known: Any, tmp_path: Path) -> None:
-    returned = write(tmp_path, known, truth=known.truth, validation=np.array([3, 5, 60]))
+def test_metrics_are_finite_numbers_or_null_under_sorted_keys(simulated_case: Any, tmp_path: Path) -> None:
+    returned = write(tmp_path, simulated_case, truth=simulated_case.truth, validation=np.array([3, 5, 60]))
     text = (tmp_path / "metrics.json").read_text(encoding="utf-8")
     metrics = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert metrics == returned
     assert list(metrics) == sorted(metrics)
-    assert metrics["patterns"] == len(known.scan)
+    assert metrics["patterns"] == len(simulated_case.scan)
     assert metrics["validation_patterns"] == 3
     assert metrics["r"] < 1e-9
     assert metrics["frc_crossing_cycles_per_pixel"] is None  # it agrees up to the last ring
@@ -53,22 +59,24 @@ def test_metrics_are_finite_numbers_or_null_under_sorted_keys(known: Any, tmp_pa
         assert all(number is None or math.isfinite(number) for number in numbers)
 
 
-def test_without_a_truth_none_is_used(known: Any, tmp_path: Path) -> None:
+def test_without_a_truth_none_is_used(simulated_case: Any, tmp_path: Path) -> None:
     """The scan's own truth stays out unless it is handed over."""
-    assert known.scan.truth is not None
-    metrics = write(tmp_path, known)
+    assert simulated_case.scan.truth is not None
+    metrics = write(tmp_path, simulated_case)
     assert "nrmse" not in metrics
     assert "validation_r" not in metrics
     assert "Against the truth" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_held_out_figures_are_of_the_held_out_patterns(known: Any) -> None:
-    scan = replace(known.scan, amplitudes=known.scan.amplitudes.copy())
+def test_held_out_figures_are_of_the_held_out_patterns(simulated_case: Any) -> None:
+    scan = replace(simulated_case.scan, amplitudes=simulated_case.scan.amplitudes.copy())
     scan.amplitudes[7] *= 2
-    unit = known.reconstruction.photons_per_unit
+    unit = simulated_case.reconstruction.photons_per_unit
 
     def held_out(*indices: int) -> Any:
-        return judge(known.reconstruction, scan, photons_per_unit=unit, validation=np.array(indices)).validation
+        return evaluate_result(
+            simulated_case.reconstruction, scan, photons_per_unit=unit, validation=np.array(indices)
+        ).validation
 
     # An amplitude of 2 where the model says 1: (1 − 2)² / 2².
     assert held_out(7).r == pytest.approx(0.25, rel=1e-4)
@@ -76,27 +84,29 @@ def test_held_out_figures_are_of_the_held_out_patterns(known: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [1, 0])
-def test_an_untrained_result_is_written_too(known: Any, tmp_path: Path, value: complex) -> None:
-    rec = replace(known.reconstruction, object=np.full_like(known.reconstruction.object, value), history={})
-    metrics = write(tmp_path, known._replace(reconstruction=rec), truth=known.truth)
+def test_an_untrained_result_is_written_too(simulated_case: Any, tmp_path: Path, value: complex) -> None:
+    rec = replace(
+        simulated_case.reconstruction, object=np.full_like(simulated_case.reconstruction.object, value), history={}
+    )
+    metrics = write(tmp_path, simulated_case._replace(reconstruction=rec), truth=simulated_case.truth)
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
     assert metrics["r"] > 0.02
     assert metrics["frc_resolution_pixels"] is None
 
 
-def test_the_two_pictures_alone(known: Any, tmp_path: Path) -> None:
-    paths = write_pictures(tmp_path, known.reconstruction)
+def test_the_two_pictures_alone(simulated_case: Any, tmp_path: Path) -> None:
+    paths = write_images(tmp_path, simulated_case.reconstruction)
     assert [path.name for path in paths] == ["reconstructed_amplitude.png", "reconstructed_phase.png"]
     assert sorted(tmp_path.iterdir()) == paths
-    write(tmp_path / "all", known)
+    write(tmp_path / "all", simulated_case)
     for path in paths:
         assert path.read_bytes() == (tmp_path / "all" / path.name).read_bytes()
 
 
-def test_example_patterns_go_from_best_to_worst(simulate: Any) -> None:
-    known = simulate(photons=1e4, noise=True)
+def test_example_patterns_go_from_best_to_worst(case_factory: Any) -> None:
+    known = case_factory(photons=1e4, noise=True)
     scan = replace(known.scan, mask=np.random.default_rng(0).random((24, 24)) > 0.1)
-    judgement = judge(known.reconstruction, scan, photons_per_unit=known.reconstruction.photons_per_unit)
+    judgement = evaluate_result(known.reconstruction, scan, photons_per_unit=known.reconstruction.photons_per_unit)
     found = judgement.patterns
     assert isinstance(found, ExamplePatterns)
     np.testing.assert_array_equal(np.isnan(found.measured), np.broadcast_to(~scan.mask, found.measured.shape))
@@ -105,24 +115,28 @@ def test_example_patterns_go_from_best_to_worst(simulate: Any) -> None:
         for measured, predicted in zip(found.measured, found.predicted, strict=True)
     ]
     assert error == sorted(error)
-    assert judgement.consistency is not None
-    each = judgement.consistency.per_pattern
+    assert judgement.fourier_error is not None
+    each = judgement.fourier_error.per_pattern
     np.testing.assert_allclose(error, [each.min(), np.sort(each)[45], each.max()], rtol=1e-4)
     assert [title.split("(")[1].split(",")[0] for title in found.titles] == ["best", "median", "worst"]
 
 
-def test_examples_of_a_single_pattern(known: Any) -> None:
-    one = known.scan.select(np.array([11]))
-    found = judge(known.reconstruction, one, photons_per_unit=known.reconstruction.photons_per_unit)
-    assert found.consistency is not None
-    patterns = example_patterns(known.reconstruction, one, found.consistency, known.reconstruction.photons_per_unit)
+def test_examples_of_a_single_pattern(simulated_case: Any) -> None:
+    one = simulated_case.scan.select(np.array([11]))
+    found = evaluate_result(
+        simulated_case.reconstruction, one, photons_per_unit=simulated_case.reconstruction.photons_per_unit
+    )
+    assert found.fourier_error is not None
+    patterns = select_example_patterns(
+        simulated_case.reconstruction, one, found.fourier_error, simulated_case.reconstruction.photons_per_unit
+    )
     assert patterns.measured.shape == (3, 24, 24)
 
 
-def test_bad_input_writes_nothing(known: Any, simulate: Any, tmp_path: Path) -> None:
+def test_bad_input_writes_nothing(simulated_case: Any, case_factory: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError):
-        write(tmp_path / "out", known._replace(scan=simulate(size=15).scan))
+        write(tmp_path / "out", simulated_case._replace(scan=case_factory(size=15).scan))
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="output folder cannot be made"):
-        write(tmp_path / "file", known)
+        write(tmp_path / "file", simulated_case)

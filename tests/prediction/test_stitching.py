@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ptycho_torch.physics.patches import Frame, extract_patches, frame_of
-from ptycho_torch.prediction.stitching import FAINT, Stitched, stitch
+from ptycho_torch.physics.patches import Canvas, extract_patches, make_canvas
+from ptycho_torch.prediction.stitching import MIN_RELATIVE_WEIGHT, StitchedObject, stitch
 
 
 def make_patches(object_at: Callable[..., Any], dtype: torch.dtype, size: int = 13) -> tuple[Tensor, Tensor, Tensor]:
@@ -25,7 +25,7 @@ def make_patches(object_at: Callable[..., Any], dtype: torch.dtype, size: int = 
     return torch.from_numpy(patches).to(dtype), torch.from_numpy(weights).to(real), torch.from_numpy(corners)
 
 
-def truth_on(object_at: Callable[..., Any], frame: Frame) -> Any:
+def truth_on(object_at: Callable[..., Any], frame: Canvas) -> Any:
     (top, left), (height, width) = frame
     return object_at(top + np.arange(height), left + np.arange(width))
 
@@ -33,21 +33,21 @@ def truth_on(object_at: Callable[..., Any], frame: Frame) -> Any:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.complex64, 1e-5), (torch.complex128, 1e-10)])
 @pytest.mark.parametrize("align", [False, True])
 def test_true_patches_give_the_true_object(
-    object_at: Callable[..., Any], dtype: torch.dtype, tolerance: float, align: bool
+    sample_object: Callable[..., Any], dtype: torch.dtype, tolerance: float, align: bool
 ) -> None:
-    patches, weights, corners = make_patches(object_at, dtype)
-    frame = frame_of(corners, patches.shape[-1])
+    patches, weights, corners = make_patches(sample_object, dtype)
+    frame = make_canvas(corners, patches.shape[-1])
     found = stitch(patches, weights, corners, frame, align)
     assert found.object.dtype == dtype
     lit = found.coverage.numpy() > 0
     assert lit.mean() > 0.7
-    np.testing.assert_allclose(found.object.numpy()[lit], truth_on(object_at, frame)[lit], atol=tolerance, rtol=0)
+    np.testing.assert_allclose(found.object.numpy()[lit], truth_on(sample_object, frame)[lit], atol=tolerance, rtol=0)
     np.testing.assert_array_equal(found.object.numpy()[~lit], 1)
 
 
-def test_coverage_is_the_sum_of_the_weights(object_at: Callable[..., Any]) -> None:
-    patches, weights, corners = make_patches(object_at, torch.complex128)
-    frame = frame_of(corners, patches.shape[-1])
+def test_coverage_is_the_sum_of_the_weights(sample_object: Callable[..., Any]) -> None:
+    patches, weights, corners = make_patches(sample_object, torch.complex128)
+    frame = make_canvas(corners, patches.shape[-1])
     expected = np.zeros(frame.shape)
     for weight, (y, x) in zip(weights.numpy(), corners.numpy() - np.array(frame.origin), strict=True):
         expected[y : y + len(weight), x : x + len(weight)] += weight
@@ -78,13 +78,13 @@ class Turned(NamedTuple):
     patches: Tensor
     weights: Tensor
     corners: Tensor
-    frame: Frame
+    canvas: Canvas
     truth: Any
 
-    def error(self, found: Stitched, island: slice = slice(None)) -> float:
+    def error(self, found: StitchedObject, island: slice = slice(None)) -> float:
         """Largest error where it is well lit, after one phase."""
         rows, columns = found.coverage.shape
-        (top, left), size = self.frame.origin, self.patches.shape[-1]
+        (top, left), size = self.canvas.origin, self.patches.shape[-1]
         mine = np.zeros((rows, columns), bool)
         for row, column in (self.corners[island] - torch.tensor([top, left])).tolist():
             mine[row : row + size, column : column + size] = True
@@ -97,7 +97,7 @@ def turned(
     object_at: Callable[..., Any], positions: Any, size: int = 13, spread: float = np.pi, dtype: Any = torch.complex128
 ) -> Turned:
     corners = torch.from_numpy(np.round(positions).astype(np.int64))
-    frame = frame_of(corners, size)
+    frame = make_canvas(corners, size)
     truth = truth_on(object_at, frame)
     patches = extract_patches(torch.from_numpy(truth), corners - torch.tensor(frame.origin), size)
     axis = torch.arange(size, dtype=torch.float64) - size // 2
@@ -110,9 +110,9 @@ def turned(
 @pytest.mark.parametrize("scan", SCANS)
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 def test_any_phases_are_brought_to_one_at_any_shape_of_the_scan(
-    object_at: Callable[..., Any], scan: str, dtype: torch.dtype
+    sample_object: Callable[..., Any], scan: str, dtype: torch.dtype
 ) -> None:
-    given = turned(object_at, SCANS[scan], dtype=dtype)
+    given = turned(sample_object, SCANS[scan], dtype=dtype)
     assert given.error(stitch(*given[:4])) < 1e-5
     if scan != "one":
         assert given.error(stitch(*given[:4], align=False)) > 0.1
@@ -121,25 +121,25 @@ def test_any_phases_are_brought_to_one_at_any_shape_of_the_scan(
 @pytest.mark.parametrize("size", [13, 33, 50])  # compared on every pixel, every second one, every third one
 @pytest.mark.parametrize("scan", ["grid", "crowd"])  # in a crowd on every one, fourth, sixth
 def test_large_patches_are_compared_on_some_of_their_pixels(
-    object_at: Callable[..., Any], size: int, scan: str
+    sample_object: Callable[..., Any], size: int, scan: str
 ) -> None:
-    given = turned(object_at, SCANS[scan], size)
+    given = turned(sample_object, SCANS[scan], size)
     assert given.error(stitch(*given[:4])) < 1e-5
 
 
-def test_each_island_is_turned_by_nothing_on_average(object_at: Callable[..., Any]) -> None:
+def test_each_island_is_turned_by_nothing_on_average(sample_object: Callable[..., Any]) -> None:
     """Two fields that share no light: each is right by itself, and its phase is that of its own patches' mean."""
     first, second = SCANS["grid"], SCANS["grid"][:20] + np.array([0, 200])
-    given = turned(object_at, np.concatenate([first, second]), spread=1.0)
+    given = turned(sample_object, np.concatenate([first, second]), spread=1.0)
     found = stitch(*given[:4])
     for island in (slice(0, len(first)), slice(len(first), None)):
         assert given.error(found, island) < 1e-5
-        assert abs(float(found.turns[island].sum().angle())) < 1e-9
+        assert abs(float(found.phase_factors[island].sum().angle())) < 1e-9
 
 
-def test_some_patches_of_noise_do_not_drag_their_neighbours(object_at: Callable[..., Any]) -> None:
+def test_some_patches_of_noise_do_not_drag_their_neighbours(sample_object: Callable[..., Any]) -> None:
     """A twentieth of the patches, as bright as the rest or ten times brighter."""
-    given = turned(object_at, np.mgrid[0:60:12j, 0:60:12j].reshape(2, -1).T)
+    given = turned(sample_object, np.mgrid[0:60:12j, 0:60:12j].reshape(2, -1).T)
     rng = np.random.default_rng(2)
     bad = rng.permutation(144)[:7]
     for brightness in (0.1, 1.0, 10.0):
@@ -147,61 +147,61 @@ def test_some_patches_of_noise_do_not_drag_their_neighbours(object_at: Callable[
         patches[bad] = torch.from_numpy(brightness * (rng.normal(size=(7, 13, 13)) + 1j * rng.normal(size=(7, 13, 13))))
         found = stitch(patches, *given[1:4])
         assert given._replace(patches=patches).error(found) < 2e-3
-        assert float(found.trust[bad].max()) < 1e-3
+        assert float(found.patch_weights[bad].max()) < 1e-3
         good = np.setdiff1d(np.arange(144), bad)
-        assert float(found.trust[good].min()) == 1
+        assert float(found.patch_weights[good].min()) == 1
         plain = stitch(patches, *given[1:4])._replace(object=stitch(patches, *given[1:4], align=False).object)
         assert given.error(plain) > 0.1
 
 
-def test_the_order_of_the_patches_does_not_matter(object_at: Callable[..., Any]) -> None:
-    given = turned(object_at, SCANS["comb"])
+def test_the_order_of_the_patches_does_not_matter(sample_object: Callable[..., Any]) -> None:
+    given = turned(sample_object, SCANS["comb"])
     noisy = given.patches + 0.1 * torch.randn(given.patches.shape, generator=torch.Generator().manual_seed(0))
     order = torch.randperm(len(noisy), generator=torch.Generator().manual_seed(1))
     one = stitch(noisy, *given[1:4])
-    other = stitch(noisy[order], given.weights[order], given.corners[order], given.frame)
+    other = stitch(noisy[order], given.weights[order], given.corners[order], given.canvas)
     torch.testing.assert_close(other.object, one.object, atol=1e-6, rtol=0)
-    torch.testing.assert_close(other.turns, one.turns[order], atol=1e-6, rtol=0)
+    torch.testing.assert_close(other.phase_factors, one.phase_factors[order], atol=1e-6, rtol=0)
 
 
-def test_no_patch_would_turn_further(object_at: Callable[..., Any]) -> None:
+def test_no_patch_would_turn_further(sample_object: Callable[..., Any]) -> None:
     """Of noisy patches each has, in the end, the phase that the mean of all asks of it: where rounds would settle."""
-    given = turned(object_at, SCANS["grid"], spread=0.5)
+    given = turned(sample_object, SCANS["grid"], spread=0.5)
     noisy = given.patches + 0.3 * torch.randn(given.patches.shape, generator=torch.Generator().manual_seed(0))
-    weights = torch.where(given.weights > 2 * FAINT * given.weights.amax(), given.weights, 0)
-    found = stitch(noisy, weights, given.corners, given.frame)
-    corners = given.corners - torch.tensor(given.frame.origin)
-    asked = (weights * (noisy * found.turns[:, None, None]).conj() * extract_patches(found.object, corners, 13)).sum(
-        (1, 2)
-    )
+    weights = torch.where(given.weights > 2 * MIN_RELATIVE_WEIGHT * given.weights.amax(), given.weights, 0)
+    found = stitch(noisy, weights, given.corners, given.canvas)
+    corners = given.corners - torch.tensor(given.canvas.origin)
+    asked = (
+        weights * (noisy * found.phase_factors[:, None, None]).conj() * extract_patches(found.object, corners, 13)
+    ).sum((1, 2))
     assert float(asked.angle().abs().max()) < 1e-4
-    assert float((found.trust - 1).abs().max()) == 0
+    assert float((found.patch_weights - 1).abs().max()) == 0
 
 
 def test_the_weights_decide_where_patches_disagree() -> None:
     patches = torch.stack([torch.full((4, 4), 1 + 0j), torch.full((4, 4), 4 + 0j)])
     weights = torch.stack([torch.full((4, 4), 3.0), torch.full((4, 4), 1.0)])
     corners = torch.tensor([[0, 0], [0, 2]])
-    found = stitch(patches, weights, corners, Frame((0, 0), (4, 6)))
+    found = stitch(patches, weights, corners, Canvas((0, 0), (4, 6)))
     row = torch.tensor([1, 1, 1.75, 1.75, 4, 4], dtype=torch.complex64)
     torch.testing.assert_close(found.object, row.expand(4, 6), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("which", ["one patch", "all"])
-def test_weights_of_zero_divide_nothing(object_at: Callable[..., Any], which: str) -> None:
-    patches, weights, corners = make_patches(object_at, torch.complex128)
-    frame = frame_of(corners, patches.shape[-1])
+def test_weights_of_zero_divide_nothing(sample_object: Callable[..., Any], which: str) -> None:
+    patches, weights, corners = make_patches(sample_object, torch.complex128)
+    frame = make_canvas(corners, patches.shape[-1])
     weights[slice(1) if which == "one patch" else slice(None)] = 0
     found = stitch(patches, weights, corners, frame)
     assert bool(torch.isfinite(found.object).all())
     assert bool(torch.isfinite(found.coverage).all())
     lit = found.coverage.numpy() > 0
-    np.testing.assert_allclose(found.object.numpy()[lit], truth_on(object_at, frame)[lit], atol=1e-10)
+    np.testing.assert_allclose(found.object.numpy()[lit], truth_on(sample_object, frame)[lit], atol=1e-10)
 
 
 @pytest.mark.parametrize("move", [(-3, 0), (0, -3), (3, 0), (0, 3)])
-def test_a_patch_outside_the_frame_is_an_error(object_at: Callable[..., Any], move: tuple[int, int]) -> None:
-    patches, weights, corners = make_patches(object_at, torch.complex64)
-    frame = frame_of(corners, patches.shape[-1])
+def test_a_patch_outside_the_frame_is_an_error(sample_object: Callable[..., Any], move: tuple[int, int]) -> None:
+    patches, weights, corners = make_patches(sample_object, torch.complex64)
+    frame = make_canvas(corners, patches.shape[-1])
     with pytest.raises(IndexError, match="outside"):
         stitch(patches, weights, corners + torch.tensor(move), frame)

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from ptycho_torch.core.errors import DataError
-from ptycho_torch.profiling.processes import Measured, measure
+from ptycho_torch.profiling.processes import ProcessResult, run_measured
 
 
-def python(text: str, log: Path, *, limit: float | None = None, **environment: str) -> Measured:
-    return measure([sys.executable, "-S", "-c", text], log, limit=limit, environment=environment)
+def python(text: str, log: Path, *, limit: float | None = None, **environment: str) -> ProcessResult:
+    return run_measured([sys.executable, "-S", "-c", text], log, limit=limit, environment=environment)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def log(tmp_path: Path) -> Path:
 )
 def test_the_exit_code_is_what_the_command_returned(text: str, code: int, log: Path) -> None:
     result = python(text, log)
-    assert (result.exit_code, result.stopped) == (code, False)
+    assert (result.exit_code, result.timed_out) == (code, False)
 
 
 def test_wall_time_counts_waiting_and_cpu_time_counts_work(log: Path) -> None:
@@ -65,10 +65,10 @@ print(json.dumps([measure(command, Path(sys.argv[1])).peak_bytes for command in 
 
 @pytest.mark.parametrize(("ballast", "seen"), [(0, (True, True)), (160, (False, True)), (400, (False, False))])
 def test_the_peak_is_that_of_the_command_or_not_told(
-    ballast: int, seen: tuple[bool, bool], log: Path, command: Callable[..., Any]
+    ballast: int, seen: tuple[bool, bool], log: Path, run_process: Callable[..., Any]
 ) -> None:
     """A new process inherits the peak of the one that starts it, so a smaller one must not be reported."""
-    result = command("-c", MEASURE_IN_A_SMALL_PROCESS, log, str(ballast))
+    result = run_process("-c", MEASURE_IN_A_SMALL_PROCESS, log, str(ballast))
     for peak, size, told in zip(json.loads(result.out), (80, 240), seen, strict=True):
         assert (peak is not None) is told
         assert peak is None or size < peak / 2**20 < size + 30
@@ -100,7 +100,7 @@ print(child.pid, flush=True)
 {"child.wait()" if parent_waits else "import os; os._exit(0)"}
 """
     result = python(start, log, limit=4.0)  # long enough for two Pythons to start on a busy machine
-    assert result.stopped is parent_waits
+    assert result.timed_out is parent_waits
     assert result.exit_code == (-signal.SIGTERM if parent_waits else 0)
     child = int(log.read_text())
     deadline = time.monotonic() + 5
@@ -110,9 +110,9 @@ print(child.pid, flush=True)
 
 
 def test_a_command_that_ignores_the_request_is_killed(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ptycho_torch.profiling.processes.GRACE", 0.2)
+    monkeypatch.setattr("ptycho_torch.profiling.processes.TERMINATION_GRACE_S", 0.2)
     result = python(STUBBORN, log, limit=3.0)  # long enough for Python to start on a busy machine
-    assert (result.exit_code, result.stopped) == (-signal.SIGKILL, True)
+    assert (result.exit_code, result.timed_out) == (-signal.SIGKILL, True)
     assert 3.2 <= result.wall_seconds < 10
 
 
@@ -134,6 +134,6 @@ def test_an_interrupt_takes_the_command_along(log: Path) -> None:
 
 def test_what_cannot_be_started_or_logged_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no-such-program"):
-        measure(["no-such-program"], tmp_path / "log.txt")
+        run_measured(["no-such-program"], tmp_path / "log.txt")
     with pytest.raises(DataError, match=r"none/log\.txt"):
-        measure([sys.executable], tmp_path / "none" / "log.txt")
+        run_measured([sys.executable], tmp_path / "none" / "log.txt")

@@ -9,41 +9,53 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ptycho_torch.data.grouping import compact_batches
+from ptycho_torch.data.grouping import make_compact_batches
 from ptycho_torch.io.profile import Profile
-from ptycho_torch.profiling.runtime_model import TERMS, Row, Scope, Work, differences, fits, observations
+from ptycho_torch.profiling.runtime_model import (
+    COST_TERMS,
+    RunRecord,
+    RuntimeReport,
+    TrainingWork,
+    compute_differences,
+    describe_headers,
+    fit_costs,
+)
 
 COSTS = {"start-up": 3.0, "image": 0.01, "epoch": 0.2, "batch": 0.05}
 
 
-def a_row(name: str, epochs: int, groups: int, batch_size: int, noise: float = 0.0, **settings: str) -> Row:
+def a_row(name: str, epochs: int, groups: int, batch_size: int, noise: float = 0.0, **settings: str) -> RunRecord:
     """A run whose wall time is that of :data:`COSTS`."""
-    work = Work(epochs, groups if epochs else None, batch_size, 0.5 if epochs else None, {"load": 0.5, "train": 1.0})
-    wall = COSTS["start-up"] + sum(COSTS[term] * work.amount(term) for term in TERMS)
+    work = TrainingWork(
+        epochs, groups if epochs else None, batch_size, 0.5 if epochs else None, {"load": 0.5, "train": 1.0}
+    )
+    wall = COSTS["start-up"] + sum(COSTS[term] * work.count_units(term) for term in COST_TERMS)
     amounts = {"max_epochs": str(epochs), "n_images": str(groups), "batch_size": str(batch_size)}
-    return Row(name, amounts | settings, f"train {name}", 0, None, wall + noise, wall, 2**28, {"a.txt": 3}, work)
+    return RunRecord(name, amounts | settings, f"train {name}", 0, None, wall + noise, wall, 2**28, {"a.txt": 3}, work)
 
 
-def a_failure(name: str) -> Row:
-    return Row(name, {"max_epochs": "9"}, "train it", 2, "exit code 2: no | file", 1.0, 1.0, None, {"log.txt": 9}, None)
+def a_failure(name: str) -> RunRecord:
+    return RunRecord(
+        name, {"max_epochs": "9"}, "train it", 2, "exit code 2: no | file", 1.0, 1.0, None, {"log.txt": 9}, None
+    )
 
 
 MANY = [(1, 64, 4), (2, 64, 4), (1, 16, 2), (3, 100, 16), (0, 64, 4), (4, 33, 5), (2, 200, 8)]
 
 
-def rows_of(amounts: list[tuple[int, int, int]], **settings: str) -> list[Row]:
+def rows_of(amounts: list[tuple[int, int, int]], **settings: str) -> list[RunRecord]:
     return [a_row(str(number), *amount, **settings) for number, amount in enumerate(amounts, start=1)]
 
 
 @pytest.mark.parametrize(("groups", "batch_size"), [(1, 1), (7, 3), (34, 6), (64, 4), (65, 4), (1000, 24), (5, 9)])
 def test_the_batches_of_an_epoch_are_those_that_training_makes(groups: int, batch_size: int) -> None:
     rng = np.random.default_rng(1)
-    made = compact_batches(rng.uniform(0, 50, (groups, 2)), batch_size, 4, rng)
-    assert Work(1, groups, batch_size, 0.0, {}).batches_per_epoch == len(made)
+    made = make_compact_batches(rng.uniform(0, 50, (groups, 2)), batch_size, 4, rng)
+    assert TrainingWork(1, groups, batch_size, 0.0, {}).batches_per_epoch == len(made)
 
 
 def test_many_runs_give_back_every_cost() -> None:
-    (found,) = fits(rows_of(MANY))
+    (found,) = fit_costs(rows_of(MANY))
     assert {cost.name: cost.seconds for cost in found.costs} == pytest.approx(COSTS)
     assert found.residual_seconds == pytest.approx(0, abs=1e-9)
     assert all(cost.margin < 1e-6 and cost.remark is None for cost in found.costs)
@@ -56,27 +68,27 @@ def test_the_true_costs_lie_in_the_ranges_told_as_often_as_said() -> None:
     hits, trials = 0, 400
     for _ in range(trials):
         rows = [a_row(str(k), *amount, noise=rng.normal(0, 0.3)) for k, amount in enumerate(amounts)]
-        hits += sum(abs(cost.seconds - COSTS[cost.name]) <= cost.margin for cost in fits(rows)[0].costs)
+        hits += sum(abs(cost.seconds - COSTS[cost.name]) <= cost.margin for cost in fit_costs(rows)[0].costs)
     assert 0.93 < hits / (trials * len(COSTS)) < 0.97
 
 
 @pytest.mark.parametrize(
     ("count", "fitted", "left_out"),
     [
-        (2, [], set(TERMS)),
+        (2, [], set(COST_TERMS)),
         (3, ["start-up", "image"], {"epoch", "batch"}),
         (4, ["start-up", "image", "epoch"], {"batch"}),
     ],
 )
 def test_few_runs_give_few_costs_and_say_what_is_missing(count: int, fitted: list[str], left_out: set[str]) -> None:
-    (found,) = fits(rows_of(MANY[:count]))
+    (found,) = fit_costs(rows_of(MANY[:count]))
     assert [cost.name for cost in found.costs] == fitted
     assert found.left_out.keys() == left_out
     assert any(f"there are {count}" in reason for reason in found.left_out.values())
 
 
 def test_costs_that_go_along_with_each_other_are_not_told_apart() -> None:
-    (found,) = fits(rows_of([(epochs, 64, 4) for epochs in (1, 2, 3, 5, 8)]))
+    (found,) = fit_costs(rows_of([(epochs, 64, 4) for epochs in (1, 2, 3, 5, 8)]))
     assert [cost.name for cost in found.costs] == ["start-up", "image"]
     assert found.left_out.keys() == {"epoch", "batch"}
     assert all("goes along with" in reason for reason in found.left_out.values())
@@ -85,7 +97,7 @@ def test_costs_that_go_along_with_each_other_are_not_told_apart() -> None:
 
 
 def test_equal_runs_are_not_fitted() -> None:
-    (found,) = fits(rows_of([(1, 64, 4)] * 5))
+    (found,) = fit_costs(rows_of([(1, 64, 4)] * 5))
     assert (found.costs, found.residual_seconds) == ([], None)
 
 
@@ -99,13 +111,13 @@ def test_equal_runs_are_not_fitted() -> None:
 )
 def test_a_cost_that_cannot_be_is_said_to_be_so(walls: tuple[float, ...], remark: str | None) -> None:
     rows = [replace(a_row(str(k), k, 10, 5), wall_seconds=wall) for k, wall in enumerate(walls, start=1)]
-    image = fits(rows)[0].costs[1]
+    image = fit_costs(rows)[0].costs[1]
     assert image.remark is None if remark is None else remark in (image.remark or "")
 
 
 def test_runs_that_do_another_kind_of_work_are_fitted_apart() -> None:
     wide = [replace(row, name=f"w{row.name}", wall_seconds=2 * row.wall_seconds) for row in rows_of(MANY, width="32")]
-    narrow, other = fits([*rows_of(MANY), *wide, a_failure("f")])
+    narrow, other = fit_costs([*rows_of(MANY), *wide, a_failure("f")])
     assert (narrow.settings, other.settings) == ({}, {"width": "32"})
     assert {cost.name: cost.seconds / 2 for cost in other.costs} == pytest.approx(COSTS)
     assert narrow.costs[0].seconds == pytest.approx(COSTS["start-up"])
@@ -124,19 +136,19 @@ def test_runs_that_do_another_kind_of_work_are_fitted_apart() -> None:
 def test_a_pair_in_which_one_thing_changed_reads_as_its_cost(
     first: tuple[int, int, int], second: tuple[int, int, int], reading: float
 ) -> None:
-    (pair,) = differences(rows_of([first, second]))
+    (pair,) = compute_differences(rows_of([first, second]))
     assert float((pair.reading or "").split()[0]) == pytest.approx(reading, rel=5e-3)
 
 
 def test_pairs_that_differ_in_more_say_nothing_by_themselves() -> None:
-    assert [pair.reading for pair in differences(rows_of([(1, 64, 4), (2, 32, 4)]))] == [None]
+    assert [pair.reading for pair in compute_differences(rows_of([(1, 64, 4), (2, 32, 4)]))] == [None]
     other = replace(a_row("2", 2, 64, 4), settings={"width": "32"})
-    (pair,) = differences([a_row("1", 1, 64, 4), a_failure("f"), other])
+    (pair,) = compute_differences([a_row("1", 1, 64, 4), a_failure("f"), other])
     assert (pair.runs, pair.reading) == (("1", "2"), None)
     assert pair.settings["width"] == (None, "32")
-    (pair,) = differences(rows_of([(1, 64, 4), (1, 64, 4)]))
+    (pair,) = compute_differences(rows_of([(1, 64, 4), (1, 64, 4)]))
     assert "same work" in (pair.reading or "")
-    (pair,) = differences([a_row("1", 1, 64, 4), a_row("2", 2, 64, 4, noise=-9)])
+    (pair,) = compute_differences([a_row("1", 1, 64, 4), a_row("2", 2, 64, 4, noise=-9)])
     assert "negative" in (pair.reading or "")
 
 
@@ -156,12 +168,14 @@ PROFILE = Profile(
 )
 
 
-def a_scope(rows: list[Row]) -> Scope:
-    return Scope("scan.npz", {"axis_order": {}}, observations(PROFILE), {"cores": 2, "threads": {}}, 120.0, 9, rows)
+def a_scope(rows: list[RunRecord]) -> RuntimeReport:
+    return RuntimeReport(
+        "scan.npz", {"axis_order": {}}, describe_headers(PROFILE), {"cores": 2, "threads": {}}, 120.0, 9, rows
+    )
 
 
 def test_observations_name_dtype_and_orientation_with_reasons() -> None:
-    assert observations(PROFILE) == [
+    assert describe_headers(PROFILE) == [
         "diffraction is float64 of shape (6, 6, 40)",
         "axis order hwn: the first two axes are equal",
         "measurement open: integers, and nothing else is said",
@@ -170,9 +184,9 @@ def test_observations_name_dtype_and_orientation_with_reasons() -> None:
 
 
 @pytest.mark.parametrize("rows", [[], [a_failure("f")], rows_of(MANY[:1]), [*rows_of(MANY), a_failure("f")]])
-def test_the_page_has_sound_tables_and_json_the_same(rows: list[Row]) -> None:
+def test_the_page_has_sound_tables_and_json_the_same(rows: list[RunRecord]) -> None:
     scope = a_scope(rows)
-    page = scope.markdown()
+    page = scope.to_markdown()
     tables = re.findall(r"(?:^\|.*\|\n)+", page, re.MULTILINE)
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
@@ -180,7 +194,7 @@ def test_the_page_has_sound_tables_and_json_the_same(rows: list[Row]) -> None:
         assert row.command in page.splitlines()
         assert any(row.name in table and f"{row.wall_seconds:.2f}" in table for table in tables)
     assert f"{len(rows)} of 9 runs" in page
-    content: dict[str, Any] = json.loads(json.dumps(scope.as_dict(), allow_nan=False))
+    content: dict[str, Any] = json.loads(json.dumps(scope.to_dict(), allow_nan=False))
     assert [run["name"] for run in content["runs"]] == [row.name for row in rows]
     for run in content["runs"]:
         work = run["work"]

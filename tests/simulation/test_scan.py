@@ -11,16 +11,21 @@ import pytest
 
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.io.npz import load_scan
-from ptycho_torch.io.profile import nearest_step, probe_diameter
-from ptycho_torch.simulation.objects import FIXED, OBJECTS
-from ptycho_torch.simulation.probes import PROBES, incoherent_modes
-from ptycho_torch.simulation.scan import NOISELESS_PHOTONS, PRESETS, simulate_recipe, simulate_scan
+from ptycho_torch.io.profile import compute_median_step, compute_probe_diameter
+from ptycho_torch.simulation.objects import FIXED_OBJECTS, OBJECTS
+from ptycho_torch.simulation.probes import PROBES, make_incoherent_modes
+from ptycho_torch.simulation.scan import (
+    NOISELESS_PHOTONS_PER_PATTERN,
+    PRESETS,
+    simulate_from_settings,
+    simulate_measurement,
+)
 from ptycho_torch.simulation.trajectories import TRAJECTORIES
 
 DATA = os.environ.get("PTYCHO_TORCH_DATA")
 
 
-@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("name", FIXED_OBJECTS)
 def test_fixed_objects_never_wrap_their_phase_and_never_are_dark(name: str) -> None:
     obj = OBJECTS[name]((91, 80), np.random.default_rng(0))
     assert 0.3 <= np.abs(obj).min() <= np.abs(obj).max() <= 1.1
@@ -55,7 +60,7 @@ def test_probes_scale_with_the_pattern_and_fade_before_its_edge(name: str, size:
     edge = np.ones((size, size), bool)
     edge[2:-2, 2:-2] = False
     assert power[edge].sum() < 0.05 * power.sum()
-    assert 0.3 * size < probe_diameter(probe[None]) < 0.8 * size
+    assert 0.3 * size < compute_probe_diameter(probe[None]) < 0.8 * size
 
 
 def test_the_structured_probe_has_no_symmetry() -> None:
@@ -65,12 +70,12 @@ def test_the_structured_probe_has_no_symmetry() -> None:
 
 
 def test_modes_are_orthogonal_with_halving_power() -> None:
-    modes = incoherent_modes(PROBES["structured"](32), 4).reshape(4, -1)
+    modes = make_incoherent_modes(PROBES["structured"](32), 4).reshape(4, -1)
     gram = modes.conj() @ modes.T
     assert np.abs(gram - np.diag(np.diag(gram))).max() < 1e-12
     assert np.diag(gram).real[1:] / np.diag(gram).real[:-1] == pytest.approx(0.5)
     with pytest.raises(ConfigError, match="at most"):
-        incoherent_modes(PROBES["gaussian"](16), 99)
+        make_incoherent_modes(PROBES["gaussian"](16), 99)
 
 
 @pytest.mark.parametrize("count", [1, 7, 64, 200])
@@ -82,19 +87,23 @@ def test_trajectories_have_the_count_and_density_asked_for(name: str, count: int
         box = np.prod(np.ptp(positions, axis=0) + 5.0)
         area = box * (np.pi / 4 if name == "spiral" else 1.0)  # a spiral fills a disc
         assert area / count == pytest.approx(25.0, rel=0.35)
-        assert 2.0 < (nearest_step(positions) or 0) < 7.0
+        assert 2.0 < (compute_median_step(positions) or 0) < 7.0
 
 
 @pytest.mark.parametrize("overlap", [0.6, 0.8])
 def test_the_overlap_is_the_one_asked_for(overlap: float) -> None:
-    scan = simulate_recipe(replace(PRESETS["tiny"], overlap=overlap, trajectory="grid"), 0)
-    assert 1 - nearest_step(scan.positions) / probe_diameter(scan.probe) == pytest.approx(overlap, abs=0.01)
+    scan = simulate_from_settings(replace(PRESETS["tiny"], overlap=overlap, trajectory="grid"), 0)
+    assert 1 - compute_median_step(scan.positions) / compute_probe_diameter(scan.probe) == pytest.approx(
+        overlap, abs=0.01
+    )
 
 
 def test_counts_are_poisson_with_the_mean_asked_for() -> None:
     recipe = replace(PRESETS["tiny"], photons=2e4)
-    expected = simulate_recipe(replace(recipe, photons=0), 0).amplitudes.astype(float) ** 2 * (2e4 / NOISELESS_PHOTONS)
-    counts = simulate_recipe(recipe, 0).amplitudes.astype(float) ** 2
+    expected = simulate_from_settings(replace(recipe, photons=0), 0).amplitudes.astype(float) ** 2 * (
+        2e4 / NOISELESS_PHOTONS_PER_PATTERN
+    )
+    counts = simulate_from_settings(recipe, 0).amplitudes.astype(float) ** 2
     assert np.abs(counts - counts.round()).max() < 1e-3  # float32 square roots of whole numbers
     assert counts.sum((1, 2)).mean() == pytest.approx(2e4, rel=0.005)
     bright = expected > 5
@@ -103,17 +112,19 @@ def test_counts_are_poisson_with_the_mean_asked_for() -> None:
 
 
 def test_a_noiseless_scan_has_its_stated_mean() -> None:
-    scan = simulate_recipe(replace(PRESETS["tiny"], photons=0), 3)
-    assert (scan.amplitudes.astype(float) ** 2).sum((1, 2)).mean() == pytest.approx(NOISELESS_PHOTONS, rel=1e-5)
+    scan = simulate_from_settings(replace(PRESETS["tiny"], photons=0), 3)
+    assert (scan.amplitudes.astype(float) ** 2).sum((1, 2)).mean() == pytest.approx(
+        NOISELESS_PHOTONS_PER_PATTERN, rel=1e-5
+    )
 
 
 def test_moving_the_object_is_moving_the_positions() -> None:
     rng = np.random.default_rng(0)
     obj, probe = OBJECTS["letters"]((80, 81), rng), PROBES["structured"](32)
     positions = np.array([[30.3, 40.2], [41.7, 35.5]])
-    still = simulate_scan(obj, probe, positions, 0, rng)
-    moved = simulate_scan(np.roll(obj, (3, -2), (0, 1)), probe, positions + np.array([3, -2]), 0, rng)
-    other = simulate_scan(np.roll(obj, (3, -2), (0, 1)), probe, positions - np.array([3, -2]), 0, rng)
+    still = simulate_measurement(obj, probe, positions, 0, rng)
+    moved = simulate_measurement(np.roll(obj, (3, -2), (0, 1)), probe, positions + np.array([3, -2]), 0, rng)
+    other = simulate_measurement(np.roll(obj, (3, -2), (0, 1)), probe, positions - np.array([3, -2]), 0, rng)
     assert np.allclose(still.amplitudes, moved.amplitudes, rtol=1e-4, atol=1e-2)
     assert not np.allclose(still.amplitudes, other.amplitudes, rtol=1e-2, atol=1)
 
@@ -122,13 +133,13 @@ def test_a_prism_bends_light_to_higher_frequencies_along_its_own_axis() -> None:
     y, _ = np.mgrid[:64, :64]
     rng = np.random.default_rng(0)
     probe, positions = PROBES["gaussian"](32), np.array([[32.0, 32.0]])
-    flat = simulate_scan(np.ones((64, 64), complex), probe, positions, 0, rng)
-    prism = simulate_scan(np.exp(2j * np.pi * 4 * y / 32), probe, positions, 0, rng)
+    flat = simulate_measurement(np.ones((64, 64), complex), probe, positions, 0, rng)
+    prism = simulate_measurement(np.exp(2j * np.pi * 4 * y / 32), probe, positions, 0, rng)
     assert np.allclose(np.roll(flat.amplitudes, 4, axis=1), prism.amplitudes, rtol=1e-3, atol=1e-1)
 
 
 def test_the_same_seed_gives_the_same_scan_and_another_another() -> None:
-    one, same, other = (simulate_recipe(PRESETS["tiny"], seed) for seed in (5, 5, 6))
+    one, same, other = (simulate_from_settings(PRESETS["tiny"], seed) for seed in (5, 5, 6))
     assert np.array_equal(one.amplitudes, same.amplitudes)
     assert np.array_equal(one.positions, same.positions)
     assert not np.array_equal(one.amplitudes, other.amplitudes)
@@ -138,7 +149,7 @@ def test_the_same_seed_gives_the_same_scan_and_another_another() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_what_they_are_said_to_be(name: str) -> None:
     recipe = PRESETS[name]
-    scan = simulate_recipe(recipe, 0)
+    scan = simulate_from_settings(recipe, 0)
     assert (len(scan), scan.size) == (recipe.positions, recipe.size)
     assert scan.truth is not None
     assert scan.truth.shape[0] != scan.truth.shape[1] or name == "star"
@@ -149,7 +160,7 @@ def test_presets_are_what_they_are_said_to_be(name: str) -> None:
 def test_a_position_outside_the_object_is_refused() -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(ConfigError, match="too near the edge"):
-        simulate_scan(np.ones((40, 40), complex), PROBES["disk"](32), np.array([[5.0, 20.0]]), 0, rng)
+        simulate_measurement(np.ones((40, 40), complex), PROBES["disk"](32), np.array([[5.0, 20.0]]), 0, rng)
 
 
 @pytest.mark.skipif(not DATA, reason="PTYCHO_TORCH_DATA is not set: no independent simulator to compare with")
@@ -158,7 +169,7 @@ def test_the_independent_simulator_agrees(tmp_path: Path) -> None:
     tool = Path(str(DATA)).parent / "tools" / "simulate_twin.py"
     if not tool.is_file():
         pytest.skip(f"{tool} is not there")
-    scan = simulate_recipe(replace(PRESETS["run1084"], positions=16, photons=0, object="cells"), 0)
+    scan = simulate_from_settings(replace(PRESETS["run1084"], positions=16, photons=0, object="cells"), 0)
     assert scan.truth is not None
     source, twin = tmp_path / "source.npz", tmp_path / "twin.npz"
     y, x = scan.positions.T
@@ -169,6 +180,8 @@ def test_the_independent_simulator_agrees(tmp_path: Path) -> None:
         check=True,
         capture_output=True,
     )
-    other = load_scan(twin, measurement="amplitude").amplitudes.astype(float) * np.sqrt(NOISELESS_PHOTONS / photons)
+    other = load_scan(twin, measurement="amplitude").amplitudes.astype(float) * np.sqrt(
+        NOISELESS_PHOTONS_PER_PATTERN / photons
+    )
     ours = scan.amplitudes.astype(float)
     assert ((ours - other) ** 2).sum() / (other**2).sum() < 1e-4

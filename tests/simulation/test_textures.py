@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from ptycho_torch.simulation.image_primitives import paint, power_law_noise
-from ptycho_torch.simulation.objects import DRAWN, contrasted
-from ptycho_torch.simulation.photographs import load_photographs, part_of
-from ptycho_torch.simulation.textures import PICTURES, power_law
+from ptycho_torch.simulation.image_primitives import draw_power_law_noise, paint_polygons
+from ptycho_torch.simulation.objects import RANDOM_OBJECTS, draw_transmission
+from ptycho_torch.simulation.photographs import draw_part, load_photographs
+from ptycho_torch.simulation.textures import TEXTURES, draw_power_law
 
 
 def draws(name: str, shape: tuple[int, int], count: int) -> list[np.ndarray]:
@@ -14,11 +14,11 @@ def draws(name: str, shape: tuple[int, int], count: int) -> list[np.ndarray]:
     if name == "photographs":
         pool = load_photographs()
         generators = [np.random.default_rng([number, 1]) for number in range(count)]
-        return [contrasted(pool.pictures(shape, rng), rng) for rng in generators]
-    return [DRAWN[name](shape, np.random.default_rng([number, 1])) for number in range(count)]
+        return [draw_transmission(pool.draw_images(shape, rng), rng) for rng in generators]
+    return [RANDOM_OBJECTS[name](shape, np.random.default_rng([number, 1])) for number in range(count)]
 
 
-@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("name", RANDOM_OBJECTS)
 def test_drawn_objects_range_from_faint_to_dark_and_over_the_whole_phase(name: str) -> None:
     objects = draws(name, (72, 97), 60)
     for obj in objects:
@@ -35,7 +35,7 @@ def test_drawn_objects_range_from_faint_to_dark_and_over_the_whole_phase(name: s
     assert max(turned) <= np.pi
 
 
-@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("name", RANDOM_OBJECTS)
 def test_drawn_objects_are_not_finer_than_the_grid(name: str) -> None:
     """Little power lies in the highest frequencies: an object that flickers from pixel to pixel would be aliased."""
     ky, kx = np.meshgrid(np.fft.fftfreq(96), np.fft.fftfreq(96), indexing="ij")
@@ -48,9 +48,9 @@ def test_drawn_objects_are_not_finer_than_the_grid(name: str) -> None:
     assert max(shares) < 0.12  # white noise has 0.36 there
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", TEXTURES)
 def test_pictures_lie_from_0_to_1_and_differ_from_draw_to_draw(name: str) -> None:
-    first, again, other = (PICTURES[name]((64, 65), np.random.default_rng(seed)) for seed in (1, 1, 2))
+    first, again, other = (TEXTURES[name]((64, 65), np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert first.shape == (2, 64, 65)
     assert first.dtype == np.float32
     assert 0 <= first.min() < first.max() <= 1
@@ -59,25 +59,25 @@ def test_pictures_lie_from_0_to_1_and_differ_from_draw_to_draw(name: str) -> Non
 
 
 def test_the_phase_of_lines_is_the_picture_of_the_amplitude() -> None:
-    amplitude, phase = PICTURES["lines"]((80, 90), np.random.default_rng(0))
+    amplitude, phase = TEXTURES["lines"]((80, 90), np.random.default_rng(0))
     assert np.array_equal(amplitude, phase)
 
 
 def test_a_painted_polygon_has_its_area_and_hides_what_is_below() -> None:
     square = np.array([[10, 10], [10, 30], [30, 30], [30, 10]], dtype=float)
     small = np.array([[15, 12], [15, 22], [20, 22], [20, 12]], dtype=float)
-    picture = paint(np.stack([square, small]), np.array([4, 4]), np.array([[0.0, 1.0, 0.0]]), (40, 50))[0]
+    picture = paint_polygons(np.stack([square, small]), np.array([4, 4]), np.array([[0.0, 1.0, 0.0]]), (40, 50))[0]
     assert picture.sum() == pytest.approx(20 * 20 - 5 * 10, rel=0.06)
     assert picture[12, 25] == 1
     assert picture[17, 17] == 0  # rows go down: the small one lies near the first rows and columns
     assert picture[17, 25] == 1
-    hidden = paint(np.stack([small, square]), np.array([4, 4]), np.array([[0.0, 0.0, 1.0]]), (40, 50))[0]
+    hidden = paint_polygons(np.stack([small, square]), np.array([4, 4]), np.array([[0.0, 0.0, 1.0]]), (40, 50))[0]
     assert hidden[17, 17] == 1
 
 
 @pytest.mark.parametrize("power", [0.5, 1.5, 2.5])
 def test_clouds_fall_by_their_power(power: float) -> None:
-    field = power_law_noise((256, 256), np.random.default_rng(0), power)
+    field = draw_power_law_noise((256, 256), np.random.default_rng(0), power)
     spectrum = np.abs(np.fft.fft2(field))
     k = np.hypot(*np.meshgrid(np.fft.fftfreq(256), np.fft.fftfreq(256), indexing="ij"))
     low, high = (np.sqrt(np.mean(np.square(spectrum[(k > edge) & (k < 1.2 * edge)]))) for edge in (0.04, 0.32))
@@ -86,7 +86,7 @@ def test_clouds_fall_by_their_power(power: float) -> None:
 
 
 def test_radii_follow_their_power_law() -> None:
-    radii = power_law(np.random.default_rng(0), 200_000, 2, 32, 3.0)
+    radii = draw_power_law(np.random.default_rng(0), 200_000, 2, 32, 3.0)
     assert 2 <= radii.min() < radii.max() <= 32
     share = (2**-2 - 4**-2) / (2**-2 - 32**-2)  # of a density r^-3 below r = 4
     assert np.mean(radii < 4) == pytest.approx(share, abs=0.005)
@@ -96,7 +96,7 @@ def test_photographs_come_with_the_package_and_have_contrast() -> None:
     pool = load_photographs()
     for pyramid in pool.pyramids:
         assert min(pyramid[0].shape) >= 300
-        part = part_of(pyramid, (70, 81), np.random.default_rng(0))
+        part = draw_part(pyramid, (70, 81), np.random.default_rng(0))
         assert part.shape == (70, 81)
         assert 0 <= part.min() <= part.max() <= 1
         assert pyramid[1].mean() == pytest.approx(pyramid[0].mean(), abs=0.01)

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from ptycho_torch.training.adam import Adam, Group
+from ptycho_torch.training.adam import Adam, ParameterGroup
 
 
 def weights_of() -> list[torch.Tensor]:
@@ -23,10 +23,10 @@ def loss(weights: list[torch.Tensor], step: int) -> torch.Tensor:
 
 def test_it_takes_the_steps_of_torchs_own() -> None:
     ours, theirs = weights_of(), weights_of()
-    adam = Adam([Group(ours[:2], 1.0), Group(ours[2:], 7.0)])
+    adam = Adam([ParameterGroup(ours[:2], 1.0), ParameterGroup(ours[2:], 7.0)])
     reference = torch.optim.Adam([{"params": theirs[:2], "lr": 0.01}, {"params": theirs[2:], "lr": 0.07}])
     for step in range(20):
-        adam.clear_gradients()
+        adam.zero_grad()
         loss(ours, step).backward()
         adam.step(0.01)
         reference.zero_grad()
@@ -38,21 +38,22 @@ def test_it_takes_the_steps_of_torchs_own() -> None:
 
 def test_it_goes_on_exactly_from_its_state() -> None:
     whole, parts = weights_of(), weights_of()
-    first, second = Adam([Group(whole, 1.0)]), Adam([Group(parts, 1.0)])
+    first, second = Adam([ParameterGroup(whole, 1.0)]), Adam([ParameterGroup(parts, 1.0)])
     for step in range(6):
         if step == 3:
             kept = {
-                name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in second.state().items()
+                name: tensor.clone(memory_format=torch.contiguous_format)
+                for name, tensor in second.state_dict().items()
             }
-            second = Adam([Group(parts, 1.0)])
-            second.load(kept)
+            second = Adam([ParameterGroup(parts, 1.0)])
+            second.load_state_dict(kept)
         for adam, weights in ((first, whole), (second, parts)):
-            adam.clear_gradients()
+            adam.zero_grad()
             loss(weights, step).backward()
             adam.step(0.01)
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
     with pytest.raises(KeyError):
-        second.load({})
+        second.load_state_dict({})
 
 
 def test_it_does_not_import_the_compiler() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ptycho_torch.training.muon import Kernels, Muon, orthogonalised
+from ptycho_torch.training.muon import KernelGroup, Muon, orthogonalize
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -14,7 +14,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_a_step_goes_as_far_in_weak_directions_as_in_strong_ones(shape: tuple[int, int]) -> None:
     left, _, right = torch.linalg.svd(randn(*shape), full_matrices=False)
     strengths = torch.logspace(0, -1.5, min(shape))
-    _, found = orthogonalised([randn(3, 50), left * strengths @ right])
+    _, found = orthogonalize([randn(3, 50), left * strengths @ right])
     along = left.T @ found @ right.T
     assert (along.diagonal() > 0.6).all()
     assert (along.diagonal() < 1.3).all()
@@ -23,7 +23,7 @@ def test_a_step_goes_as_far_in_weak_directions_as_in_strong_ones(shape: tuple[in
 
 def test_the_unit_of_a_gradient_does_not_matter() -> None:
     matrix = randn(5, 9)
-    strong, weak, none = orthogonalised([1e6 * matrix, 1e-6 * matrix, torch.zeros(3, 4)])
+    strong, weak, none = orthogonalize([1e6 * matrix, 1e-6 * matrix, torch.zeros(3, 4)])
     torch.testing.assert_close(strong, weak)
     assert not none.any()
 
@@ -35,7 +35,7 @@ def weights_of() -> list[torch.Tensor]:
 
 def descend(muon: Muon, steps: int) -> None:
     for _ in range(steps):
-        muon.clear_gradients()
+        muon.zero_grad()
         sum((weight - 0.1).square().sum() for weight in muon.weights[:2]).backward()  # type: ignore[union-attr]
         muon.step(0.01)
 
@@ -43,7 +43,7 @@ def descend(muon: Muon, steps: int) -> None:
 def test_it_descends_and_leaves_alone_what_has_no_gradient() -> None:
     weights = weights_of()
     before = [float((weight.detach() - 0.1).square().sum()) for weight in weights]
-    descend(Muon(Kernels(weights, 2.0)), 100)
+    descend(Muon(KernelGroup(weights, 2.0)), 100)
     after = [float((weight.detach() - 0.1).square().sum()) for weight in weights]
     assert after[0] < 0.3 * before[0]
     assert after[1] < 0.3 * before[1]
@@ -52,28 +52,30 @@ def test_it_descends_and_leaves_alone_what_has_no_gradient() -> None:
 
 def test_it_goes_on_exactly_from_its_state() -> None:
     whole, parts = weights_of(), weights_of()
-    descend(Muon(Kernels(whole, 1.0)), 6)
-    first = Muon(Kernels(parts, 1.0))
+    descend(Muon(KernelGroup(whole, 1.0)), 6)
+    first = Muon(KernelGroup(parts, 1.0))
     descend(first, 3)
-    second = Muon(Kernels(parts, 1.0))
-    second.load({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in first.state().items()})
+    second = Muon(KernelGroup(parts, 1.0))
+    second.load_state_dict(
+        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in first.state_dict().items()}
+    )
     descend(second, 3)
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
     with pytest.raises(KeyError):
-        second.load({})
+        second.load_state_dict({})
 
 
 def test_a_kernel_moves_alike_in_any_company_and_memory_order() -> None:
     kernel, gradient = randn(7, 5, 3, 3), randn(7, 5, 3, 3, seed=1)
     lonely = kernel.clone().requires_grad_()
     lonely.grad = gradient.clone()
-    Muon(Kernels([lonely], 1.0)).step(0.1)
+    Muon(KernelGroup([lonely], 1.0)).step(0.1)
     among = kernel.clone().to(memory_format=torch.channels_last).requires_grad_()
     among.grad = gradient.clone().to(memory_format=torch.channels_last)
     others = [randn(90, 40, seed=2).requires_grad_(), randn(30, 200, seed=3).requires_grad_()]
     for other in others:
         other.grad = randn(*other.shape, seed=4)
-    Muon(Kernels([others[0], among, others[1]], 1.0)).step(0.1)
+    Muon(KernelGroup([others[0], among, others[1]], 1.0)).step(0.1)
     torch.testing.assert_close(among, lonely, rtol=0, atol=1e-6)
 
 
@@ -81,5 +83,5 @@ def test_a_kernel_moves_alike_in_any_company_and_memory_order() -> None:
 def test_next_to_no_gradient_is_no_explosion(size: float) -> None:
     """Where squares are rounded to zero, too: no step is larger than that of a gradient of size one."""
     matrix = torch.randn(16, 40, generator=torch.Generator().manual_seed(0))
-    small, full = orthogonalised([matrix * size, matrix])
+    small, full = orthogonalize([matrix * size, matrix])
     assert small.norm() <= full.norm() * 1.5

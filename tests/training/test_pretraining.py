@@ -9,24 +9,24 @@ from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NetworkConfig
-from ptycho_torch.simulation.dataset import Stream, StreamSettings
-from ptycho_torch.training.optimizer import Pace
-from ptycho_torch.training.pretraining import Course, Pretrainer
-from ptycho_torch.training.tracking import NoTracker
+from ptycho_torch.simulation.dataset import SimulatedDataset, SimulatedDatasetSettings
+from ptycho_torch.training.optimizer import LearningRateSchedule
+from ptycho_torch.training.pretraining import Pretrainer, PretrainerSettings
+from ptycho_torch.training.tracking import NullTracker
 
-PACE = Pace(3e-3, 10)
+PACE = LearningRateSchedule(3e-3, 10)
 
 
 def pretrainer(lessons: int | None, seed: int = 0, seconds: float | None = None) -> Pretrainer:
-    settings = StreamSettings(size=32, patterns=4, seed=seed, photons=(1e5, 1e6), overlap=(0.6, 0.8))
+    settings = SimulatedDatasetSettings(size=32, patterns=4, seed=seed, photons=(1e5, 1e6), overlap=(0.6, 0.8))
     config = NetworkConfig("unrolled_unet", "residual", 6, probe_channel=True)
     model = PtychoModel(config, [], generator=torch.Generator().manual_seed(seed), size=32)
-    return Pretrainer(model, Stream(settings), Course(PACE, lessons, seconds))
+    return Pretrainer(model, SimulatedDataset(settings), PretrainerSettings(PACE, lessons, seconds))
 
 
 def learn(trainer: Pretrainer, checkpoint: Path) -> dict[str, torch.Tensor]:
-    assert trainer.run(SilentObserver(), NoTracker(), checkpoint)
-    return trainer.optimiser.state()
+    assert trainer.run(SilentObserver(), NullTracker(), checkpoint)
+    return trainer.optimizer.state_dict()
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -51,15 +51,15 @@ def test_another_pretraining_is_not_gone_on_with(tmp_path: Path) -> None:
 
 def test_objects_that_were_never_shown_are_seen_after_a_while(tmp_path: Path) -> None:
     trainer = pretrainer(80)
-    before = trainer.examine()
+    before = trainer.validate()
     learn(trainer, tmp_path / "state")
-    assert trainer.history[-1].val_loss == trainer.examine() < 0.85 * before
+    assert trainer.history[-1].val_loss == trainer.validate() < 0.85 * before
     assert trainer.history[-1].groups == 320
 
 
 def test_time_ends_it(tmp_path: Path) -> None:
     trainer = pretrainer(None, seconds=0.5)
     learn(trainer, tmp_path / "state")
-    assert trainer.optimiser.steps >= 1
+    assert trainer.optimizer.steps >= 1
     with pytest.raises(ConfigError, match="--time_limit"):
         pretrainer(None)

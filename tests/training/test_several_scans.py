@@ -15,7 +15,7 @@ from ptycho_torch.core.errors import ConfigError, PtychoError
 from ptycho_torch.data.reconstruction import load_reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.npz import save_scan
-from ptycho_torch.models.saved_model import load_bundle
+from ptycho_torch.models.saved_model import load_model
 
 Command = Callable[..., Any]
 Train = Callable[..., Path]
@@ -23,10 +23,14 @@ REPEATED = ("model.safetensors", "history.csv")
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory, scan_of: Callable[..., Scan]) -> tuple[Path, Path, Path]:
+def files(tmp_path_factory: pytest.TempPathFactory, scan_factory: Callable[..., Scan]) -> tuple[Path, Path, Path]:
     """Three scans of one N that differ in all else: positions, probe modes, photons and the unit of the amplitudes."""
     folder = tmp_path_factory.mktemp("scans")
-    first, second, third = scan_of(36, seed=0), scan_of(25, seed=1, modes=2, photons=5e4), scan_of(25, seed=2)
+    first, second, third = (
+        scan_factory(36, seed=0),
+        scan_factory(25, seed=1, modes=2, photons=5e4),
+        scan_factory(25, seed=2),
+    )
     second = replace(second, amplitudes=second.amplitudes / 2, photons_per_unit=4.0)
     paths = tuple(folder / name for name in ("a.npz", "b.npz", "c.npz"))
     for path, scan in zip(paths, (first, second, replace(third, probe=third.probe.conj())), strict=True):
@@ -45,11 +49,11 @@ def history(folder: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("update_probe", [False, True])
 def test_each_scan_has_its_own_probe_and_scale(
-    update_probe: bool, tmp_path: Path, train_to: Train, files: tuple[Path, ...]
+    update_probe: bool, tmp_path: Path, train_model: Train, files: tuple[Path, ...]
 ) -> None:
     before, after = (
-        load_bundle(
-            train_to(tmp_path / str(epochs), train_data_file=files, max_epochs=epochs, update_probe=update_probe)
+        load_model(
+            train_model(tmp_path / str(epochs), train_data_file=files, max_epochs=epochs, update_probe=update_probe)
         )
         for epochs in (0, 2)
     )
@@ -60,21 +64,21 @@ def test_each_scan_has_its_own_probe_and_scale(
         assert torch.equal(first, second) is not update_probe
 
 
-def test_a_scan_alone_and_as_the_first_of_a_list(tmp_path: Path, train_to: Train, files: tuple[Path, ...]) -> None:
+def test_a_scan_alone_and_as_the_first_of_a_list(tmp_path: Path, train_model: Train, files: tuple[Path, ...]) -> None:
     alone, listed = (
-        contents(train_to(tmp_path / name, train_data_file=given))
+        contents(train_model(tmp_path / name, train_data_file=given))
         for name, given in (("alone", files[0]), ("listed", files[:1]))
     )
     assert alone == listed
 
 
 @pytest.mark.parametrize("gridsize", [1, 2, 3])
-def test_all_groups_of_all_scans(tmp_path: Path, train_to: Train, files: tuple[Path, ...], gridsize: int) -> None:
-    folder = train_to(tmp_path / "all", train_data_file=files, gridsize=gridsize)
-    held_out = [len(scan.held_out) for scan in load_bundle(folder).scans]
+def test_all_groups_of_all_scans(tmp_path: Path, train_model: Train, files: tuple[Path, ...], gridsize: int) -> None:
+    folder = train_model(tmp_path / "all", train_data_file=files, gridsize=gridsize)
+    held_out = [len(scan.held_out) for scan in load_model(folder).scans]
     assert min(held_out) >= gridsize**2
     assert [row["groups"] for row in history(folder)] == [str(36 + 25 + 25 - sum(held_out))]
-    some = train_to(tmp_path / "some", train_data_file=files, gridsize=gridsize, n_images=5)
+    some = train_model(tmp_path / "some", train_data_file=files, gridsize=gridsize, n_images=5)
     assert [row["groups"] for row in history(some)] == ["15"]
 
 
@@ -84,20 +88,20 @@ def test_all_groups_of_all_scans(tmp_path: Path, train_to: Train, files: tuple[P
     ids=lambda settings: "-".join(settings),
 )
 def test_the_same_bytes_and_going_on_exactly(
-    tmp_path: Path, train_to: Train, files: tuple[Path, ...], settings: dict[str, Any]
+    tmp_path: Path, train_model: Train, files: tuple[Path, ...], settings: dict[str, Any]
 ) -> None:
     settings = {"train_data_file": files, **settings}
-    straight = contents(train_to(tmp_path / "straight", max_epochs=3, **settings))
-    train_to(tmp_path / "resumed", max_epochs=1, **settings)
-    assert contents(train_to(tmp_path / "resumed", max_epochs=3, resume=True, **settings)) == straight
+    straight = contents(train_model(tmp_path / "straight", max_epochs=3, **settings))
+    train_model(tmp_path / "resumed", max_epochs=1, **settings)
+    assert contents(train_model(tmp_path / "resumed", max_epochs=3, resume=True, **settings)) == straight
     with pytest.raises(ConfigError, match=r"cannot go on with another .*scan"):
-        train_to(tmp_path / "resumed", max_epochs=4, resume=True, **settings | {"train_data_file": files[:2]})
+        train_model(tmp_path / "resumed", max_epochs=4, resume=True, **settings | {"train_data_file": files[:2]})
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine of one core
-def test_workers_change_no_byte(tmp_path: Path, train_to: Train, files: tuple[Path, ...]) -> None:
+def test_workers_change_no_byte(tmp_path: Path, train_model: Train, files: tuple[Path, ...]) -> None:
     alone, helped = (
-        contents(train_to(tmp_path / str(workers), train_data_file=files, num_workers=workers)) for workers in (0, 1)
+        contents(train_model(tmp_path / str(workers), train_data_file=files, num_workers=workers)) for workers in (0, 1)
     )
     assert alone == helped
 
@@ -106,31 +110,31 @@ def test_batches_are_of_one_scan_in_random_order(tmp_path: Path, files: tuple[Pa
     from ptycho_torch.config.train import TrainConfig
     from ptycho_torch.models.model import PtychoModel
     from ptycho_torch.models.registry import NetworkConfig
-    from ptycho_torch.training.datasets import load_sources, patterns_of
-    from ptycho_torch.training.trainer import Settings, Trainer
+    from ptycho_torch.training.datasets import load_training_scans, make_pattern_groups
+    from ptycho_torch.training.trainer import Trainer, TrainerSettings
 
     config = TrainConfig(train_data_file=files, output_dir=tmp_path)
-    sources = load_sources(config, torch.device("cpu"))
-    patterns, validation = patterns_of(config, sources)
+    sources = load_training_scans(config, torch.device("cpu"))
+    patterns, validation = make_pattern_groups(config, sources)
     model = PtychoModel(NetworkConfig(width=4), [torch.from_numpy(source.scan.probe) for source in sources])
-    trainer = Trainer(model, patterns, validation.patterns, Settings(1, 4, 1e-3))
+    trainer = Trainer(model, patterns, validation.patterns, TrainerSettings(1, 4, 1e-3))
     orders = []
     for seed in (0, 1):
-        batches = [batch for _, batch in trainer._batches(np.random.default_rng(seed))]
+        batches = [batch for _, batch in trainer._iterate_batches(np.random.default_rng(seed))]
         for source, one in enumerate(patterns):
-            found = torch.cat([batch.corners for batch in batches if batch.source == source])
+            found = torch.cat([batch.corners for batch in batches if batch.scan_index == source])
             expected = one.scan.corners[torch.from_numpy(one.groups.ravel())]
             assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, expected.tolist()))
-        orders.append([batch.source for batch in batches])
+        orders.append([batch.scan_index for batch in batches])
         assert orders[-1] != sorted(orders[-1])
     assert orders[0] != orders[1]
 
 
-def test_what_is_validated_on(tmp_path: Path, train_to: Train, files: tuple[Path, ...]) -> None:
+def test_what_is_validated_on(tmp_path: Path, train_model: Train, files: tuple[Path, ...]) -> None:
     told = {}
     for name, test_file in (("regions", None), ("itself", files[1]), ("other", files[2])):
-        folder = train_to(tmp_path / name, train_data_file=files[:2], test_data_file=test_file)
-        told[name] = load_bundle(folder).provenance["validation"]
+        folder = train_model(tmp_path / name, train_data_file=files[:2], test_data_file=test_file)
+        told[name] = load_model(folder).provenance["validation"]
     assert told["regions"].startswith("region held out of each training scan, a.npz: y >= ")
     assert "; b.npz: y >= " in told["regions"]
     assert "itself" in told["itself"]
@@ -138,36 +142,38 @@ def test_what_is_validated_on(tmp_path: Path, train_to: Train, files: tuple[Path
 
 
 def test_the_loss_of_every_scan_falls_and_each_is_reconstructed_by_its_own_probe(
-    tmp_path: Path, train_to: Train, files: tuple[Path, ...], call: Command
+    tmp_path: Path, train_model: Train, files: tuple[Path, ...], run_main: Command
 ) -> None:
     r = {}
     for epochs in (0, 8):
-        folder = train_to(tmp_path / f"{epochs}", train_data_file=files, max_epochs=epochs, update_probe=True, width=8)
-        probes = load_bundle(folder).model.probes
+        folder = train_model(
+            tmp_path / f"{epochs}", train_data_file=files, max_epochs=epochs, update_probe=True, width=8
+        )
+        probes = load_model(folder).model.probes
         for place, file in enumerate(files):
             out = tmp_path / f"{epochs} {file.stem}"
             words = ("--model_path", folder, "--test_data", file, "--output_dir", out, "--no_report")
-            assert call("inference", *words).code == 0
+            assert run_main("inference", *words).code == 0
             result = load_reconstruction(out / "reconstruction.npz")
             np.testing.assert_array_equal(result.probe, probes[place].detach().numpy())
             metrics = json.loads((out / "metrics.json").read_text())
-            assert metrics["validation_patterns"] == len(load_bundle(folder).scans[place].held_out)
+            assert metrics["validation_patterns"] == len(load_model(folder).scans[place].held_out)
             r[epochs, file.stem] = metrics["r"]
     for file in files:
         assert r[8, file.stem] < 0.8 * r[0, file.stem]
 
 
 def test_scans_of_two_sizes_are_refused(
-    tmp_path: Path, train_to: Train, files: tuple[Path, ...], scan_of: Callable[..., Scan]
+    tmp_path: Path, train_model: Train, files: tuple[Path, ...], scan_factory: Callable[..., Scan]
 ) -> None:
-    save_scan(tmp_path / "large.npz", scan_of(9, 32))
+    save_scan(tmp_path / "large.npz", scan_factory(9, 32))
     with pytest.raises(PtychoError, match=r"large\.npz: patterns of 32 × 32 pixels, where .*a\.npz has 24 × 24"):
-        train_to(tmp_path / "model", train_data_file=(files[0], tmp_path / "large.npz"))
+        train_model(tmp_path / "model", train_data_file=(files[0], tmp_path / "large.npz"))
     assert not (tmp_path / "model").exists()
 
 
-def test_one_scan_twice_is_refused(tmp_path: Path, train_to: Train, files: tuple[Path, ...]) -> None:
+def test_one_scan_twice_is_refused(tmp_path: Path, train_model: Train, files: tuple[Path, ...]) -> None:
     with pytest.raises(ConfigError, match=r"--train_data_file: .* hold the same scan"):
-        train_to(tmp_path / "model", train_data_file=(files[0], files[1], files[0]))
+        train_model(tmp_path / "model", train_data_file=(files[0], files[1], files[0]))
     with pytest.raises(ConfigError, match="--train_data_file names no scan"):
-        train_to(tmp_path / "model", train_data_file=())
+        train_model(tmp_path / "model", train_data_file=())

@@ -30,12 +30,12 @@ def rows(store: Path, query: str) -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture(scope="module")
-def tracked(tmp_path_factory: pytest.TempPathFactory, train_to: Train) -> Path:
+def tracked(tmp_path_factory: pytest.TempPathFactory, train_model: Train) -> Path:
     """A model folder with MLflow's records of one run; making a store takes seconds."""
     import mlflow
 
     before = mlflow.get_tracking_uri(), dict(os.environ)
-    folder = train_to(tmp_path_factory.mktemp("tracked") / "a model", logger="mlflow", max_epochs=2)
+    folder = train_model(tmp_path_factory.mktemp("tracked") / "a model", logger="mlflow", max_epochs=2)
     assert (mlflow.get_tracking_uri(), dict(os.environ)) == before, "the state of the process is left alone"
     assert mlflow.active_run() is None
     return folder
@@ -57,13 +57,13 @@ def test_mlflow_keeps_the_run_under_the_output_folder(tracked: Path) -> None:
 
 
 def test_mlflow_goes_where_the_environment_says(
-    tmp_path: Path, tracked: Path, train_to: Train, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tracked: Path, train_model: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here to a store that holds another run already: the experiment is shared, and the runs are apart."""
     store = tmp_path / "elsewhere.db"
     store.write_bytes((tracked / "mlflow.db").read_bytes())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
-    folder = train_to(tmp_path / "model", logger="mlflow")
+    folder = train_model(tmp_path / "model", logger="mlflow")
     assert not (folder / "mlflow.db").exists()
     assert rows(store, "select count(*) from runs") == [(2,)]
     assert rows(store, "select count(*) from experiments where name = 'ptycho_torch'") == [(1,)]
@@ -72,10 +72,10 @@ def test_mlflow_goes_where_the_environment_says(
 
 @pytest.mark.parametrize("name", ["why?", "run #3", "100%"])
 def test_a_folder_that_no_store_can_be_in(
-    name: str, tmp_path: Path, train_to: Train, caplog: pytest.LogCaptureFixture
+    name: str, tmp_path: Path, train_model: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In the address of an SQLite store these mean something else: its file would lie elsewhere, or nowhere."""
-    folder = train_to(tmp_path / name, logger="mlflow")
+    folder = train_model(tmp_path / name, logger="mlflow")
     assert "holds a ?, # or %" in caplog.text
     assert (folder / "bundle.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -94,12 +94,12 @@ def test_a_folder_that_no_store_can_be_in(
     ],
 )
 def test_a_tracker_out_of_reach_costs_a_warning(
-    tmp_path: Path, train_to: Train, uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, train_model: Train, uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     started = time.monotonic()
     with caplog.at_level(logging.WARNING, "ptycho_torch"):
-        folder = train_to(tmp_path / "model", logger="mlflow")
+        folder = train_model(tmp_path / "model", logger="mlflow")
     assert time.monotonic() - started < 20
     assert sum("mlflow is left out of this run" in record.getMessage() for record in caplog.records) == 1
     assert (folder / "bundle.json").is_file()
@@ -108,33 +108,33 @@ def test_a_tracker_out_of_reach_costs_a_warning(
 
 def test_a_tracker_that_fails_later_costs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     class Failing:
-        def parameters(self, values: dict[str, object]) -> None: ...
+        def log_parameters(self, values: dict[str, object]) -> None: ...
 
-        def figures(self, epoch: int, values: dict[str, float]) -> None:
+        def log_metrics(self, epoch: int, values: dict[str, float]) -> None:
             raise OSError("the disk is full")
 
-        def artifact(self, path: Path) -> None:
+        def log_artifact(self, path: Path) -> None:
             raise AssertionError("it is not asked again")
 
         def finish(self, completed: bool) -> None:
             raise AssertionError("it is not asked again")
 
     tracker = GuardedTracker("failing", Failing)
-    tracker.parameters({})
+    tracker.log_parameters({})
     for epoch in (1, 2):
-        tracker.figures(epoch, {"loss": 1.0})
-    tracker.artifact(Path("picture.png"))
+        tracker.log_metrics(epoch, {"loss": 1.0})
+    tracker.log_artifact(Path("picture.png"))
     tracker.finish(True)
     assert [record.getMessage() for record in caplog.records] == [
         "the tracker failing is left out of this run: the disk is full; history.csv has the figures"
     ]
 
 
-def test_tensorboard_writes_event_files(tmp_path: Path, train_to: Train) -> None:
+def test_tensorboard_writes_event_files(tmp_path: Path, train_model: Train) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder = train_to(tmp_path, logger="tensorboard", max_epochs=2)
+    folder = train_model(tmp_path, logger="tensorboard", max_epochs=2)
     found = EventAccumulator(str(folder / "tensorboard"))
     found.Reload()
     assert [event.step for event in found.Scalars("loss")] == [1, 2]
@@ -144,8 +144,8 @@ def test_tensorboard_writes_event_files(tmp_path: Path, train_to: Train) -> None
 @pytest.mark.parametrize("name", ["csv", "none"])
 def test_no_tracker_writes_nothing(tmp_path: Path, name: str) -> None:
     tracker = make_tracker(name, tmp_path)
-    tracker.parameters({"a": 1})
-    tracker.figures(1, {"loss": 1.0})
-    tracker.artifact(tmp_path / "none.png")
+    tracker.log_parameters({"a": 1})
+    tracker.log_metrics(1, {"loss": 1.0})
+    tracker.log_artifact(tmp_path / "none.png")
     tracker.finish(True)
     assert list(tmp_path.iterdir()) == []

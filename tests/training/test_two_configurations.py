@@ -19,11 +19,11 @@ def bytes_of(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
-def test_a_run_is_the_same_whatever_ran_before_it(train_to: Callable[..., Path], tmp_path: Path) -> None:
-    alone = bytes_of(train_to(tmp_path / "alone", **FIRST))
+def test_a_run_is_the_same_whatever_ran_before_it(train_model: Callable[..., Path], tmp_path: Path) -> None:
+    alone = bytes_of(train_model(tmp_path / "alone", **FIRST))
     generator = torch.get_rng_state()
-    between = bytes_of(train_to(tmp_path / "between", **SECOND))
-    again = bytes_of(train_to(tmp_path / "again", **FIRST))
+    between = bytes_of(train_model(tmp_path / "between", **SECOND))
+    again = bytes_of(train_model(tmp_path / "again", **FIRST))
     assert again == alone != between
     assert torch.equal(torch.get_rng_state(), generator)
     for name, settings in (("alone", FIRST), ("between", SECOND)):
@@ -31,15 +31,15 @@ def test_a_run_is_the_same_whatever_ran_before_it(train_to: Callable[..., Path],
         assert {key: kept[key] for key in settings} == settings
 
 
-def test_two_models_at_once_do_not_meet(scan_file: Path, train_to: Callable[..., Path], tmp_path: Path) -> None:
+def test_two_models_at_once_do_not_meet(scan_file: Path, train_model: Callable[..., Path], tmp_path: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    alone = {name: bytes_of(train_to(tmp_path / f"alone {name}", seed=seed)) for name, seed in (("a", 1), ("b", 2))}
+    alone = {name: bytes_of(train_model(tmp_path / f"alone {name}", seed=seed)) for name, seed in (("a", 1), ("b", 2))}
     assert alone["a"] != alone["b"]
     with ThreadPoolExecutor(1) as other:
         # ctrl-C is handled in the main thread alone, so one of the two trains there and the other beside it.
-        beside = other.submit(train_to, tmp_path / "beside", seed=1)
-        here = train_to(tmp_path / "here", seed=2)
+        beside = other.submit(train_model, tmp_path / "beside", seed=1)
+        here = train_model(tmp_path / "here", seed=2)
         assert bytes_of(beside.result()) == alone["a"]
     assert bytes_of(here) == alone["b"]
 
@@ -53,7 +53,7 @@ def test_the_configuration_is_settled_before_any_file_is_touched(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_importing_the_package_sets_nothing_up(command: Callable[..., Any]) -> None:
+def test_importing_the_package_sets_nothing_up(run_process: Callable[..., Any]) -> None:
     code = (
         "import logging, random, numpy as np, torch\n"
         "before = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().tolist()\n"
@@ -61,4 +61,4 @@ def test_importing_the_package_sets_nothing_up(command: Callable[..., Any]) -> N
         "after = random.getstate(), np.random.get_state()[1].tobytes(), torch.get_rng_state().tolist()\n"
         "print(before == after, logging.getLogger('ptycho_torch').handlers, logging.getLogger().handlers)"
     )
-    assert command("-c", code).out.split("\n")[0] == "True [] []"
+    assert run_process("-c", code).out.split("\n")[0] == "True [] []"
