@@ -8,6 +8,7 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
+from ptycho_torch.cli.messages import format_flag
 from ptycho_torch.config.values import is_repeatable, read_yaml, value_type
 from ptycho_torch.core.errors import ConfigError
 
@@ -38,9 +39,7 @@ def parse(config_type: type[Config], argv: Sequence[str], prog: str) -> Config:
     typed = {name: value for name, value in typed.items() if value is not None}
     config_file = typed.pop("config", None)
     values = (read_yaml(Path(config_file), config_type) if config_file else {}) | typed
-    missing = [
-        _format_flag(field) for field in fields.values() if field.default is MISSING and field.name not in values
-    ]
+    missing = [format_flag(field) for field in fields.values() if field.default is MISSING and field.name not in values]
     if missing:
         raise ConfigError(f"{', '.join(missing)} missing; see {prog} --help")
     return config_type(**values)
@@ -111,7 +110,3 @@ def _normalize_flag(word: str) -> str:
     name, equals, value = word.partition("=")
     name = name.replace("-", "_").replace("__", "--", 1)
     return FLAG_ALIASES.get(name, name) + equals + value
-
-
-def _format_flag(field: dataclasses.Field[Any]) -> str:
-    return field.name.upper() if field.metadata["positional"] else f"--{field.name}"

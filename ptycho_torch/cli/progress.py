@@ -5,6 +5,7 @@ import logging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ptycho_torch.cli.messages import FlagFormatter
 from ptycho_torch.config.base import CommonOptions
 
 
@@ -13,7 +14,9 @@ def set_up_logging(config: CommonOptions, mute: bool = False) -> None:
     level = logging.DEBUG if config.debug else logging.WARNING if config.quiet else logging.INFO
     level = logging.CRITICAL if mute else level
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s" if level == logging.INFO else "%(levelname)s %(message)s"))
+    handler.setFormatter(
+        FlagFormatter("%(message)s" if level == logging.INFO else "%(levelname)s %(message)s", type(config))
+    )
     logger = logging.getLogger("ptycho_torch")
     logger.handlers = [handler]
     logger.propagate = False

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ptycho_torch.cli.messages import format_message
 from ptycho_torch.core.errors import ConfigError, PtychoError
 from ptycho_torch.core.observer import SilentObserver
 
@@ -34,6 +35,7 @@ def run_command(name: str, config_class: str, words: Sequence[str], *, distribut
     """
     prog, debug = f"ptycho-torch {name}", "--debug" in words
     process_group: ProcessGroup | None = None
+    config_type: type[Any] | None = None
     try:
         if _is_distributed():
             group = import_module("ptycho_torch.distributed.process_group")
@@ -49,7 +51,8 @@ def run_command(name: str, config_class: str, words: Sequence[str], *, distribut
             config = dataclasses.replace(config, quiet=True, debug=False)
         code = _call(name, config, words, process_group)
     except PtychoError as error:
-        return _end_with_error(EXIT_BAD_INPUT, name, " ".join(str(error).split()), process_group, debug)
+        reason = " ".join(format_message(str(error), config_type).split())
+        return _end_with_error(EXIT_BAD_INPUT, name, reason, process_group, debug)
     except ModuleNotFoundError as error:
         missing = str(error.name).partition(".")[0]
         if debug or missing == "ptycho_torch":

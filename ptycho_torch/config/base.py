@@ -28,27 +28,28 @@ def option(default: Any, help: str, *, positional: bool = False, several: bool =
 
 
 def require_positive(config: Any, *names: str) -> None:
-    """Raise :class:`ConfigError` unless each named setting is None or above zero and finite."""
+    """Raise :class:`ConfigError` unless each named setting is None or finite and above 0."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:
-            raise ConfigError(f"--{name} is {value}: it must be above 0{' and finite' if value == math.inf else ''}")
+            raise ConfigError(f"`{name}` is {value}; expected a {'finite ' if value == math.inf else ''}number above 0")
 
 
 def require_not_negative(config: Any, *names: str) -> None:
-    """Raise :class:`ConfigError` unless each named setting is None or from zero on and finite."""
+    """Raise :class:`ConfigError` unless each named setting is None or finite and at least 0."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not 0 <= value < math.inf:
-            raise ConfigError(f"--{name} is {value}: it must not be {'infinite' if value == math.inf else 'negative'}")
+            kind = "finite number" if value == math.inf else "number"
+            raise ConfigError(f"`{name}` is {value}; expected a {kind} of at least 0")
 
 
-def require_within_reach(config: Any) -> None:
-    """Raise :class:`ConfigError` where memory does not hold the network, or torch does not take the seed."""
+def require_supported_size(config: Any) -> None:
+    """Raise :class:`ConfigError` if the network is too wide or the seed exceeds 2**63 - 1, the largest of torch."""
     if config.width is not None and config.width > MAX_WIDTH:
-        raise ConfigError(f"--width is {config.width}: it must be at most {MAX_WIDTH}")
+        raise ConfigError(f"`width` is {config.width}; expected at most {MAX_WIDTH}")
     if config.seed >= 2**63:
-        raise ConfigError(f"--seed is {config.seed}: it must be below 2**63")
+        raise ConfigError(f"`seed` is {config.seed}; expected a number below 2**63")
 
 
 @dataclass(frozen=True, kw_only=True)

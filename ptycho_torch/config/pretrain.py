@@ -13,7 +13,7 @@ from ptycho_torch.config.base import (
     option,
     require_not_negative,
     require_positive,
-    require_within_reach,
+    require_supported_size,
 )
 from ptycho_torch.core.errors import ConfigError
 
@@ -70,6 +70,6 @@ class PretrainConfig(CommonOptions):
         require_positive(self, "size", "time_limit", "lessons", "batch_size", "min_photons", "max_photons")
         require_positive(self, "learning_rate", "width")
         require_not_negative(self, "seed")
-        require_within_reach(self)
+        require_supported_size(self)
         if self.probe_variation and not self.probe:
             raise ConfigError("--probe_variation changes given probes, and none is given: set --probe, or leave it out")

@@ -13,7 +13,7 @@ from ptycho_torch.config.base import (
     option,
     require_not_negative,
     require_positive,
-    require_within_reach,
+    require_supported_size,
 )
 from ptycho_torch.core.errors import ConfigError
 
@@ -92,4 +92,4 @@ class TrainConfig(ScanReadOptions):
         require_positive(self, "n_images", "gridsize", "batch_size", "learning_rate", "width")
         require_positive(self, "probe_modes", "position_bound")
         require_not_negative(self, "max_epochs", "num_workers", "seed")
-        require_within_reach(self)
+        require_supported_size(self)

@@ -1,6 +1,9 @@
-"""Errors that a command turns into one line on stderr and exit code 2.
+"""Errors that a user can cause and correct; a command prints them as one line on stderr, with exit code 2.
 
-Each message says what was found, what was expected and where to set it.
+The pattern of a message is "<what was found>; <what is expected>; <which setting changes it>", plus the file. A message
+names a setting in backticks by its Python name: "`batch_size` is 0; expected a number above 0". ``str(error)`` keeps
+the backticks. The command line replaces a setting in backticks by its flag, ``--batch_size``
+(:mod:`ptycho_torch.cli.messages`).
 """
 
 

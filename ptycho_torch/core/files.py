@@ -61,9 +61,7 @@ def make_output_dir(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(
-            f"{path}: the output folder cannot be made ({error.strerror}); choose another with --output_dir"
-        ) from error
+        raise DataError(f"{path}: the output folder cannot be made ({error.strerror}); change `output_dir`") from error
     if not os.access(path, os.W_OK):
-        raise DataError(f"{path}: the output folder cannot be written to; choose another with --output_dir")
+        raise DataError(f"{path}: the output folder cannot be written to; change `output_dir`")
     return path

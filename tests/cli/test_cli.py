@@ -61,8 +61,8 @@ def test_switches_and_their_opposites() -> None:
         (("--loss", "l1"), "--loss: invalid choice: 'l1'"),
         (("--device", "tpu"), "--device: invalid choice: 'tpu'"),
         (("more",), "unrecognized arguments: more"),
-        (("--learning_rate", "nan"), "--learning_rate is nan: it must be above 0"),
-        (("--seed", "-1"), "--seed is -1"),
+        (("--learning_rate", "nan"), "`learning_rate` is nan; expected a number above 0"),
+        (("--seed", "-1"), "`seed` is -1"),
     ],
 )
 def test_wrong_flags(words: tuple[str, ...], said: str) -> None:
@@ -136,7 +136,7 @@ def test_what_a_run_records_runs_the_same_again(tmp_path: Path, words: tuple[str
         ("seed: null", "seed is None, expected a whole number"),
         ("learning_rate: true", "learning_rate is True, expected a number"),
         ("learning_rate: [1]", "expected a number"),
-        ("learning_rate: .nan", "--learning_rate is nan"),
+        ("learning_rate: .nan", "`learning_rate` is nan"),
         ("update_probe: 1", "update_probe is 1, expected true or false"),
         ("update_probe: 'no'", "expected true or false"),
         ("loss: l1", "loss is 'l1', expected one of poisson, amplitude"),

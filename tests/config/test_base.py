@@ -46,14 +46,14 @@ def test_every_setting_is_explained_and_frozen(kind: type) -> None:
 )
 def test_numbers_out_of_range(name: str, values: list[Any]) -> None:
     for value in values:
-        with pytest.raises(ConfigError, match=f"--{name} is {value}: it must"):
+        with pytest.raises(ConfigError, match=f"`{name}` is {value}; expected"):
             TrainConfig(train_data_file=Path("a"), output_dir=Path("b"), **{name: value})
 
 
 @pytest.mark.parametrize("name", ["n_images", "gridsize", "batch_size", "photons_per_unit"])
 def test_inference_refuses_the_same(name: str) -> None:
     paths: dict[str, Any] = {"model_path": Path("a"), "test_data": Path("b"), "output_dir": Path("c")}
-    with pytest.raises(ConfigError, match=f"--{name} is 0"):
+    with pytest.raises(ConfigError, match=f"`{name}` is 0"):
         InferenceConfig(**paths, **{name: 0})
 
 

@@ -61,5 +61,5 @@ def test_time_ends_it(tmp_path: Path) -> None:
     trainer = pretrainer(None, seconds=0.5)
     learn(trainer, tmp_path / "state")
     assert trainer.optimizer.steps >= 1
-    with pytest.raises(ConfigError, match="--time_limit"):
+    with pytest.raises(ConfigError, match="`time_limit`"):
         pretrainer(None)
