@@ -8,9 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ptycho_torch.data.reconstruction import Reconstruction, load_reconstruction
+    from ptycho_torch.data.reconstruction import Reconstruction
     from ptycho_torch.data.scan import Scan
     from ptycho_torch.io.npz import load_scan, save_scan
+    from ptycho_torch.io.reconstruction import load_reconstruction
     from ptycho_torch.models.saved_model import Model, load_model
 
 __version__ = "0.1.0"
@@ -31,7 +32,7 @@ _HOMES = {
     "load_scan": "ptycho_torch.io.npz",
     "save_scan": "ptycho_torch.io.npz",
     "Reconstruction": "ptycho_torch.data.reconstruction",
-    "load_reconstruction": "ptycho_torch.data.reconstruction",
+    "load_reconstruction": "ptycho_torch.io.reconstruction",
     "Model": "ptycho_torch.models.saved_model",
     "load_model": "ptycho_torch.models.saved_model",
 }

@@ -17,9 +17,10 @@ from ptycho_torch.commands.base import Invocation
 from ptycho_torch.config.inference import EvaluateConfig
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.core.files import make_output_dir
-from ptycho_torch.data.reconstruction import Reconstruction, load_reconstruction
+from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.npz import load_scan
+from ptycho_torch.io.reconstruction import load_reconstruction
 from ptycho_torch.plotting.report import METRICS, format_value
 from ptycho_torch.plotting.result_folder import evaluate_result, write_evaluation
 

@@ -1,6 +1,5 @@
 """The result of an inference or an engine: a picture of the object with all that is needed to judge it."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_torch.core.errors import DataError
-from ptycho_torch.core.files import atomic_write
-from ptycho_torch.io.npz import read_arrays
+from ptycho_torch.core.deferred import call_deferred
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,61 +49,9 @@ class Reconstruction:
     """Where it came from: method, scan file, indices of the patterns used, command. JSON."""
 
     def save(self, path: str | Path) -> None:
-        """Write to ``path`` (NPZ), whole or not at all; the same values give the same bytes."""
-        extra = {"photons_per_unit": self.photons_per_unit, "history": self.history, "metadata": self.metadata}
-        optional = {"background": self.background, "intensities": self.intensities, "uncertainty": self.uncertainty}
-        present: dict[str, Any] = {name: array for name, array in optional.items() if array is not None}
-        with atomic_write(path) as temp_path:
-            np.savez(
-                temp_path,
-                **present,
-                object=self.object,
-                coverage=self.coverage,
-                origin_yx=self.origin_yx,
-                probe=self.probe,
-                positions=self.positions,
-                metadata=np.array(json.dumps(extra, sort_keys=True)),
-            )
+        """Write the reconstruction to ``path`` (NPZ). The file appears whole or not at all.
 
-
-def load_reconstruction(path: str | Path) -> Reconstruction:
-    """Read what :meth:`Reconstruction.save` wrote.
-
-    Raises:
-        DataError: the file is missing, is no NPZ, lacks a key, or its parts do not fit.
-    """
-
-    arrays = read_arrays(Path(path))
-    required = ("object", "coverage", "origin_yx", "probe", "positions", "metadata")
-    missing = [key for key in required if key not in arrays]
-    if missing:
-        raise DataError(
-            f"{path}: no reconstruction: {', '.join(missing)} missing "
-            f"(found {', '.join(sorted(arrays)) or 'nothing'}); give the reconstruction.npz that inference wrote"
-        )
-    try:
-        extra = json.loads(str(arrays["metadata"]))
-        scale, history, metadata = extra["photons_per_unit"], extra.get("history", {}), extra.get("metadata", {})
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: its metadata are not those of a reconstruction ({error!r}); infer again") from error
-    return Reconstruction(
-        object=arrays["object"],
-        coverage=arrays["coverage"],
-        origin_yx=arrays["origin_yx"],
-        probe=arrays["probe"],
-        positions=arrays["positions"],
-        photons_per_unit=scale,
-        background=arrays.get("background"),
-        intensities=arrays.get("intensities"),
-        uncertainty=_check_shape(arrays.get("uncertainty"), arrays["object"].shape, path),
-        history=history,
-        metadata=metadata,
-    )
-
-
-def _check_shape(array: NDArray[Any] | None, shape: tuple[int, ...], path: str | Path) -> NDArray[Any] | None:
-    if array is not None and array.shape != shape:
-        raise DataError(
-            f"{path}: its uncertainty is {array.shape} and its object {shape} pixels, expected one shape; infer again"
-        )
-    return array
+        Args:
+            path: file to write; an existing file is replaced.
+        """
+        call_deferred("ptycho_torch.io.reconstruction:save_reconstruction", path, self)

@@ -13,9 +13,9 @@ import onnxruntime
 import pytest
 import torch
 
-from ptycho_torch.data.reconstruction import load_reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.npz import save_scan
+from ptycho_torch.io.reconstruction import load_reconstruction
 from ptycho_torch.models import onnx as exporting
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NETWORKS, NetworkConfig

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ptycho_torch.data.reconstruction import load_reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.npz import save_scan
+from ptycho_torch.io.reconstruction import load_reconstruction
 from ptycho_torch.models.saved_model import load_model
 
 Command = Callable[..., Any]

@@ -11,7 +11,7 @@ import torch
 
 from ptycho_torch.config.engines import StageConfig
 from ptycho_torch.core.observer import SilentObserver
-from ptycho_torch.data.reconstruction import Reconstruction, load_reconstruction
+from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.initialization import paste_object, set_num_modes
 from ptycho_torch.engines.measurement_model import ExitWaveUpdate, MeasurementModel
@@ -27,6 +27,7 @@ from ptycho_torch.engines.pipeline import Pipeline
 from ptycho_torch.engines.position_refinement import estimate_displacements_by_correlation
 from ptycho_torch.engines.state import ReconstructionState, make_measurement, make_vacuum_state
 from ptycho_torch.evaluation.fourier_error import compute_fourier_error
+from ptycho_torch.io.reconstruction import load_reconstruction
 from ptycho_torch.physics.batch import scale_probe_to_photons
 from ptycho_torch.physics.forward import from_object
 from ptycho_torch.physics.noise import make_noise_model

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ptycho_torch.core.errors import DataError
-from ptycho_torch.data.reconstruction import load_reconstruction
+from ptycho_torch.io.reconstruction import load_reconstruction
 from ptycho_torch.plotting.result_folder import (
     ExamplePatterns,
     evaluate_result,

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from ptycho_torch.core.errors import ConfigError, PtychoError
-from ptycho_torch.data.reconstruction import load_reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.npz import save_scan
+from ptycho_torch.io.reconstruction import load_reconstruction
 from ptycho_torch.models.saved_model import load_model
 
 Command = Callable[..., Any]

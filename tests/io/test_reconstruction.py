@@ -1,4 +1,4 @@
-"""A reconstruction survives its file, and what is no reconstruction is refused in a sentence."""
+"""Files of reconstructions: round trip, and errors for other files."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ptycho_torch.core.errors import DataError
-from ptycho_torch.data.reconstruction import Reconstruction, load_reconstruction
+from ptycho_torch.data.reconstruction import Reconstruction
+from ptycho_torch.io.reconstruction import load_reconstruction
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def reconstruction() -> Reconstruction:
     )
 
 
-def test_what_is_saved_is_what_is_loaded(reconstruction: Reconstruction, tmp_path: Path) -> None:
+def test_round_trip_keeps_every_field(reconstruction: Reconstruction, tmp_path: Path) -> None:
     reconstruction.save(tmp_path / "a.npz")
     reconstruction.save(tmp_path / "b.npz")
     loaded = load_reconstruction(tmp_path / "a.npz")
@@ -38,26 +39,26 @@ def test_what_is_saved_is_what_is_loaded(reconstruction: Reconstruction, tmp_pat
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
-def test_an_uncertainty_is_kept_and_need_not_be_there(reconstruction: Reconstruction, tmp_path: Path) -> None:
-    stated = np.linspace(0, 1, 154, dtype=np.float32).reshape(11, 14)
-    stated[0, 0] = np.inf
-    replace(reconstruction, uncertainty=stated).save(tmp_path / "with.npz")
+def test_round_trip_keeps_optional_uncertainty(reconstruction: Reconstruction, tmp_path: Path) -> None:
+    uncertainty = np.linspace(0, 1, 154, dtype=np.float32).reshape(11, 14)
+    uncertainty[0, 0] = np.inf
+    replace(reconstruction, uncertainty=uncertainty).save(tmp_path / "with.npz")
     reconstruction.save(tmp_path / "without.npz")
-    found = load_reconstruction(tmp_path / "with.npz").uncertainty
-    assert found is not None
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, stated)
+    loaded = load_reconstruction(tmp_path / "with.npz").uncertainty
+    assert loaded is not None
+    assert loaded.dtype == np.float32
+    np.testing.assert_array_equal(loaded, uncertainty)
     assert load_reconstruction(tmp_path / "without.npz").uncertainty is None
 
 
-def test_an_uncertainty_of_another_shape_is_refused(reconstruction: Reconstruction, tmp_path: Path) -> None:
+def test_uncertainty_with_other_shape_raises(reconstruction: Reconstruction, tmp_path: Path) -> None:
     replace(reconstruction, uncertainty=np.zeros((3, 4), np.float32)).save(tmp_path / "r.npz")
     with pytest.raises(DataError, match=r"uncertainty is \(3, 4\)"):
         load_reconstruction(tmp_path / "r.npz")
 
 
 @pytest.mark.parametrize("text", ["nonsense", "[]", "{}", "3"])
-def test_damaged_metadata_are_refused(reconstruction: Reconstruction, tmp_path: Path, text: str) -> None:
+def test_damaged_metadata_raises(reconstruction: Reconstruction, tmp_path: Path, text: str) -> None:
     path = tmp_path / "r.npz"
     reconstruction.save(path)
     with np.load(path) as file:
@@ -67,7 +68,7 @@ def test_damaged_metadata_are_refused(reconstruction: Reconstruction, tmp_path: 
         load_reconstruction(path)
 
 
-def test_a_scan_file_is_no_reconstruction(tmp_path: Path) -> None:
+def test_scan_file_raises(tmp_path: Path) -> None:
     np.savez(tmp_path / "scan.npz", diffraction=np.zeros((2, 4, 4)))
-    with pytest.raises(DataError, match="no reconstruction"):
+    with pytest.raises(DataError, match="not a reconstruction"):
         load_reconstruction(tmp_path / "scan.npz")
