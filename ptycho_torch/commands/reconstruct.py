@@ -34,11 +34,17 @@ from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.distributed.devices import select_device
 from ptycho_torch.engines.half_scan import make_half_pipelines
-from ptycho_torch.engines.initialization import compute_required_margin, make_initial_state
+from ptycho_torch.engines.initialization import (
+    compute_required_margin,
+    make_initial_probe,
+    make_initial_state,
+    read_initial_object,
+)
 from ptycho_torch.engines.pipeline import Pipeline
 from ptycho_torch.engines.registry import check_engine
 from ptycho_torch.evaluation.half_split import HalfScanCorrelation, correlate_half_scans, read_pixel_size
 from ptycho_torch.io.npz import load_scan
+from ptycho_torch.io.positions_file import read_positions
 from ptycho_torch.plotting.result_folder import make_stage_images, write_results
 
 log = logging.getLogger("ptycho_torch.reconstruct")  # __name__ is __main__ under python -m
@@ -125,7 +131,17 @@ def _make_pipeline(
         draw_holdout_pixels(scan, config.holdout, _make_generator(config, HOLDOUT_SEED_KEY)) if config.holdout else None
     )
     seen = scan if held_out is None else mask_pixels(scan, held_out)
-    start = make_initial_state(config, seen, photons_per_unit, device, compute_required_margin(stages, scan))
+    start = make_initial_state(
+        seen,
+        photons_per_unit,
+        None if config.init_object is None else read_initial_object(config.init_object),
+        init_probe=make_initial_probe(config.init_probe, seen, np.random.default_rng(config.seed)),
+        positions=None
+        if config.init_positions is None
+        else read_positions(config.init_positions, len(scan), "`init_positions`"),
+        device=device,
+        margin=compute_required_margin(stages, scan),
+    )
     return Pipeline(scan, photons_per_unit, stages, start, config.seed, held_out=held_out)
 
 

@@ -1,10 +1,10 @@
-"""Where a reconstruction starts from: an object, a probe and positions, each given or made."""
+"""Initial object, probe and positions of a reconstruction."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,131 +12,220 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptycho_torch.config.engines import StageConfig
-from ptycho_torch.config.reconstruct import ReconstructConfig
 from ptycho_torch.core.errors import ConfigError, DataError
+from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.measurement_model import ProbeObjectView
 from ptycho_torch.engines.probe_estimation import estimate_curvature, estimate_width
 from ptycho_torch.engines.state import Measurement, ReconstructionState, make_vacuum_state
 from ptycho_torch.io.npz import read_arrays
-from ptycho_torch.io.positions_file import read_positions
 from ptycho_torch.io.probe_file import read_probe
 from ptycho_torch.models.saved_model import load_model
 from ptycho_torch.physics.batch import scale_probe_to_photons
 from ptycho_torch.physics.forward import from_patches
+from ptycho_torch.physics.noise import fit_amplitude_scale
 from ptycho_torch.physics.probe import orthogonalize_modes
 from ptycho_torch.simulation.probes import make_incoherent_modes
 from ptycho_torch.simulation.wavefields import make_pixel_grid
 
 NEW_MODE_POWER_FRACTION = 0.02
-"""Share of the probe's power that each mode gets that is not in the start."""
+"""Power of each added incoherent mode, as a fraction of the power of the probe."""
 
 SCALE_FIT_PATTERNS = 64
-"""Patterns, spread over the scan, that a given object is brought to the measured photons by."""
+"""Number of patterns, spread over the scan, from which the scale of an initial object is fitted."""
 
 log = logging.getLogger(__name__)
 
 
-def make_initial_state(
-    config: ReconstructConfig, scan: Scan, photons_per_unit: float, device: torch.device, margin: int
-) -> ReconstructionState:
-    """The estimate that the first stage starts from, with ``margin`` pixels of canvas beyond the outermost windows.
+class InitialObject(NamedTuple):
+    """An object and its position in object coordinates."""
 
-    The object is ones unless a file is given: what a scan file holds as its object is never read by itself.
+    values: NDArray[Any]
+    """(rows, columns) complex."""
+
+    origin_yx: NDArray[np.int64]
+    """Object coordinates of ``values[0, 0]``, (2,)."""
+
+
+def make_initial_state(
+    scan: Scan,
+    photons_per_unit: float,
+    initial: Reconstruction | InitialObject | NDArray[Any] | Tensor | None = None,
+    *,
+    init_probe: NDArray[Any] | None = None,
+    positions: NDArray[np.float64] | None = None,
+    device: torch.device | None = None,
+    margin: int = 2,
+) -> ReconstructionState:
+    """Return the state from which the first engine starts.
+
+    The true object of a simulated scan is never used: without ``initial`` the object is vacuum (ones).
+
+    Args:
+        scan: Scan to reconstruct.
+        photons_per_unit: Photons per squared unit of the amplitudes of the scan.
+        initial: A reconstruction of the scan, of which object, probe, positions, background and intensities are
+            used; or an object. An array has the origin (0, 0), like ``scan.truth``. Object pixels outside it are 1.
+        init_probe: (M, N, N) complex, rescaled to the mean number of photons per pattern. Default: the probe of
+            ``initial``, otherwise of the scan.
+        positions: (n, 2) (y, x) in object pixels. Default: the positions of ``initial`` if it has one position per
+            pattern, otherwise of the scan.
+        device: Device of the state. Default: the CPU.
+        margin: Pixels of canvas beyond the outermost patches.
 
     Raises:
-        ConfigError: ``--init_probe`` is malformed.
-        DataError: a file that was named lacks what is needed from it, or does not fit the scan.
+        DataError: ``initial`` does not fit the scan.
     """
-    probe = _make_initial_probe(config.init_probe, scan, np.random.default_rng(config.seed))
-    positions = scan.positions
-    if config.init_positions is not None:
-        positions = read_positions(config.init_positions, len(scan), "--init_positions")
-    scaled = scale_probe_to_photons(replace(scan, probe=probe), photons_per_unit).to(device)
-    state = make_vacuum_state(torch.from_numpy(positions.copy()), scaled, margin)
-    if config.init_object is not None:
-        state.object = paste_object(state, *_read_initial_object(config.init_object)).to(device)
+    device = torch.device("cpu") if device is None else device
+    earlier = initial if isinstance(initial, Reconstruction) else None
+    if positions is None:
+        matches = earlier is not None and earlier.positions.shape == scan.positions.shape
+        positions = earlier.positions if earlier is not None and matches else scan.positions
+    if init_probe is None and earlier is not None:
+        probe = _rescale_probe(earlier, scan, photons_per_unit)
+    else:
+        shape = scan.probe if init_probe is None else np.asarray(init_probe)
+        probe = scale_probe_to_photons(replace(scan, probe=shape), photons_per_unit)
+    state = make_vacuum_state(torch.from_numpy(positions.copy()), probe.to(device), margin)
+    if earlier is not None:
+        _copy_nuisance_parameters(earlier, state, photons_per_unit)
+    if initial is not None:
+        state.object = paste_object(state, *_as_initial_object(initial)).to(device)
     return state
 
 
+def _rescale_probe(reconstruction: Reconstruction, scan: Scan, photons_per_unit: float) -> Tensor:
+    """Return the probe of ``reconstruction`` for another number of photons per unit, (M, N, N) complex64."""
+    if reconstruction.probe.shape[-1] != scan.size:
+        raise DataError(
+            f"the probe of the initial reconstruction is {reconstruction.probe.shape}; expected the "
+            f"{scan.size} × {scan.size} pixels of the patterns; choose another `initial`"
+        )
+    ratio = photons_per_unit / reconstruction.photons_per_unit
+    return torch.from_numpy((reconstruction.probe * np.sqrt(ratio)).astype(np.complex64))
+
+
+def _copy_nuisance_parameters(earlier: Reconstruction, state: ReconstructionState, photons_per_unit: float) -> None:
+    """Copy background and intensities, as far as their shapes match, into ``state``."""
+    if earlier.background is not None and earlier.background.shape == tuple(state.background.shape):
+        ratio = photons_per_unit / earlier.photons_per_unit
+        state.background = torch.from_numpy(earlier.background * np.float32(ratio)).to(state.background)
+    if earlier.intensities is not None and len(earlier.intensities) == len(state.intensities):
+        state.intensities = torch.from_numpy(earlier.intensities.copy()).to(state.intensities)
+
+
+def _as_initial_object(initial: Reconstruction | InitialObject | NDArray[Any] | Tensor) -> InitialObject:
+    """Return the object of ``initial`` with its origin."""
+    if isinstance(initial, InitialObject):
+        return initial
+    if isinstance(initial, Reconstruction):
+        return InitialObject(initial.object, np.asarray(initial.origin_yx, np.int64))
+    values = initial.detach().cpu().numpy() if isinstance(initial, Tensor) else np.asarray(initial)
+    if values.ndim != 2 or values.dtype.kind not in "biufc" or not np.isfinite(values).all():
+        raise DataError(
+            f"the initial object is {values.dtype} of shape {values.shape}; expected a finite array of two axes; "
+            "choose another `initial`"
+        )
+    return InitialObject(values, np.zeros(2, np.int64))
+
+
 def compute_required_margin(stages: Sequence[StageConfig], scan: Scan) -> int:
-    """Pixels of canvas beyond the outermost windows that keep all of them on it, wherever ``stages`` move them."""
-    farthest = sum(stage.position_bound for stage in stages if stage.update_positions)
+    """Return the pixels of canvas beyond the outermost patches that suffice wherever ``stages`` move the positions."""
+    largest = sum(stage.position_bound for stage in stages if stage.update_positions)
     for stage in stages:
         if stage.engine == "neural" and stage.model_path is not None:
-            bundle = load_model(stage.model_path)
-            known = bundle.find_scan(scan.digest())
-            shifts = None if known is None else bundle.model.get_position_offsets(known)
-            farthest += 0.0 if shifts is None else float(shifts.detach().abs().max())
-    return 2 + int(np.ceil(farthest))
+            saved = load_model(stage.model_path)
+            index = saved.find_scan(scan.digest())
+            offsets = None if index is None else saved.model.get_position_offsets(index)
+            largest += 0.0 if offsets is None else float(offsets.detach().abs().max())
+    return 2 + int(np.ceil(largest))
 
 
 def paste_object(state: ReconstructionState, obj: NDArray[Any], origin_yx: NDArray[np.int64]) -> Tensor:
-    """``obj`` (rows, columns) with its [0, 0] pixel at ``origin_yx``, on the canvas of ``estimate``; ones elsewhere.
+    """Return ``obj`` (rows, columns) with its [0, 0] pixel at ``origin_yx`` on the canvas of ``state``; ones elsewhere.
 
     Raises:
-        DataError: the two share no pixel.
+        DataError: Object and canvas share no pixel.
     """
     (top, left), shape = state.canvas.origin, state.canvas.shape
     low = np.maximum(origin_yx, (top, left))
     high = np.minimum(origin_yx + obj.shape, (top + shape[0], left + shape[1]))
     if (high <= low).any():
         raise DataError(
-            f"the object to start from lies at {origin_yx.tolist()} with {obj.shape} pixels, and the scan's canvas at "
-            f"{[top, left]} with {list(shape)}: they share no pixel; check --init_object"
+            f"the initial object is at {origin_yx.tolist()} with {obj.shape} pixels, and the canvas of the scan at "
+            f"{[top, left]} with {list(shape)}: they share no pixel; check `init_object`"
         )
-    there = np.s_[low[0] - origin_yx[0] : high[0] - origin_yx[0], low[1] - origin_yx[1] : high[1] - origin_yx[1]]
+    overlap = np.s_[low[0] - origin_yx[0] : high[0] - origin_yx[0], low[1] - origin_yx[1] : high[1] - origin_yx[1]]
     canvas = np.ones(shape, np.complex64)
-    canvas[low[0] - top : high[0] - top, low[1] - left : high[1] - left] = obj[there]
+    canvas[low[0] - top : high[0] - top, low[1] - left : high[1] - left] = obj[overlap]
     return torch.from_numpy(canvas)
 
 
 @torch.no_grad()
 def fit_object_scale(measurement: Measurement, state: ReconstructionState) -> float:
-    """The factor on the object that fits the model's amplitudes best to those measured, in the least squares.
+    """Return the factor on the object that fits the model's amplitudes to the measured amplitudes by least squares.
 
-    Over some patterns spread over the scan. A start from elsewhere, a network or another unit, then costs no epochs.
+    The fit uses patterns spread over the scan. It removes the arbitrary unit of an initial object, which would cost
+    several epochs otherwise.
     """
     chosen = torch.linspace(0, len(measurement) - 1, min(SCALE_FIT_PATTERNS, len(measurement))).round().long()
     view = ProbeObjectView(state)
-    waves = from_patches(view.patches(chosen), view.probes(chosen), state.background)
-    counts, mask = measurement.counts[chosen], measurement.select_mask(chosen)
-    modelled = waves.intensity if mask is None else torch.where(mask, waves.intensity, torch.zeros_like(counts))
-    power = float(modelled.sum(dtype=torch.float64))
-    return float((modelled * counts).sqrt().sum(dtype=torch.float64)) / power if power > 0 else 1.0
+    fields = from_patches(view.patches(chosen), view.probes(chosen), state.background)
+    return fit_amplitude_scale(fields.intensity, measurement.counts[chosen], measurement.select_mask(chosen))
 
 
 def set_num_modes(probe: Tensor, modes: int) -> Tensor:
-    """``probe`` (M, N, N) with as many incoherent modes as asked for, of the same power.
+    """Return ``probe`` (M, N, N) with ``modes`` orthogonal incoherent modes and unchanged total power.
 
-    Further ones are the strongest mode times polynomials, orthogonal and weak; of too many the strongest are kept.
+    Added modes are the strongest mode times polynomials; superfluous modes are the weakest.
     """
     power = probe.abs().square().sum()
     ordered = orthogonalize_modes(probe)[:modes]
     if modes > len(ordered):
         shapes = make_incoherent_modes(ordered[0].cpu().numpy().astype(np.complex128), modes)
         shapes = shapes / np.sqrt(np.square(np.abs(shapes)).sum((1, 2), keepdims=True))
-        further = torch.from_numpy(shapes[len(ordered) :]).to(probe)
-        ordered = torch.cat([ordered, further * (NEW_MODE_POWER_FRACTION * power).sqrt()])
+        added = torch.from_numpy(shapes[len(ordered) :]).to(probe)
+        ordered = torch.cat([ordered, added * (NEW_MODE_POWER_FRACTION * power).sqrt()])
     return ordered * (power / ordered.abs().square().sum()).sqrt()
 
 
 def make_gaussian_probe(scan: Scan, sigma: float | None, rng: np.random.Generator) -> NDArray[np.complex64]:
-    """A Gaussian amplitude, curved as the patterns tell: (1, N, N), of any power.
+    """Return a Gaussian probe (1, N, N) of arbitrary power whose curvature is estimated from the patterns.
 
-    The curvature is what an iteration that starts without it may never find: it puts it into the object, where it
-    fits the patterns nearly as well.
+    A reconstruction that starts without curvature may never recover it: the object can absorb the curvature and fit
+    the patterns nearly as well.
 
     Args:
-        scan: its probe is not looked at.
-        sigma: of the amplitude, in pixels; None: as the patterns' width tells.
-        rng: chooses the patterns that are compared.
+        scan: Patterns and positions; its probe is ignored.
+        sigma: Standard deviation of the amplitude in pixels. Default: estimated from the width of the patterns.
+        rng: Selects the patterns that are compared.
     """
     curvature = estimate_curvature(scan, rng)
     sigma = estimate_width(scan, curvature) if sigma is None else sigma
-    log.info("probe: a Gaussian of sigma %.2f pixels with a curvature of %.4f rad a square pixel", sigma, curvature)
+    log.info("initial probe: Gaussian, sigma %.2f pixels, curvature %.4f rad per square pixel", sigma, curvature)
     y, x = make_pixel_grid(scan.size)
     return np.exp((y**2 + x**2) * (0.5j * curvature - 0.5 / sigma**2))[None].astype(np.complex64)
+
+
+def make_initial_probe(spec: str, scan: Scan, rng: np.random.Generator) -> NDArray[np.complex64]:
+    """Return the probe (M, N, N), of arbitrary power, that the setting ``init_probe`` describes.
+
+    Args:
+        spec: ``file`` for the probe of the scan, ``gaussian`` or ``gaussian:SIGMA`` for :func:`make_gaussian_probe`,
+            otherwise the path of an NPZ file.
+        scan: Scan to reconstruct.
+        rng: Selects the patterns from which a Gaussian is estimated.
+
+    Raises:
+        ConfigError: ``spec`` is malformed.
+        DataError: The file has no probe that fits the scan.
+    """
+    if spec == "file":
+        return scan.probe
+    kind, _, value = spec.partition(":")
+    if kind == "gaussian":
+        return make_gaussian_probe(scan, _parse_sigma(spec, value) if value else None, rng)
+    return read_probe(Path(spec), scan.size, "`init_probe`").modes
 
 
 def _parse_sigma(spec: str, value: str) -> float:
@@ -145,27 +234,21 @@ def _parse_sigma(spec: str, value: str) -> float:
     except ValueError:
         sigma = 0.0
     if not 0 < sigma < np.inf:
-        raise ConfigError(f"--init_probe is {spec}: expected gaussian:SIGMA with a sigma above 0, in pixels")
+        raise ConfigError(f"`init_probe` is {spec}; expected gaussian:SIGMA with SIGMA in pixels, above 0")
     return sigma
 
 
-def _make_initial_probe(spec: str, scan: Scan, rng: np.random.Generator) -> NDArray[np.complex64]:
-    """The probe's shape by ``--init_probe``: (M, N, N) of any power."""
-    if spec == "file":
-        return scan.probe
-    kind, _, value = spec.partition(":")
-    if kind == "gaussian":
-        return make_gaussian_probe(scan, _parse_sigma(spec, value) if value else None, rng)
-    return read_probe(Path(spec), scan.size, "--init_probe").modes
+def read_initial_object(path: Path) -> InitialObject:
+    """Read the object of a reconstruction, or ``objectGuess`` of a scan file with the origin (0, 0).
 
-
-def _read_initial_object(path: Path) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Object and origin of a reconstruction, or ``objectGuess`` of a scan file at (0, 0)."""
+    Raises:
+        DataError: The file has no finite object of two axes.
+    """
     arrays = read_arrays(path)
     obj = arrays.get("object", arrays.get("objectGuess"))
     if obj is None or obj.ndim != 2 or not np.isfinite(obj).all():
         raise DataError(
-            f"{path}: no finite object or objectGuess of two axes in it "
-            f"(found {', '.join(sorted(arrays)) or 'nothing'}); check --init_object"
+            f"{path}: found {', '.join(sorted(arrays)) or 'nothing'}; expected object or objectGuess, a finite array "
+            "of two axes; check `init_object`"
         )
-    return obj, np.asarray(arrays.get("origin_yx", (0, 0)), np.int64)
+    return InitialObject(obj, np.asarray(arrays.get("origin_yx", (0, 0)), np.int64))

@@ -94,6 +94,22 @@ def masked_sum(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     return torch.where(mask, values, torch.zeros_like(values)).sum(), mask.sum()
 
 
+def fit_amplitude_scale(intensity: Tensor, counts: Tensor, mask: Tensor | None) -> float:
+    """Return the factor c that minimizes Σ (c √intensity − √counts)² over the pixels that count.
+
+    Args:
+        intensity: (n, N, N) photons of a model.
+        counts: (n, N, N) measured photons.
+        mask: (n or 1, N, N) bool, True where a pixel counts; None: all count.
+
+    Returns:
+        Σ √(intensity · counts) / Σ intensity; 1 where the model has no photons.
+    """
+    counted = intensity if mask is None else torch.where(mask, intensity, torch.zeros_like(counts))
+    power = float(counted.sum(dtype=torch.float64))
+    return float((counted * counts).sqrt().sum(dtype=torch.float64)) / power if power > 0 else 1.0
+
+
 def compute_noise_floor(rates: Tensor) -> Tensor:
     """Exact expectation of (√k − √λ)² for k ~ Poisson(λ), at each of ``rates``: about ¼ from 10 on, 2λ near zero.
 
