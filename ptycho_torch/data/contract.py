@@ -21,12 +21,10 @@ from ptycho_torch.data.layout import (
     find_diffraction_key,
     find_layout,
     is_matching_stack,
-    is_positive_number,
     normalize_probe_shape,
     normalize_stack_shape,
     read_metadata,
 )
-from ptycho_torch.data.scan import Scan
 
 MAX_LISTED_INDICES = 3
 """How many offending indices a message names."""
@@ -49,9 +47,20 @@ def _make_should_violation(rule: str, message: str) -> Violation:
 
 
 def find_violations(
-    arrays: Arrays, axis_order: AxisOrder | None = None, measurement: Measurement | None = None
+    arrays: Arrays,
+    axis_order: AxisOrder | None = None,
+    measurement: Measurement | None = None,
+    *,
+    recommendations: bool = True,
 ) -> list[Violation]:
-    """Every rule that ``arrays`` break, MUST before SHOULD, in the order of the rules."""
+    """Return every rule that ``arrays`` break, MUST before SHOULD, in the order of the rules.
+
+    Args:
+        arrays: the content of a file by key.
+        axis_order: axis order of the diffraction; None: found.
+        measurement: what the diffraction holds; None: found.
+        recommendations: check the SHOULDs too.
+    """
     plain = {key: array for key, array in arrays.items() if not array.dtype.hasobject}
     layout = find_layout(plain, axis_order, measurement)
     found = [*_check_object_arrays(arrays), *_check_missing_keys(arrays)]
@@ -68,10 +77,9 @@ def find_violations(
             *_check_probe(plain, size),
             *_check_truth(plain, count, size, layout),
         ]
-        found += [
-            *_check_optional_arrays(plain, count, size, layout),
-            *_check_recommendations(key, plain, layout, size),
-        ]
+        found += _check_optional_arrays(plain, count, size, layout)
+        if recommendations:
+            found += _check_recommendations(key, plain, layout, size)
     message = read_metadata(plain)[1]
     if message:
         found.append(_make_must_violation("R21", message))
@@ -425,43 +433,3 @@ def _check_coordinate_scale(arrays: Arrays, size: int | None) -> Iterator[Violat
 def is_inside(low: float, high: float, extent: int) -> bool:
     """Whether pixel centres from ``low`` to ``high`` round to pixels of an axis of ``extent``."""
     return low >= -0.5 and high <= extent - 0.5
-
-
-def scan_to_arrays(scan: Scan) -> dict[str, NDArray[Any]]:
-    """The arrays of a scan by the key names of the canonical layout, without metadata."""
-    arrays: dict[str, NDArray[Any] | None] = {
-        "diffraction": scan.amplitudes,
-        "probeGuess": scan.probe[0] if len(scan.probe) == 1 else scan.probe,
-        "xcoords": scan.positions[:, 1],
-        "ycoords": scan.positions[:, 0],
-        "mask": scan.mask,
-        "objectGuess": scan.truth,
-        "scan_index": scan.scan_index,
-        "source_index": scan.source_index,
-        "Y": scan.labels,
-    }
-    if scan.nominal_positions is not None:
-        arrays |= {"xcoords_start": scan.nominal_positions[:, 1], "ycoords_start": scan.nominal_positions[:, 0]}
-    return {key: array for key, array in arrays.items() if array is not None}
-
-
-def check_scan(scan: Scan) -> None:
-    """Check a scan made by hand against every MUST, and its dtypes.
-
-    Raises:
-        ContractError: the first rule broken.
-    """
-    name = str(scan.source) if scan.source else "scan"
-    for field, positions in (("positions", scan.positions), ("nominal_positions", scan.nominal_positions)):
-        if positions is not None and (positions.ndim != 2 or positions.shape[1] != 2):
-            rule = "R11" if field == "positions" else "R20"
-            raise ContractError(rule, f"{name}: {field} has shape {positions.shape}; expected (n, 2), columns (y, x)")
-    if scan.probe.ndim != 3:
-        raise ContractError("R13", f"{name}: the probe of a scan has shape {scan.probe.shape}; expected (modes, N, N)")
-    if scan.photons_per_unit is not None and not is_positive_number(scan.photons_per_unit):
-        raise ContractError("R21", f"{name}: photons_per_unit is {scan.photons_per_unit!r}; expected a positive number")
-    arrays = scan_to_arrays(scan)
-    raise_for_violations(find_violations(arrays, "nhw", "amplitude"), name)
-    for key, dtype in CANONICAL_DTYPES.items():
-        if key in arrays and arrays[key].dtype != dtype:
-            raise ContractError("R22", f"{name}: {key} of a scan is {arrays[key].dtype}; expected {np.dtype(dtype)}")

@@ -58,22 +58,23 @@ def crop_scan(scan: Scan, factor: int) -> Scan:
     if factor == 1:
         return scan
     middle = _make_central_slice(scan.size, scan.size // factor)
-    new = replace(
+    setting = f"--crop {factor}"
+    amplitudes = np.ascontiguousarray(scan.amplitudes[:, middle, middle])
+    mask = None if scan.mask is None else np.ascontiguousarray(scan.mask[..., middle, middle])
+    probe = _crop_probe_band(scan.probe, middle).astype(np.complex64)
+    _check_photons_left(scan, amplitudes, mask, setting)
+    if not compute_probe_power(probe) > 1e-6 * compute_probe_power(scan.probe):
+        raise DataError(f"{_format_source(scan)}: {setting} leaves nothing of the probe's power; choose a smaller one")
+    return replace(
         scan,
-        amplitudes=np.ascontiguousarray(scan.amplitudes[:, middle, middle]),
+        amplitudes=amplitudes,
         positions=scan.positions / factor,
-        probe=_crop_probe_band(scan.probe, middle).astype(np.complex64),
-        mask=None if scan.mask is None else np.ascontiguousarray(scan.mask[..., middle, middle]),
+        probe=probe,
+        mask=mask,
         truth=None if scan.truth is None else _resample_transmission(scan.truth, factor).astype(np.complex64),
         nominal_positions=None if scan.nominal_positions is None else scan.nominal_positions / factor,
         labels=None if scan.labels is None else _resample_transmission(scan.labels, factor).astype(np.complex64),
     )
-    _check_photons_left(new, f"--crop {factor}")
-    if not compute_probe_power(new.probe) > 1e-6 * compute_probe_power(scan.probe):
-        raise DataError(
-            f"{_format_source(scan)}: --crop {factor} leaves nothing of the probe's power; choose a smaller one"
-        )
-    return new
 
 
 def bin_scan(scan: Scan, factor: int) -> Scan:
@@ -99,15 +100,15 @@ def bin_scan(scan: Scan, factor: int) -> Scan:
         )
     mask = None if scan.mask is None else np.asarray(_split_into_blocks(scan.mask, factor).all((-3, -1)))
     counts = _split_into_blocks(np.square(scan.amplitudes, dtype=np.float64), factor).sum((-3, -1))
-    new = replace(
+    amplitudes = np.sqrt(counts).astype(np.float32)
+    _check_photons_left(scan, amplitudes, mask, f"--bin {factor}")
+    return replace(
         scan,
-        amplitudes=np.sqrt(counts).astype(np.float32),
+        amplitudes=amplitudes,
         probe=(probe * _make_block_ramp(scan.size, factor)).astype(np.complex64),
         mask=mask,
         labels=None if scan.labels is None else np.ascontiguousarray(scan.labels[:, middle, middle]),
     )
-    _check_photons_left(new, f"--bin {factor}")
-    return new
 
 
 def compute_probe_power(probe: NDArray[Any]) -> float:
@@ -167,9 +168,10 @@ def _make_block_ramp(size: int, factor: int) -> Complex:
     return ramp[:, None] * ramp
 
 
-def _check_photons_left(scan: Scan, setting: str) -> None:
-    counted = scan.amplitudes if scan.mask is None else scan.amplitudes * scan.mask
-    if not counted.any():
+def _check_photons_left(
+    scan: Scan, amplitudes: NDArray[np.float32], mask: NDArray[np.bool_] | None, setting: str
+) -> None:
+    if not (amplitudes if mask is None else amplitudes * mask).any():
         raise DataError(f"{_format_source(scan)}: {setting} leaves no light on pixels that count; choose a smaller one")
 
 

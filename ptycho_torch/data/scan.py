@@ -1,60 +1,118 @@
 """A scan: patterns, positions and probe in the one layout that everything inside the package shares."""
 
 import hashlib
-from dataclasses import dataclass, field, replace
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_torch.core.deferred import call_deferred
+from ptycho_torch.core.errors import ContractError
+from ptycho_torch.core.summary import format_summary, format_summary_html
+from ptycho_torch.data.contract import find_violations, raise_for_violations
+from ptycho_torch.data.layout import ArrayHeader, is_positive_number
 
-@dataclass(frozen=True, eq=False)
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIELD_DTYPES: dict[str, Any] = {
+    "amplitudes": np.float32,
+    "positions": np.float64,
+    "probe": np.complex64,
+    "mask": np.bool_,
+    "truth": np.complex64,
+    "scan_index": np.int64,
+    "source_index": np.int64,
+    "nominal_positions": np.float64,
+    "labels": np.complex64,
+}
+"""The dtype of each array of a scan."""
+
+_CASTABLE_KINDS = {"f": "fiu", "c": "c", "b": "biuf", "i": "iu"}
+"""Kinds of dtype that are cast to a field's dtype, by the kind of the field; the contract rejects any other kind."""
+
+_FIELD_OF_KEY = {
+    "diffraction": "amplitudes",
+    "probeGuess": "probe",
+    "objectGuess": "truth",
+    "xcoords_start": "nominal_positions",
+    "ycoords_start": "nominal_positions",
+    "xcoords": "positions",
+    "ycoords": "positions",
+    "Y": "labels",
+}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Scan:
     """A validated ptychographic scan of ``n`` patterns of ``N`` × ``N`` pixels.
 
-    Made by :func:`ptycho_torch.io.npz.load_scan` or :mod:`ptycho_torch.simulation`, which check the rules of
-    ``specs/data_contracts.md``; :func:`ptycho_torch.data.contract.check_scan` checks one made by hand.
+    Each array may be a NumPy array, a torch tensor on any device, or any object that NumPy converts to an array. It is
+    cast to the dtype of its field, and a probe of one mode may have the shape (N, N). Arrays of the right dtype and
+    memory order are not copied.
+
+    Raises:
+        ContractError: the arrays break a rule of ``specs/data_contracts.md``; the message ends with its number.
+            Amplitudes of masked pixels may have any value.
     """
 
     amplitudes: NDArray[np.float32]
-    """Measured amplitudes in the file's unit, (n, N, N), zero frequency at [N//2, N//2]."""
+    """Measured amplitudes in the unit of the file, (n, N, N), zero frequency at [N//2, N//2]."""
 
     positions: NDArray[np.float64]
-    """Scan positions (y, x) in object pixels, (n, 2), in file order: the centre of each patch."""
+    """Scan positions (y, x) in object pixels, (n, 2), in file order: the center of each patch."""
 
     probe: NDArray[np.complex64]
     """Incoherent probe modes in real space, (M, N, N), any power."""
 
     mask: NDArray[np.bool_] | None = None
-    """True where a detector pixel counts, (N, N) or (n, N, N), centred as the amplitudes; None: all count."""
+    """True where a detector pixel counts, (N, N) or (n, N, N), centered as the amplitudes; None: all count."""
 
     truth: NDArray[np.complex64] | None = None
     """The file's ``objectGuess``, (rows, columns), origin (0, 0): for evaluation only."""
 
     scan_index: NDArray[np.int64] | None = None
-    """Which scan each pattern belongs to, (n,)."""
+    """The scan that each pattern belongs to, (n,)."""
 
     source_index: NDArray[np.int64] | None = None
-    """Index of each pattern in the file that it was cut from, (n,); None: this is no cut."""
+    """Index of each pattern in the file that the scan was cut from, (n,); None: the scan is not a cut."""
 
     nominal_positions: NDArray[np.float64] | None = None
-    """Commanded positions (y, x) in object pixels, (n, 2), where the file keeps them."""
+    """Commanded positions (y, x) in object pixels, (n, 2), where the file has them."""
 
     labels: NDArray[np.complex64] | None = None
     """The file's ``Y``: object patches, (n, N, N)."""
 
     photons_per_unit: float | None = None
-    """Photons for one squared unit of amplitude, where the file's metadata say it."""
+    """Photons per squared unit of amplitude; None: unknown."""
 
     metadata: dict[str, Any] = field(default_factory=dict)
     """The file's metadata (JSON)."""
 
     source: Path | None = None
-    """The file that this scan was read from."""
+    """The file that the scan was read from."""
+
+    def __post_init__(self) -> None:
+        for name, dtype in FIELD_DTYPES.items():
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, _cast(_convert_to_numpy(value), np.dtype(dtype)))
+        if self.probe.ndim == 2:
+            object.__setattr__(self, "probe", self.probe[None])
+        _check_shapes(self)
+        _check_values(self)
 
     def __len__(self) -> int:
         return len(self.amplitudes)
+
+    def __repr__(self) -> str:
+        return format_summary(*self._summarize())
+
+    def _repr_html_(self) -> str:
+        return format_summary_html(*self._summarize())
 
     @property
     def size(self) -> int:
@@ -62,25 +120,151 @@ class Scan:
         return int(self.amplitudes.shape[-1])
 
     def digest(self) -> str:
-        """A short fingerprint of what is computed with: tells whether two files hold the same scan."""
-        found = hashlib.sha256()
+        """Return a short fingerprint of the computed-with arrays, which is equal for files of the same scan."""
+        digest = hashlib.sha256()
         for array in (self.amplitudes, self.positions, self.probe, self.mask):
-            found.update(b"" if array is None else array.tobytes())
-        return found.hexdigest()[:16]
+            digest.update(b"" if array is None else array.tobytes())
+        return digest.hexdigest()[:16]
 
     def select(self, indices: NDArray[np.intp]) -> Self:
-        """The same scan with only the patterns at ``indices``, in that order; every per-pattern array is cut alike."""
+        """Return the scan of the patterns at ``indices``, in that order; every per-pattern array is cut alike."""
+        per_pattern = ["amplitudes", "positions", "scan_index", "source_index", "nominal_positions", "labels"]
+        if self.mask is not None and self.mask.ndim == 3:
+            per_pattern.append("mask")
+        arrays = {name: getattr(self, name) for name in per_pattern}
+        # Rows of a valid scan are valid, so that no value is checked again.
+        selected = object.__new__(type(self))
+        vars(selected).update(vars(self))
+        vars(selected).update({name: array[indices] for name, array in arrays.items() if array is not None})
+        return selected
 
-        def cut(array: NDArray[Any] | None) -> NDArray[Any] | None:
-            return None if array is None else array[indices]
+    def plot(self, axes: Any = None) -> "Figure":
+        """Draw the mean pattern (log scale), the scan positions and the strongest probe mode.
 
-        return replace(
-            self,
-            amplitudes=self.amplitudes[indices],
-            positions=self.positions[indices],
-            mask=cut(self.mask) if self.mask is not None and self.mask.ndim == 3 else self.mask,
-            scan_index=cut(self.scan_index),
-            source_index=cut(self.source_index),
-            nominal_positions=cut(self.nominal_positions),
-            labels=cut(self.labels),
+        Args:
+            axes: three matplotlib axes to draw on; None: a new figure.
+
+        Returns:
+            The figure, which a notebook displays.
+        """
+        figure: Figure = call_deferred("ptycho_torch.plotting.figures:plot_scan", self, axes)
+        return figure
+
+    def _summarize(self) -> tuple[str, dict[str, str]]:
+        """Return title and facts of the representation."""
+        modes = len(self.probe)
+        height, width = np.ptp(self.positions, axis=0)
+        facts = {
+            "probe": f"{modes} mode{'s' * (modes > 1)}",
+            "photons": self._describe_photons(),
+            "positions": f"{height:.1f} × {width:.1f} pixels (y, x)",
+        }
+        if self.mask is not None:
+            facts["mask"] = f"{1 - self.mask.mean():.1%} of the pixels masked"
+        if self.truth is not None:
+            facts["truth"] = f"{self.truth.shape[0]} × {self.truth.shape[1]} pixels"
+        if self.source is not None:
+            facts["source"] = str(self.source)
+        return f"Scan of {len(self):,} patterns of {self.size} × {self.size} pixels", facts
+
+    def _describe_photons(self) -> str:
+        if self.photons_per_unit is None:
+            return "unknown (no `photons_per_unit`)"
+        counted = self.amplitudes if self.mask is None else np.where(self.mask, self.amplitudes, np.float32(0))
+        total = float(np.einsum("nij,nij->", counted, counted, dtype=np.float64))
+        return f"{total * self.photons_per_unit / max(len(self), 1):.4g} per pattern"
+
+
+def scan_to_arrays(scan: Scan) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a scan by the key names of the canonical layout, without metadata."""
+    arrays: dict[str, NDArray[Any] | None] = {
+        "diffraction": scan.amplitudes,
+        "probeGuess": scan.probe[0] if len(scan.probe) == 1 else scan.probe,
+        "xcoords": scan.positions[:, 1],
+        "ycoords": scan.positions[:, 0],
+        "mask": scan.mask,
+        "objectGuess": scan.truth,
+        "scan_index": scan.scan_index,
+        "source_index": scan.source_index,
+        "Y": scan.labels,
+    }
+    if scan.nominal_positions is not None:
+        arrays |= {"xcoords_start": scan.nominal_positions[:, 1], "ycoords_start": scan.nominal_positions[:, 0]}
+    return {key: array for key, array in arrays.items() if array is not None}
+
+
+def check_scan(scan: Scan) -> None:
+    """Check that a scan can be written to a file: every MUST holds, for masked pixels too.
+
+    Raises:
+        ContractError: the first broken rule.
+    """
+    raise_for_violations(find_violations(scan_to_arrays(scan), "nhw", "amplitude"), _get_name(scan))
+
+
+def _get_name(scan: Scan) -> str:
+    return str(scan.source) if scan.source else "scan"
+
+
+def _convert_to_numpy(value: Any) -> NDArray[Any]:
+    """Return ``value`` as an array; a torch tensor is recognized by its methods, because this layer has no torch."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().resolve_conj().resolve_neg().numpy()
+    return np.asarray(value)
+
+
+def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return ``array`` in C order, cast to ``dtype`` if no value is lost by it."""
+    if array.dtype.kind not in _CASTABLE_KINDS[dtype.kind] or array.ndim == 0:
+        return array
+    if dtype.kind == "b" and not ((array == 0) | (array == 1)).all():
+        return array
+    return np.ascontiguousarray(array, dtype=dtype)
+
+
+def _check_shapes(scan: Scan) -> None:
+    """Check shapes, dtypes and the photon scale, in microseconds.
+
+    Raises:
+        ContractError: the first broken rule.
+    """
+    name = _get_name(scan)
+    for rule, label, array in (
+        ("R11", "positions", scan.positions),
+        ("R20", "nominal_positions", scan.nominal_positions),
+    ):
+        if array is not None and (array.ndim != 2 or array.shape[1] != 2):
+            raise ContractError(rule, f"{name}: `{label}` has shape {array.shape}; expected (n, 2), columns (y, x)")
+    if scan.probe.ndim != 3:
+        raise ContractError(
+            "R13", f"{name}: `probe` has shape {scan.probe.shape}; expected complex, (N, N) or (modes, N, N)"
         )
+    if scan.photons_per_unit is not None and not is_positive_number(scan.photons_per_unit):
+        raise ContractError(
+            "R21", f"{name}: `photons_per_unit` is {scan.photons_per_unit!r}; expected a positive number"
+        )
+    arrays = scan_to_arrays(scan)
+    _raise_for_fields(scan, {key: ArrayHeader(array.shape, array.dtype, False) for key, array in arrays.items()})
+
+
+def _check_values(scan: Scan) -> None:
+    """Check the values of all arrays; amplitudes count where the mask is True.
+
+    Raises:
+        ContractError: the first broken rule.
+    """
+    arrays = scan_to_arrays(scan)
+    # NaN makes either extremum NaN: two passes find every bad value, and only a scan that has one is copied.
+    bad = not (scan.amplitudes.min() >= 0 and np.isfinite(scan.amplitudes.max()))
+    if bad and scan.mask is not None:
+        arrays["diffraction"] = np.where(scan.mask, scan.amplitudes, np.float32(0))
+    _raise_for_fields(scan, arrays)
+
+
+def _raise_for_fields(scan: Scan, arrays: Any) -> None:
+    """Raise for the first broken MUST, with the fields of :class:`Scan` in place of the keys of a file."""
+    for violation in find_violations(arrays, "nhw", "amplitude", recommendations=False):
+        message = re.sub(
+            r"\b(" + "|".join(_FIELD_OF_KEY) + r")\b", lambda key: f"`{_FIELD_OF_KEY[key[1]]}`", violation.message
+        )
+        raise ContractError(violation.rule, f"{_get_name(scan)}: {message}")

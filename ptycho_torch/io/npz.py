@@ -25,7 +25,7 @@ from ptycho_torch.data.layout import (
     move_pattern_axis_first,
     normalize_probe_shape,
 )
-from ptycho_torch.data.scan import Scan
+from ptycho_torch.data.scan import Scan, check_scan, scan_to_arrays
 
 SCHEMA = "ptycho_torch scan"
 SCHEMA_VERSION = 1
@@ -212,8 +212,8 @@ def save_scan(path: str | Path, scan: Scan, layout: Literal["canonical", "legacy
         ContractError: the scan breaks the contract.
         DataError: the file cannot be written.
     """
-    contract.check_scan(scan)
-    arrays = contract.scan_to_arrays(scan)
+    check_scan(scan)
+    arrays = scan_to_arrays(scan)
     arrays = (
         _convert_to_legacy(arrays) if layout == "legacy" else arrays | {"metadata": np.array(_format_metadata(scan))}
     )

@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import ConfigError, DataError
-from ptycho_torch.data.contract import check_scan
 from ptycho_torch.data.resample import bin_scan, compute_probe_power, crop_scan
-from ptycho_torch.data.scan import Scan
+from ptycho_torch.data.scan import Scan, check_scan
 from ptycho_torch.physics.forward import from_object, shift_probe
 from ptycho_torch.physics.patches import extract_patches, split_positions
 

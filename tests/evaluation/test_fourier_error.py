@@ -137,6 +137,8 @@ def test_what_does_not_belong_together_is_refused(simulated_case: Any, case_fact
     far = replace(simulated_case.reconstruction, origin_yx=simulated_case.reconstruction.origin_yx + 500)
     with pytest.raises(DataError, match="none of the 90 patterns"):
         judged(simulated_case._replace(reconstruction=far))
-    dark = replace(simulated_case.scan, mask=np.zeros((24, 24), bool))
-    with pytest.raises(DataError, match="mask"):
-        judged(simulated_case._replace(scan=dark))
+    amplitudes = simulated_case.scan.amplitudes.copy()
+    amplitudes[3] = 0
+    dark = replace(simulated_case.scan, amplitudes=amplitudes)
+    with pytest.raises(DataError, match="hold 0 photons"):
+        judged(simulated_case._replace(scan=dark), indices=np.array([3]))
