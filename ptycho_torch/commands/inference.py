@@ -25,7 +25,7 @@ from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.distributed.devices import select_precision
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from ptycho_torch.engines.modulus_positions import check_position_bound
+from ptycho_torch.physics.position_refinement import check_position_bound
 from ptycho_torch.engines.uncertainty import add_uncertainty
 from ptycho_torch.io.npz import load_scan
 from ptycho_torch.io.positions_file import read_positions

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ptycho_torch.engines.measurement_model import MeasurementModel
-from ptycho_torch.engines.nuisance import Refinement, RefinementSettings
+from ptycho_torch.engines.nuisance import AmbiguityFix, NuisanceRefiner, RefinementSettings
 from ptycho_torch.engines.pie import sum_modes
 from ptycho_torch.engines.runner import Engine
 from ptycho_torch.engines.state import Measurement, ReconstructionState
@@ -68,10 +68,10 @@ class Projections(Engine):
         self.optics = MeasurementModel(measurement, state, fixed_probe=settings.refine.fixed_probe)
         # The gauge of the probe is fixed only where no waves are remembered, which would have to follow it.
         refine = replace(settings.refine, update_probe=False)
-        self.refinement = Refinement(
-            self.optics, refine, stride=1.0
+        self.refinement = NuisanceRefiner(
+            self.optics, refine, position_step_factor=1.0
         )  # longer, and iterates that wander lead them astray
-        self.ambiguity_fix = Refinement(self.optics, RefinementSettings(update_probe=True))
+        self.ambiguity_fix = AmbiguityFix(state)
         self._parts = torch.arange(len(measurement)).split(batch_size)
         self._divisor = self._compute_divisor()
         self._waves = torch.cat([self._predict_waves(part) for part in self._parts])
@@ -110,7 +110,7 @@ class Projections(Engine):
             self._divisor = self._compute_divisor()
             self._solve_object()
         if learning and progress > self.settings.alternation_start:
-            self.ambiguity_fix.end_epoch()
+            self.ambiguity_fix.fix(self.state)
             self.reset()  # the waves follow the gauge; nothing of theirs but the object is used from here on
 
     def propagate_constraint(self, before: Tensor, change: Callable[[Tensor], Tensor]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ptycho_torch.engines.measurement_model import ExitWaveUpdate, MeasurementModel
-from ptycho_torch.engines.nuisance import Refinement, RefinementSettings
+from ptycho_torch.engines.nuisance import NuisanceRefiner, RefinementSettings
 from ptycho_torch.engines.pie import sum_modes
 from ptycho_torch.engines.runner import Engine
 from ptycho_torch.engines.state import Measurement, ReconstructionState
@@ -50,7 +50,7 @@ class Epie(Engine):
         super().__init__(measurement, state)
         self.settings = settings
         self.optics = MeasurementModel(measurement, state, fixed_probe=settings.refine.fixed_probe)
-        self.refinement = Refinement(self.optics, settings.refine)
+        self.refinement = NuisanceRefiner(self.optics, settings.refine)
 
     def begin_epoch(self, epoch: int, progress: float) -> None:
         self._epoch = epoch

@@ -13,6 +13,7 @@ from ptycho_torch.engines.measurement_model import MeasurementModel
 from ptycho_torch.engines.runner import Engine
 from ptycho_torch.engines.state import Measurement, ReconstructionState
 from ptycho_torch.physics.forward import from_patches, shift_probe
+from ptycho_torch.physics.position_refinement import limit_displacements
 from ptycho_torch.physics.probe import compute_power
 from ptycho_torch.physics.regularizers import squared_gradient_norm, total_variation
 
@@ -278,11 +279,8 @@ class Gradient(Engine):
 
     def _clip_positions(self, positions: Tensor) -> Tensor:
         """Without a shift of all, near the start, and with their windows on the canvas."""
-        bound, canvas = self.settings.position_bound, self.state.canvas
-        moved = positions - self._initial_positions
-        moved = moved - moved.mean(0)
-        length = torch.linalg.vector_norm(moved, dim=1, keepdim=True)
-        moved = moved * (bound / length.clamp_min(bound))
+        canvas = self.state.canvas
+        moved = limit_displacements(positions - self._initial_positions, self.settings.position_bound)
         low = positions.new_tensor(canvas.origin) + self.state.size // 2
         high = low + positions.new_tensor(canvas.shape) - self.state.size
         return torch.minimum(torch.maximum(self._initial_positions + moved, low), high)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ptycho_torch.engines.measurement_model import ExitWaveUpdate, MeasurementModel
-from ptycho_torch.engines.nuisance import Refinement, RefinementSettings
+from ptycho_torch.engines.nuisance import NuisanceRefiner, RefinementSettings
 from ptycho_torch.engines.runner import Engine
 from ptycho_torch.engines.state import Measurement, ReconstructionState
 
@@ -65,7 +65,7 @@ class Pie(Engine):
         super().__init__(measurement, state)
         self.settings = settings
         self.optics = MeasurementModel(measurement, state, fixed_probe=settings.refine.fixed_probe)
-        self.refinement = Refinement(self.optics, settings.refine)
+        self.refinement = NuisanceRefiner(self.optics, settings.refine)
         self.batch_fraction = min(1.0, batch_size / len(measurement))
         self.velocity = torch.zeros_like(state.object)
         self._update_illumination()
@@ -107,7 +107,7 @@ class Pie(Engine):
 
     def end_epoch(self, epoch: int, progress: float) -> None:
         if self.refinement.end_epoch():
-            self.velocity = self.refinement.apply_ambiguity_fix(self.velocity)
+            self.velocity = self.refinement.ambiguity_fix.apply(self.velocity)
 
     def propagate_constraint(self, before: Tensor, change: Callable[[Tensor], Tensor]) -> None:
         self.velocity = change(self.velocity)

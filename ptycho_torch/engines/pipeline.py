@@ -19,13 +19,13 @@ from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.cross_validation import HoldoutPixels
 from ptycho_torch.engines.initialization import fit_object_scale, paste_object, set_num_modes
 from ptycho_torch.engines.measurement_model import ProbeObjectView
-from ptycho_torch.engines.modulus_positions import check_position_bound
 from ptycho_torch.engines.registry import make_constraint, make_engine, make_schedule
 from ptycho_torch.engines.runner import EngineRunner
 from ptycho_torch.engines.state import Measurement, ReconstructionState, make_measurement
 from ptycho_torch.models.calibration import ScanCalibration, select_calibration
 from ptycho_torch.models.saved_model import Model, load_model, load_tensors, save_tensors
 from ptycho_torch.physics.noise import make_noise_model
+from ptycho_torch.physics.position_refinement import check_position_bound
 from ptycho_torch.physics.probe import compute_power
 from ptycho_torch.prediction.predict import predict_scan
 

@@ -1,94 +1,110 @@
-"""Positions by cross-correlation: where under the probe the corrected exit wave finds the object."""
+"""Refinement of the scan positions while an engine reconstructs the object."""
 
 import torch
 from torch import Tensor
 
 from ptycho_torch.engines.measurement_model import ExitWaveUpdate, MeasurementModel
+from ptycho_torch.physics.position_refinement import (
+    EXIT_WAVE_STEP_FACTOR,
+    compute_object_slopes,
+    estimate_by_correlation,
+    estimate_by_exit_wave,
+    fit_affine_displacements,
+    limit_displacements,
+)
 
-SEARCH_RADIUS_PX = 2
-"""Pixels on either axis within which an epoch looks for a peak."""
+MIN_MOVE_COSINE = 0.3
+"""Cosine between the moves of two epochs above which the gain grows; below its negative the gain falls."""
 
-UPSAMPLE_FACTOR = 8
-"""Points a pixel at which the correlation about its peak is computed; a parabola finds the rest."""
-
-DISPLACEMENT_PENALTY_PER_PX2 = 1e-4
-"""What a displacement must explain better for each square pixel: a flat object agrees everywhere, and moves nothing."""
+GAIN_GROWTH, GAIN_DECAY, MAX_GAIN = 1.2, 0.5, 10.0
+"""Factors on the gain, and its largest value."""
 
 
-def estimate_displacements_by_correlation(
-    optics: MeasurementModel, update: ExitWaveUpdate, indices: Tensor
-) -> tuple[Tensor, Tensor]:
-    """By how much each position of a batch is off, by a cross-correlation.
+class PositionRefiner:
+    """Positions that move once per epoch, by displacements estimated from the batches of the epoch.
 
-    The displacement s that brings ``P O(r + s)`` nearest to the corrected exit wave ψ' but for a factor is the one of
-    the highest ``|Σ ψ'* P O(r + s)|² / Σ |P O(r + s)|²``: the cross-correlation of the object with itself after its
-    update (Zhang et al., Opt. Express 21, 13592 (2013)), weighted by the probe, and free of a pull towards what is
-    bright. About the peak it is computed from its Fourier series (Guizar-Sicairos, Thurman & Fienup, Opt. Lett. 33,
-    156 (2008)).
+    The displacement of each pattern comes from :func:`~ptycho_torch.physics.position_refinement.estimate_by_exit_wave`
+    or :func:`~ptycho_torch.physics.position_refinement.estimate_by_correlation`. In the affine model all positions move
+    by one map about their center: errors of stage and camera calibration scale, rotate and shear a scan as a whole.
 
-    Returns:
-        (b, 2) (y, x) in pixels, little more than :data:`SEARCH_RADIUS_PX` on either axis; and how sharp the peaks are, (b, 2, 2),
-        in photons a square pixel.
+    Args:
+        model: The measurement model of the engine; its state holds the positions.
+        bound: Largest displacement per axis from the initial positions, in pixels.
+        method: ``gradient`` (least squares on the exit wave) or ``correlation``.
+        displacement_model: ``free`` or ``affine``.
+        step_factor: Factor on the displacements of the method ``gradient``.
     """
-    del optics, indices
-    exit_waves = update.probes * update.patches[:, None] + update.change
-    back_projection = (update.probes.conj() * exit_waves).sum(1)
-    illumination = update.probes.abs().square().sum(1)
-    cross = torch.fft.fft2(update.patches) * torch.fft.fft2(back_projection).conj()
-    power = torch.fft.fft2(update.patches.abs().square()) * torch.fft.fft2(illumination).conj()
-    span = min(SEARCH_RADIUS_PX, (cross.shape[-1] - 1) // 2)
-    whole = torch.arange(-span, span + 1, device=cross.device, dtype=illumination.dtype)
-    nearest, _ = _find_peak(cross, power, whole, whole.new_zeros(len(cross), 2))
-    fine = (
-        torch.arange(-UPSAMPLE_FACTOR, UPSAMPLE_FACTOR + 1, device=cross.device, dtype=illumination.dtype)
-        / UPSAMPLE_FACTOR
-    )
-    return _find_peak(cross, power, fine, nearest)
 
+    def __init__(
+        self,
+        model: MeasurementModel,
+        bound: float,
+        method: str = "gradient",
+        displacement_model: str = "free",
+        step_factor: float = EXIT_WAVE_STEP_FACTOR,
+    ) -> None:
+        self.model, self.bound, self.method = model, bound, method
+        self.displacement_model, self.step_factor = displacement_model, step_factor
+        self.initial_positions = model.state.positions
+        self.last_moves = torch.zeros_like(self.initial_positions)
+        self.gain = torch.ones((), dtype=torch.float64)
+        self.begin_epoch()
 
-def _find_peak(cross: Tensor, power: Tensor, offsets: Tensor, about: Tensor) -> tuple[Tensor, Tensor]:
-    """The best of some ``offsets`` (m,), equally spaced, on both axes ``about`` points (b, 2), refined by a paraboloid.
+    def begin_epoch(self) -> None:
+        """Discard the estimates of the last epoch."""
+        self._moves = torch.zeros_like(self.initial_positions)
+        self._curvature = self.initial_positions.new_zeros(len(self.initial_positions), 2, 2)
 
-    Returns:
-        The peaks (b, 2), and how sharp they are, (b, 2, 2).
-    """
-    at = about[:, :, None] + offsets
-    score = _compute_correlation_score(cross, power, at)
-    best = score.flatten(1).argmax(1)
-    place = torch.stack([best // len(offsets), best % len(offsets)], -1)
-    inner = place.clamp(1, len(offsets) - 2)
-    step = torch.arange(-1, 2, device=place.device)
-    rows, columns = inner[:, 0, None] + step, inner[:, 1, None] + step
-    batch = torch.arange(len(best), device=best.device)[:, None, None]
-    vertex, sharpness = _fit_paraboloid(score[batch, rows[:, :, None], columns[:, None]])
-    vertex = torch.where(place == inner, vertex, torch.zeros_like(vertex))
-    spacing = offsets[1] - offsets[0]
-    return at.gather(2, place[..., None])[..., 0] + spacing * vertex, sharpness / spacing**2
+    def accumulate(self, update: ExitWaveUpdate, indices: Tensor) -> None:
+        """Estimate the displacements of a batch from its exit-wave update."""
+        moves, curvature = self.estimate(update, indices)
+        self._moves[indices] = moves.to("cpu", torch.float64)
+        self._curvature[indices] = curvature.to("cpu", torch.float64)
 
+    def estimate(self, update: ExitWaveUpdate, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the displacements (b, 2) of a batch and the curvature (b, 2, 2) of their misfit."""
+        if self.method == "correlation":
+            return estimate_by_correlation(update.patches, update.probes, update.change)
+        slope_y, slope_x = compute_object_slopes(self.model.state.object)
+        slopes = self.model.extract(slope_y, indices), self.model.extract(slope_x, indices)
+        return estimate_by_exit_wave(update.probes, slopes, update.change, self.step_factor)
 
-def _compute_correlation_score(cross: Tensor, power: Tensor, at: Tensor) -> Tensor:
-    """The score at displacements ``at`` (b, 2, m) of rows and columns, (b, m, m), from the two spectra (b, N, N)."""
-    frequencies = torch.fft.fftfreq(cross.shape[-1], device=at.device, dtype=at.dtype)
-    phases = 2 * torch.pi * at[..., None] * frequencies
-    down, across = torch.polar(torch.ones_like(phases), phases).unbind(1)
-    overlap, illumination = (down @ spectrum @ across.mT for spectrum in (cross, power))
-    score = overlap.abs().square() / illumination.real.clamp_min(torch.finfo(at.dtype).tiny)
-    distance = at[:, 0, :, None].square() + at[:, 1, None, :].square()
-    return score * (1 - DISPLACEMENT_PENALTY_PER_PX2 * distance)
+    def end_epoch(self) -> bool:
+        """Move the positions of the state.
 
+        Returns:
+            True if positions moved; the model must be refreshed then.
+        """
+        moves = self._moves
+        if not bool(moves.any()):
+            return False
+        state, initial = self.model.state, self.initial_positions
+        if self.displacement_model == "affine":
+            moves = fit_affine_displacements(moves, self._curvature, initial)
+            self._update_gain(moves)
+            moves = moves * self.gain
+        displacements = limit_displacements(state.positions - initial + moves, self.bound, self.displacement_model)
+        state.positions = initial + displacements
+        return True
 
-def _fit_paraboloid(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Where paraboloids through 3 × 3 points (b, 3, 3) are highest, (b, 2) within ½ of the middle; and their curvature.
+    def _update_gain(self, moves: Tensor) -> None:
+        """Increase the gain while successive epochs move the same way, and reduce it when they reverse.
 
-    The curvature, (b, 2, 2), is that of what falls away from the peak: it has no negative direction.
-    """
-    middle = values[:, 1, 1]
-    a = (2 * middle - values[:, 0, 1] - values[:, 2, 1]).clamp_min(0)
-    c = (2 * middle - values[:, 1, 0] - values[:, 1, 2]).clamp_min(0)
-    mixed = (values[:, 0, 2] + values[:, 2, 0] - values[:, 0, 0] - values[:, 2, 2]) / 4
-    most = 0.99 * (a * c).sqrt()
-    b = torch.minimum(torch.maximum(mixed, -most), most)
-    y, x = (values[:, 2, 1] - values[:, 0, 1]) / 2, (values[:, 1, 2] - values[:, 1, 0]) / 2
-    determinant = (a * c - b * b).clamp_min(torch.finfo(a.dtype).tiny)
-    vertex = torch.stack([c * y - b * x, a * x - b * y], -1) / determinant[:, None]
-    return vertex.clamp(-0.5, 0.5), torch.stack([a, b, b, c], -1).unflatten(-1, (2, 2))
+        The object adapts to an affine map of all positions more than to the move of a single position, so that one
+        epoch recovers only a small part of the map: Zhang et al., Opt. Express 21, 13592 (2013).
+        """
+        lengths = torch.linalg.vector_norm(moves) * torch.linalg.vector_norm(self.last_moves)
+        cosine = float((moves * self.last_moves).sum() / lengths.clamp_min(1e-30))
+        if abs(cosine) > MIN_MOVE_COSINE:
+            self.gain = (self.gain * (GAIN_GROWTH if cosine > 0 else GAIN_DECAY)).clamp(1.0, MAX_GAIN)
+        self.last_moves = moves
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the tensors of a checkpoint."""
+        return {"first_positions": self.initial_positions, "last_moves": self.last_moves, "gain": self.gain}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Restore the tensors that :meth:`state_dict` returned."""
+        self.initial_positions, self.last_moves = tensors["first_positions"].cpu(), tensors["last_moves"].cpu()
+        self.gain = tensors["gain"].cpu()
+        self.begin_epoch()

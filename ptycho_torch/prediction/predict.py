@@ -14,13 +14,13 @@ from ptycho_torch.data.grouping import Indices, find_nearest_groups
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from ptycho_torch.engines.modulus_positions import GaussNewtonPositionRefiner
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.physics.batch import Batch, make_batch
 from ptycho_torch.physics.forward import merge_patches, shift_probe
 from ptycho_torch.physics.patches import Canvas, make_canvas
 from ptycho_torch.physics.probe import compute_power
 from ptycho_torch.physics.updates import IlluminatedPatterns, ObjectPatterns, make_object_patterns
+from ptycho_torch.prediction.position_refinement import GaussNewtonPositionRefiner
 from ptycho_torch.prediction.stitching import stitch
 
 log = logging.getLogger(__name__)

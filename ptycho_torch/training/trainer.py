@@ -21,6 +21,7 @@ from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.physics.batch import Batch, NetworkInputs
 from ptycho_torch.physics.forward import Wavefields
 from ptycho_torch.physics.noise import make_noise_model, masked_sum
+from ptycho_torch.physics.position_refinement import limit_displacements
 from ptycho_torch.physics.probe import compute_power
 from ptycho_torch.training.checkpoint import EpochRecord, load_checkpoint, save_checkpoint
 from ptycho_torch.training.labels import align_phases
@@ -271,8 +272,7 @@ class Trainer:
             shifts = self.model.get_position_offsets(source)
             if shifts is None:
                 continue
-            centered = shifts[trained] - shifts[trained].mean(0)
-            shifts[trained] = centered.clamp(-self.settings.position_bound, self.settings.position_bound)
+            shifts[trained] = limit_displacements(shifts[trained], self.settings.position_bound)
         for source in range(len(self.patterns)):
             background = self.model.get_background(source)
             if background is not None:

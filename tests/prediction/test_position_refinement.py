@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.modulus_positions import GaussNewtonPositionRefiner
+from ptycho_torch.prediction.position_refinement import GaussNewtonPositionRefiner
 from ptycho_torch.evaluation.fourier_error import compute_fourier_error
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NetworkConfig
