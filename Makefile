@@ -1,4 +1,5 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Each makes its own environment in .venv first.
+# Two commands on a fresh machine: `make demo` and `make test`. Each first creates its own environment in .venv.
+# requirements.lock pins torch exactly, so that pip installs the CPU build where the package index offers one.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ demo: env
 
 test: env
 	$(RUN) -m pytest -n 2 --ignore tests/integration
-	$(RUN) -m pytest tests/integration  # alone, because it tells how long it takes
+	$(RUN) -m pytest tests/integration  # alone, because it measures its own runtime
 
 test-all: env
 	$(RUN) -m pytest -n 2 -m "" --ignore tests/integration
@@ -26,7 +27,7 @@ lint: env
 env: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, and $(PYTHON) is {sys.version.split()[0]}: set PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"$(PYTHON) is Python {sys.version.split()[0]}; expected 3.11 or newer; set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet -r requirements.lock
