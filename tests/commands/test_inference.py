@@ -156,7 +156,7 @@ def test_a_scan_of_another_size_is_refused(
         (("--positions", "words.npz"), "(<U1), expected (36, 2)"),
         (("--positions", "uneven.npz"), "xcoords are (36,) and ycoords (35,)"),
         (("--update_positions", "--position_bound", "0"), "--position_bound is 0"),
-        (("--update_positions", "--position_bound", "25"), "off by more than its 24 pixels"),
+        (("--update_positions", "--position_bound", "25"), "expected at most 24, the side of a pattern"),
         (("--photons_per_unit", "nan"), "--photons_per_unit is nan"),
         (("--output_dir", ""), "--output_dir: an empty path"),
         (("--output_dir", "file"), "the output folder cannot be made"),
