@@ -1,15 +1,14 @@
-"""Train a network on simulated patterns, so that it reads scans that it never saw, by probes that it is told.
+"""Pretrain a network on simulated patterns, for scans and probes that it was not trained on.
 
 ::
 
     python -m ptycho_torch.pretrain --output_dir general --probe scan.npz --time_limit 600
 
-The stream of patterns is endless, made on the fly and never stored. The folder then holds what ``train`` leaves: the
-bundle (without a probe of its own), ``history.csv``, ``timing.json``, ``config.yaml`` and ``checkpoints/last/``.
+The simulated patterns are generated during the training and never stored. The output folder then contains the files of
+``train``: the model (without a probe), ``history.csv``, ``timing.json``, ``config.yaml`` and ``checkpoints/last/``.
 """
 
 import logging
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-import ptycho_torch
-from ptycho_torch.commands.base import EXIT_INTERRUPTED, Invocation
+from ptycho_torch.commands.base import Invocation, report_interruption
+from ptycho_torch.commands.provenance import make_provenance
 from ptycho_torch.config.pretrain import PretrainConfig
+from ptycho_torch.config.train import DEFAULT_WARM_UP_STEPS
 from ptycho_torch.config.values import to_plain, write_config
 from ptycho_torch.core.errors import PtychoError
 from ptycho_torch.core.files import make_output_dir, write_json
@@ -28,45 +28,39 @@ from ptycho_torch.core.timing import Clock
 from ptycho_torch.distributed.devices import select_precision
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ptycho_torch.io.probe_file import read_probe, read_probe_size
+from ptycho_torch.models.checkpoint import CHECKPOINT, require_checkpoint
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NetworkConfig
 from ptycho_torch.models.saved_model import Model, save_model
 from ptycho_torch.simulation.dataset import SimulatedDataset, SimulatedDatasetSettings
 from ptycho_torch.simulation.probe_families import PROBE_FAMILIES
-from ptycho_torch.training.checkpoint import (
-    CHECKPOINT_PATH,
-    EpochRecord,
-    check_checkpoint_exists,
-    make_history_columns,
-    write_history,
-)
+from ptycho_torch.training.history import EpochRecord, make_history_columns, write_history
 from ptycho_torch.training.optimizer import LearningRateSchedule
 from ptycho_torch.training.pretraining import Pretrainer, PretrainerSettings
 from ptycho_torch.training.tracking import NullTracker, Tracker, make_tracker
 
 log = logging.getLogger("ptycho_torch.pretrain")  # __name__ is __main__ under python -m
 
-WARM_UP_STEPS = 50
-"""Lessons over which the learning rate rises."""
-
 PROBE_POWER_LOG_SIGMA = 0.1
-"""Standard deviation of the logarithm of the probe's power: no scan tells it for each of its neighbourhoods."""
+"""Standard deviation of the logarithm of the probe's power, which differs between the regions of a scan."""
 
 
 def pretrain(
     config: PretrainConfig, observer: Observer | None = None, process_group: ProcessGroup | None = None
 ) -> tuple[list[EpochRecord], bool]:
-    """Pretrain as ``config`` says and write the bundle into ``config.output_dir``.
+    """Pretrain a network and write the model to ``config.output_dir``.
 
-    ``ranks`` are the processes that share the work, each of which calls this; the first of them writes.
+    Args:
+        config: the settings.
+        observer: receives progress.
+        process_group: the processes that share the work; each calls this function, and the main process writes.
 
     Returns:
-        The history, one entry a round of lessons, and False where ctrl-C ended it early.
+        The history, one row per validation, and False if ctrl-C ended the pretraining early.
 
     Raises:
         PtychoError: bad input, before anything is written.
     """
-
     clock = Clock()
     process_group = process_group or SINGLE_PROCESS
     device = process_group.select_device(config.device)
@@ -76,11 +70,11 @@ def pretrain(
     model = PtychoModel(network, [], generator=generator, size=dataset.settings.size).to(device)
     trainer = Pretrainer(model, dataset, _make_settings(config, device), process_group)
     output_dir = Path(config.output_dir)
-    checkpoint = output_dir / CHECKPOINT_PATH
+    checkpoint = output_dir / CHECKPOINT
     if config.resume:
-        check_checkpoint_exists(checkpoint)
+        require_checkpoint(checkpoint)
         trainer.load(checkpoint)
-        log.info("going on after lesson %d", trainer.optimizer.steps)
+        log.info("resuming after simulated batch %d", trainer.optimizer.steps)
     tracker: Tracker = NullTracker()
     if process_group.is_main:
         make_output_dir(output_dir)
@@ -96,7 +90,7 @@ def pretrain(
     clock.record("pretrain")
     if not process_group.is_main:
         return trainer.history, completed
-    with trainer.optimizer.use_averaged_weights() as averaged:
+    with trainer.use_averaged_weights() as averaged:
         save_model(output_dir, Model(averaged, (), 1, _make_provenance(config, trainer)))
         write_history(output_dir / "history.csv", trainer.history)
     tracker.finish(completed)
@@ -106,7 +100,6 @@ def pretrain(
 
 
 def _make_dataset(config: PretrainConfig) -> SimulatedDataset:
-
     probes = _read_probes(config)
     size = probes[0].shape[-1] if probes else config.size or 64
     families = config.probe_family or (() if probes else ("all",))
@@ -127,8 +120,7 @@ def _make_dataset(config: PretrainConfig) -> SimulatedDataset:
 
 
 def _read_probes(config: PretrainConfig) -> list[NDArray[Any]]:
-    """The probes of the files, all of one N."""
-
+    """Read the probes of the files, all with patterns of one size."""
     if not config.probe:
         return []
     size = config.size or read_probe_size(config.probe[0], "--probe")
@@ -136,38 +128,33 @@ def _read_probes(config: PretrainConfig) -> list[NDArray[Any]]:
 
 
 def _make_settings(config: PretrainConfig, device: torch.device) -> PretrainerSettings:
-
     precision = select_precision(config.precision, device)
     return PretrainerSettings(
-        LearningRateSchedule(config.learning_rate, WARM_UP_STEPS), config.lessons, config.time_limit, precision
+        LearningRateSchedule(config.learning_rate, DEFAULT_WARM_UP_STEPS), config.lessons, config.time_limit, precision
     )
 
 
 def _make_provenance(config: PretrainConfig, trainer: Pretrainer) -> dict[str, Any]:
-    """Where the network comes from; no clock and no paths but those that were typed."""
-
-    return {
-        "version": ptycho_torch.__version__,
-        "config": to_plain(config),
-        "stream": {name: repr(value) for name, value in asdict(trainer.dataset.settings).items()},
-        "lessons": trainer.optimizer.steps,
-        "precision": trainer.settings.precision,
-        "epochs": len(trainer.history),
-        "history": make_history_columns(trainer.history),
-        "validation": "simulated lessons that are never learned from",
-    }
+    return make_provenance(
+        "pretrain",
+        config,
+        precision=trainer.settings.precision,
+        portable=False,
+        stream={name: repr(value) for name, value in asdict(trainer.dataset.settings).items()},
+        lessons=trainer.optimizer.steps,
+        epochs=len(trainer.history),
+        history=make_history_columns(trainer.history),
+        validation="simulated batches that the training does not use",
+    )
 
 
 def run(config: PretrainConfig, invocation: Invocation) -> int:
     """Pretrain, and print the result; return the exit code."""
-    process_group = invocation.process_group
-    history, completed = pretrain(config, invocation.observer, process_group)
+    history, completed = pretrain(config, invocation.observer, invocation.process_group)
     if not completed:
-        if process_group is None or (process_group.is_main and process_group.claim_error_report()):
-            print(f"interrupted after round {len(history)}; go on with --resume", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return report_interruption(invocation, f"row {len(history)} of the history")
     if not config.quiet:
         patterns = sum(row.groups for row in history)
-        figure = f"{patterns} patterns, examination {history[-1].val_loss:.4g}" if history else "untrained"
+        figure = f"{patterns} patterns, validation {history[-1].val_loss:.4g}" if history else "untrained"
         print(f"{config.output_dir}: {figure}")
     return 0

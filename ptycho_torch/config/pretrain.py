@@ -15,6 +15,7 @@ from ptycho_torch.config.base import (
     require_positive,
     require_supported_size,
 )
+from ptycho_torch.config.train import DEFAULT_LEARNING_RATE
 from ptycho_torch.core.errors import ConfigError
 
 
@@ -53,7 +54,7 @@ class PretrainConfig(CommonOptions):
     max_overlap: float = option(0.95, "largest linear overlap of neighbouring probes")
     masked: float = option(0.25, "share of the lessons with detector pixels that do not count")
     learning_rate: float = option(
-        3e-3, "step for the network's biases, and in proportion its kernels', after a short warm-up"
+        DEFAULT_LEARNING_RATE, "step for the network's biases, and in proportion its kernels', after a short warm-up"
     )
     seed: int = option(0, "seed of every random choice")
     network: str = option("unrolled_unet", "name of the network, as of train but for unet; overlap_unet uses overlap")

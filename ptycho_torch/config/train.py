@@ -17,6 +17,15 @@ from ptycho_torch.config.base import (
 )
 from ptycho_torch.core.errors import ConfigError
 
+DEFAULT_LEARNING_RATE = 3e-3
+"""Largest step of Adam in a training and in a pretraining."""
+
+DEFAULT_WARM_UP_STEPS = 50
+"""Steps over which the learning rate rises, from fresh weights."""
+
+DEFAULT_POSITION_BOUND = 3.0
+"""Largest change of a position by a training, in pixels."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(ScanReadOptions):
@@ -36,7 +45,7 @@ class TrainConfig(ScanReadOptions):
     learning_rate: float | None = option(
         None,
         "step for the network's biases, and in proportion its kernels', after a short warm-up; default: the recipe's, "
-        "3e-3 from fresh weights",
+        f"{DEFAULT_LEARNING_RATE:g} from fresh weights",
     )
     seed: int = option(0, "seed of every random choice")
     init: Path | None = option(
@@ -65,7 +74,7 @@ class TrainConfig(ScanReadOptions):
     update_probe: bool = option(False, "learn the probe of each scan together with the network")
     probe_modes: int | None = option(None, "incoherent modes of each probe; default: as many as its file has")
     update_positions: bool = option(False, "learn the scan positions together with the network")
-    position_bound: float = option(3.0, "farthest that a position moves on either axis, in pixels")
+    position_bound: float = option(DEFAULT_POSITION_BOUND, "farthest that a position moves on either axis, in pixels")
     update_background: bool = option(False, "learn a background of each scan, the same in all of its patterns")
     teacher: str | None = option(
         None, 'an engine whose object teaches the network, run first: pie, or with settings "pie:epochs=12"'

@@ -19,7 +19,7 @@ from ptycho_torch.physics.batch import Batch
 from ptycho_torch.physics.forward import apply_overlap_constraint, from_patches, shift_probe
 from ptycho_torch.physics.noise import compute_noise_floor
 from ptycho_torch.physics.probe import compute_power
-from ptycho_torch.training.trainer import VALIDATION_BATCH_GROUPS, PatternGroups
+from ptycho_torch.training.batches import VALIDATION_BATCH_GROUPS, PatternGroups
 
 MIN_EXPLAINED_SHARE = 0.1
 """Share of what an untaught network leaves beyond counting noise that one must explain to have seen anything."""

@@ -1,4 +1,4 @@
-"""What a training is on: each scan with its photon scale, its groups, and what is kept to validate on."""
+"""Measured scans as training data: probe, photon scale, groups of patterns, and the validation set."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ptycho_torch.config.train import TrainConfig
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.data.grouping import HoldoutSplit, Indices, draw_groups, hold_out_region
 from ptycho_torch.data.photons import PhotonScale, photon_scale
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.io.npz import load_scan
-from ptycho_torch.models.calibration import read_scaled_probe
 from ptycho_torch.models.saved_model import ScanRecord
 from ptycho_torch.physics.batch import Batch, make_batch, scale_probe_to_photons
-from ptycho_torch.training.labels import prepare_labels
-from ptycho_torch.training.trainer import PatternGroups
+from ptycho_torch.training.batches import PatternGroups
+from ptycho_torch.training.targets import prepare_labels
+
+SAME_SCAN_DIGEST = "the training scan itself, so the figure says nothing about patterns not seen"
+"""Digest of a validation on a training scan; stored in checkpoints, and therefore fixed."""
 
 
 class TrainingScan(NamedTuple):
@@ -28,136 +28,178 @@ class TrainingScan(NamedTuple):
     scan: Scan
     scale: PhotonScale
     probe: Tensor
-    """(M, N, N) complex64, in √photons, to start from."""
+    """(M, N, N) complex64, in √photons: the initial probe."""
 
     data: Batch
-    """All of its patterns."""
+    """All patterns of the scan."""
 
     training: Indices
-    """Those to train on."""
+    """Indices of the patterns to train on."""
 
     held_out: Indices
-    """Those held out of it for validation; empty where the validation is on a file of its own."""
+    """Indices of the patterns held out for validation; empty if the validation has a scan of its own."""
 
     holdout_description: str
-    """Where those lie."""
+    """Region of the held-out patterns."""
+
+    has_given_probe: bool = False
+    """Whether the probe was given, and is not that of the scan."""
 
     @property
     def scan_record(self) -> ScanRecord:
-        """How a bundle knows it."""
-        name = self.scan.source.name if self.scan.source else "scan"
+        """The record of this scan in a saved model."""
         held_out = tuple(int(index) for index in self.held_out)
-        return ScanRecord(name, self.scan.digest(), self.scale.photons_per_unit, held_out)
+        return ScanRecord(_get_name(self.scan), self.scan.digest(), self.scale.photons_per_unit, held_out)
 
 
 class ValidationSet(NamedTuple):
-    """What the validation figure is computed on, and how to say so."""
+    """The patterns of the validation loss."""
 
     patterns: list[PatternGroups]
     description: str
 
 
-def load_training_scans(config: TrainConfig, device: torch.device) -> list[TrainingScan]:
-    """The scans of ``config``, on ``device``.
+def make_training_scan(
+    scan: Scan,
+    index: int = 0,
+    *,
+    scale: PhotonScale,
+    probe: Tensor | None = None,
+    supervised: bool = False,
+    min_held_out: int = 1,
+    device: torch.device | str = "cpu",
+) -> TrainingScan:
+    """Prepare a scan for training.
+
+    Args:
+        scan: the patterns.
+        index: index of the scan among those of the training.
+        scale: its photon scale.
+        probe: (M, N, N) complex64, in √photons; None: the probe of the scan.
+        supervised: use the labels of the scan.
+        min_held_out: smallest number of patterns to hold out for validation; 0 holds out none.
+        device: device of the patterns.
 
     Raises:
-        PtychoError: a file cannot be read, scans differ in N, or one is named twice.
+        DataError: ``supervised``, and the scan has no valid labels.
     """
-    if len(config.probe) not in (0, 1, len(config.train_data_file)):
-        raise ConfigError(
-            f"--probe names {len(config.probe)} files for {len(config.train_data_file)} scans: give one for all, or "
-            "one for each"
-        )
-    sources: list[TrainingScan] = []
-    for index, path in enumerate(config.train_data_file):
-        scan = load_scan(path, axis_order=config.axis_order, measurement=config.measurement)
-        for other in sources:
-            check_same_size(scan, other.scan)
-            if scan.digest() == other.scan.digest():
-                raise ConfigError(f"--train_data_file: {path} and {other.scan.source} hold the same scan; give it once")
-        scale = photon_scale(scan, config.photons_per_unit)
-        if config.probe:
-            probe = read_scaled_probe(config.probe[index % len(config.probe)], scan, scale.photons_per_unit)
-        else:
-            probe = scale_probe_to_photons(scan, scale.photons_per_unit)
-        data = make_batch(scan, scale.photons_per_unit, index)
-        if config.supervised:
-            data = data._replace(labels=prepare_labels(scan, data, probe))
-        if config.test_data_file is None:
-            split = hold_out_region(scan.positions, at_least=config.gridsize**2)
-        else:
-            split = HoldoutSplit(np.arange(len(scan)), np.arange(0), "")
-        sources.append(TrainingScan(scan, scale, probe, data.to(device), *split))
-    return sources
+    has_given_probe = probe is not None
+    if probe is None:
+        probe = scale_probe_to_photons(scan, scale.photons_per_unit)
+    data = make_batch(scan, scale.photons_per_unit, index)
+    if supervised:
+        data = data._replace(labels=prepare_labels(scan, data, probe))
+    if min_held_out:
+        split = hold_out_region(scan.positions, at_least=min_held_out)
+    else:
+        split = HoldoutSplit(np.arange(len(scan)), np.arange(0), "")
+    return TrainingScan(scan, scale, probe, data.to(torch.device(device)), *split, has_given_probe)
 
 
 def make_pattern_groups(
-    config: TrainConfig, sources: Sequence[TrainingScan]
+    scans: Sequence[TrainingScan],
+    *,
+    gridsize: int = 1,
+    groups_per_scan: int | None = None,
+    seed: int = 0,
+    validation: Scan | None = None,
+    photons_per_unit: float | None = None,
 ) -> tuple[list[PatternGroups], ValidationSet]:
-    """Patterns to train on, of each scan, and those to validate on.
+    """Draw the groups to train on, of each scan, and the validation set.
+
+    Args:
+        scans: the training scans.
+        gridsize: g; a group is a position and its g² − 1 nearest neighbors.
+        groups_per_scan: groups of each scan; None: all.
+        seed: seed of the draw.
+        validation: scan of the validation loss; None: the held-out patterns of each training scan.
+        photons_per_unit: photon scale of the validation scan; None: from the scan.
 
     Raises:
-        ConfigError: a group is larger than what is left of a scan, or more groups are asked for than there are.
-        PtychoError: the validation file cannot be read, or is of another N.
+        ConfigError: a group is larger than the patterns of a scan, or a scan has too few groups.
+        DataError: the validation scan has patterns of another size.
     """
-    training, validation_groups = [], []
-    for index, source in enumerate(sources):
-        rng = np.random.default_rng([config.seed, 0, index] if index else [config.seed, 0])
-        groups = draw_groups(source.scan.positions, config.gridsize, source.training, config.n_images, rng)
-        digest = f"{source.scan.digest()} at {source.scale.photons_per_unit:.9g} photons"
-        if config.probe:
-            digest += f", probe {hashlib.sha256(source.probe.numpy().tobytes()).hexdigest()[:16]}"
-        if source.data.labels is not None and source.scan.labels is not None:
-            digest += f", labels {hashlib.sha256(source.scan.labels.tobytes()).hexdigest()[:16]}"
-        training.append(PatternGroups(source.data, groups, source.scan.positions[groups[:, 0]], digest))
-        if config.test_data_file is None:
+    training, held_out = [], []
+    for index, source in enumerate(scans):
+        rng = np.random.default_rng([seed, 0, index] if index else [seed, 0])
+        groups = draw_groups(source.scan.positions, gridsize, source.training, groups_per_scan, rng)
+        training.append(
+            PatternGroups(source.data, groups, source.scan.positions[groups[:, 0]], _make_training_digest(source))
+        )
+        if validation is None:
             description = f"region held out of the training scan, {source.holdout_description}"
-            validation_groups.append(
-                _make_validation_groups(config, source.scan, source.data, source.held_out, description)
-            )
-    if config.test_data_file is None:
-        regions = "; ".join(f"{source.scan_record.name}: {source.holdout_description}" for source in sources)
-        return training, ValidationSet(
-            validation_groups,
-            validation_groups[0].digest
-            if len(validation_groups) == 1
-            else f"region held out of each training scan, {regions}",
-        )
-    return training, _load_validation_file(config, sources)
+            held_out.append(_make_validation_groups(source.scan, gridsize, source.data, source.held_out, description))
+    if validation is not None:
+        return training, _make_validation_set(validation, scans, gridsize, photons_per_unit)
+    description = held_out[0].digest
+    if len(held_out) > 1:
+        regions = "; ".join(f"{_get_name(source.scan)}: {source.holdout_description}" for source in scans)
+        description = f"region held out of each training scan, {regions}"
+    return training, ValidationSet(held_out, description)
 
 
-def _load_validation_file(config: TrainConfig, sources: Sequence[TrainingScan]) -> ValidationSet:
-    """All patterns of the validation file, which may be a training scan itself."""
-    assert config.test_data_file is not None
-    test = load_scan(config.test_data_file, axis_order=config.axis_order, measurement=config.measurement)
-    same = next((source for source in sources if source.scan.digest() == test.digest()), None)
+def _make_training_digest(source: TrainingScan) -> str:
+    """Return the text that identifies the patterns, the photon scale, a given probe and the labels of a scan."""
+    digest = f"{source.scan.digest()} at {source.scale.photons_per_unit:.9g} photons"
+    if source.has_given_probe:
+        digest += f", probe {hashlib.sha256(source.probe.numpy().tobytes()).hexdigest()[:16]}"
+    if source.data.labels is not None and source.scan.labels is not None:
+        digest += f", labels {hashlib.sha256(source.scan.labels.tobytes()).hexdigest()[:16]}"
+    return digest
+
+
+def _make_validation_set(
+    validation: Scan, scans: Sequence[TrainingScan], gridsize: int, photons_per_unit: float | None
+) -> ValidationSet:
+    """Return all patterns of the validation scan, which may be one of the training scans."""
+    same = next((source for source in scans if source.scan.digest() == validation.digest()), None)
     if same is not None:
-        description = "the training scan itself, so the figure says nothing about patterns not seen"
-        return ValidationSet(
-            [_make_validation_groups(config, test, same.data, same.training, description)], description
-        )
-    check_same_size(test, sources[0].scan)
-    photons = photon_scale(test, config.photons_per_unit).photons_per_unit
-    device = sources[0].data.corners.device
-    description = f"the scan {config.test_data_file.name}"
-    data = make_batch(test, photons).to(device)._replace(indices=None)  # none of those whose positions are learned
-    patterns = _make_validation_groups(config, test, data, np.arange(len(test)), description)
-    if len(sources) > 1:  # of several probes none is known to be that of the file
-        patterns = replace(patterns, probe=scale_probe_to_photons(test, photons).to(device))
+        patterns = _make_validation_groups(validation, gridsize, same.data, same.training, SAME_SCAN_DIGEST)
+        return ValidationSet([patterns], "the training scan itself; the loss does not measure generalization")
+    check_same_size(validation, scans[0].scan)
+    photons = photon_scale(validation, photons_per_unit).photons_per_unit
+    device = scans[0].data.corners.device
+    description = f"the scan {_get_name(validation)}"
+    # Without indices: the position offsets of the model belong to the training scans.
+    data = make_batch(validation, photons).to(device)._replace(indices=None)
+    patterns = _make_validation_groups(validation, gridsize, data, np.arange(len(validation)), description)
+    if len(scans) > 1:  # the model has several probes, and none belongs to the validation scan
+        patterns = replace(patterns, probe=scale_probe_to_photons(validation, photons).to(device))
     return ValidationSet([patterns], description)
 
 
 def _make_validation_groups(
-    config: TrainConfig, scan: Scan, data: Batch, allowed: Indices, description: str
+    scan: Scan, gridsize: int, data: Batch, allowed: Indices, description: str
 ) -> PatternGroups:
-    groups = draw_groups(scan.positions, config.gridsize, allowed, None, np.random.default_rng(0))
+    groups = draw_groups(scan.positions, gridsize, allowed, None, np.random.default_rng(0))
     return PatternGroups(data, groups, scan.positions[groups[:, 0]], description)
 
 
+def check_distinct_scans(scans: Sequence[Scan]) -> None:
+    """Raise unless all scans have patterns of one size and no scan occurs twice.
+
+    Raises:
+        DataError: two scans have patterns of different sizes.
+        ConfigError: two scans are equal.
+    """
+    for index, scan in enumerate(scans):
+        for other in scans[:index]:
+            check_same_size(scan, other)
+            if scan.digest() == other.digest():
+                raise ConfigError(
+                    f"{scan.source or 'scan'} and {other.source or 'scan'} hold the same scan; expected different "
+                    "scans; give each once"
+                )
+
+
 def check_same_size(scan: Scan, other: Scan) -> None:
-    """Raise DataError unless both scans have patterns of one size."""
+    """Raise :class:`DataError` unless both scans have patterns of one size."""
     if scan.size != other.size:
         raise DataError(
-            f"{scan.source}: patterns of {scan.size} × {scan.size} pixels, where {other.source} has "
-            f"{other.size} × {other.size}; give scans of one size"
+            f"{scan.source or 'scan'}: patterns of {scan.size} × {scan.size} pixels, and {other.source or 'the other'} "
+            f"has {other.size} × {other.size}; expected one size; give scans of one size"
         )
+
+
+def _get_name(scan: Scan) -> str:
+    return scan.source.name if scan.source else "scan"

@@ -1,5 +1,7 @@
-"""What a simulated lesson asks of a network: patches like the true ones, alone and together, and the patterns again."""
+"""Losses of the training on measured scans and of the pretraining on simulated batches."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -8,8 +10,8 @@ from torch import Tensor
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.physics.batch import Batch
-from ptycho_torch.physics.forward import apply_overlap_constraint, from_patches, shift_probe
-from ptycho_torch.physics.noise import AMPLITUDE_OFFSET_PHOTONS
+from ptycho_torch.physics.forward import Wavefields, apply_overlap_constraint, from_patches, shift_probe
+from ptycho_torch.physics.noise import AMPLITUDE_OFFSET_PHOTONS, NoiseModel, masked_sum
 from ptycho_torch.physics.patches import extract_patches, split_positions
 from ptycho_torch.physics.probe import compute_power
 from ptycho_torch.physics.updates import (
@@ -21,51 +23,111 @@ from ptycho_torch.physics.updates import (
 )
 from ptycho_torch.prediction.stitching import synchronize_patches
 from ptycho_torch.simulation.dataset import SimulatedBatch
+from ptycho_torch.training.targets import ObjectTarget, align_phases, compute_patch_distance
 
 PATCH_WEIGHT = 50.0
-"""Weight of the distance of each patch by itself."""
+"""Weight of the distance of the single patches to their targets. On measured scans the deviance is added, ½ per
+pixel at the noise level."""
 
 MERGED_PATCH_WEIGHT = 100.0
-"""Weight of the distance of the patches after the overlap constraint: what all miss alike, no averaging takes away."""
+"""Weight of the distance of the patches after the overlap constraint: averaging does not remove their common error."""
 
 PATTERN_WEIGHT = 1000.0
-"""Weight of R of the merged patches, which keeps the patterns in view, where photons are many."""
+"""Weight of R of the merged patches in pretraining, for many photons."""
 
 HALF_WEIGHT_NOISE_R = 0.01
-"""R of counting noise at which that weight is halved: of few photons R is mostly noise, and says little."""
+"""R of counting noise at which the weight of R is halved: at low dose R is mostly noise."""
 
 OBJECT_RMS_WEIGHT = 45.0
-"""Weight of the root mean squared distances of an object before, between and after looks at the whole of it: each look
-answers for itself. The root, so that lessons which can be answered well count as much as those which cannot."""
+"""Weight of the summed root-mean-square distances of the object before, between and after the object stages. The root
+gives easy and difficult simulated batches similar weight."""
 
 OBJECT_PATTERN_WEIGHT = 200.0
-"""Weight of R there, in place of :data:`PATTERN_WEIGHT`."""
+"""Weight of R for a network with object stages, in place of :data:`PATTERN_WEIGHT`."""
 
 MIN_SQUARED_DISTANCE = 1e-3
 """Squared distance added under the root."""
 
 
+class StepLoss(NamedTuple):
+    """Loss of one batch; in a process group, the part of this process."""
+
+    recorded: Tensor
+    """Value of the history."""
+
+    minimized: Tensor
+    """Value that the optimizer minimizes: the recorded one plus the distances to targets."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScanLoss:
+    """Loss of a batch of measured patterns: the deviance, and the distances to targets."""
+
+    noise_model: NoiseModel
+
+    targets: Sequence[ObjectTarget] = ()
+    """The target object of each scan; empty: none, or the labels of the batch."""
+
+    process_group: ProcessGroup = SINGLE_PROCESS
+
+    def compute(self, model: PtychoModel, batch: Batch) -> StepLoss:
+        """Return the loss of ``batch``, the mean over all cascades of the network."""
+        result = model.forward_details(batch, process_group=self.process_group)
+        stages = (*result.intermediate, result.fields)
+        deviance = torch.stack([self._average_deviance(fields, batch) for fields in stages]).mean()
+        if batch.labels is None and not self.targets:
+            return StepLoss(deviance, deviance)
+        patterns = self.process_group.all_reduce_sum(torch.tensor(len(batch.corners), device=batch.corners.device))
+        patch_distance, *merged_distances = (
+            self._compute_target_distances(patches, result.probes, batch).sum() / patterns
+            for patches in (result.patches, *(fields.patches for fields in stages))
+        )
+        target_loss = PATCH_WEIGHT * patch_distance + MERGED_PATCH_WEIGHT * torch.stack(merged_distances).mean()
+        return StepLoss(deviance, deviance + target_loss)
+
+    def compute_deviance(self, model: PtychoModel, batch: Batch, probe: Tensor | None = None) -> Tensor:
+        """Return this process's part of the mean deviance per pixel of the batch, about ½ at the noise level.
+
+        Args:
+            model: predicts the patterns.
+            batch: the patterns of this process.
+            probe: (M, N, N) complex, in √photons; None: the probe of the model.
+        """
+        return self._average_deviance(model.forward_details(batch, probe, self.process_group).fields, batch)
+
+    def _average_deviance(self, fields: Wavefields, batch: Batch) -> Tensor:
+        total, pixels = masked_sum(self.noise_model.deviance(fields.intensity, batch.counts), batch.mask)
+        return total / self.process_group.all_reduce_sum(pixels).clamp_min(1)
+
+    def _compute_target_distances(self, patches: Tensor, probes: Tensor, batch: Batch) -> Tensor:
+        """Return the distances of patches (n, N, N) to the labels, up to a phase, or to the target object, (n,)."""
+        if batch.labels is None:
+            return self.targets[batch.scan_index].compute_distance(patches, probes, batch.corners)
+        weights = compute_power(probes.detach())
+        return compute_patch_distance(patches, align_phases(batch.labels, patches, weights), weights)
+
+
 class LossTerms(NamedTuple):
-    """How far a network is from the truth of a lesson."""
+    """Differences between the prediction of a network and the truth of a simulated batch."""
 
     patch_distance: Tensor
-    """Mean squared distance of the patches, each after its best phase is given to the truth, where the probe lights."""
+    """Mean squared distance of the patches with the illumination as weight, each after its best phase."""
 
     merged_distance: Tensor
-    """The same after the overlap constraint."""
+    """The same distance after the overlap constraint."""
 
     r: Tensor
-    """Σ(√λ − √k)² / Σk of the merged patches, over pixels that count."""
+    """Σ(√λ − √k)² / Σk of the merged patches, over counted pixels."""
 
     noise_floor: Tensor
-    """About what counting noise leaves of R where all pixels are lit: ¼ a pixel."""
+    """Approximate R of counting noise where all pixels have counts: ¼ per pixel."""
 
     stage_distance: Tensor | None = None
-    """Of a network that looks at the merged object: root mean squared distances before, between and after, summed."""
+    """Sum of the root-mean-square distances before, between and after the object stages; None without stages."""
 
     @property
     def loss(self) -> Tensor:
-        """What is minimised."""
+        """The loss to minimize."""
         patterns = self.r / (1 + self.noise_floor / HALF_WEIGHT_NOISE_R)
         if self.stage_distance is None:
             return (
@@ -81,7 +143,7 @@ class LossTerms(NamedTuple):
 
 
 def convert_simulated_batch(simulated: SimulatedBatch) -> Batch:
-    """The patterns of ``lesson``, placed on its object."""
+    """Return the patterns of ``simulated`` with the positions of their patches on its object."""
     corners, fractions = split_positions(simulated.positions, simulated.amplitudes.shape[-1])
     return Batch(simulated.amplitudes, simulated.mask, corners, fractions.float())
 
@@ -89,14 +151,14 @@ def convert_simulated_batch(simulated: SimulatedBatch) -> Batch:
 def compute_loss_terms(
     model: PtychoModel, simulated: SimulatedBatch, process_group: ProcessGroup = SINGLE_PROCESS
 ) -> LossTerms:
-    """Let ``model`` answer ``lesson``, and compare with the truth.
+    """Compare the prediction of ``model`` for ``simulated`` with the truth.
 
-    A pattern fixes its patch up to a constant phase, so a network has to choose one. Here it is asked for the patch
-    whose mean over the light is real, which each pattern settles by itself. Patches are turned back to the truth's
-    phases before they are merged, as stitching will turn them to each other's. For a network that looks at the merged
-    object they are turned to each other's, so that it meets the errors that it will have to mend.
+    A pattern determines its patch up to a constant phase. The target here is the patch whose illumination-weighted mean
+    is real, which depends on the pattern alone. Patches receive the phases of the truth before they are merged,
+    as stitching synchronizes them later. For a network with object stages they are synchronized with each other, so
+    that the stages are trained on the errors that they have to correct.
 
-    ``ranks`` each answer a part of the patterns; the sum of their marks is that of the lesson.
+    The processes of the group each predict a part of the patterns; the sum of their terms is that of the batch.
     """
     full_batch = convert_simulated_batch(simulated)
     n, size = full_batch.amplitudes.shape[:2]
@@ -109,23 +171,23 @@ def compute_loss_terms(
     weights = compute_power(probes)
     phase = torch.sgn((weights * target).sum((-2, -1), keepdim=True))
     patches = model.predict(batch, assumed_probes)
-    patch_distance = _compute_distances(patches * phase, target, weights).sum() / n
+    patch_distance = compute_patch_distance(patches * phase, target, weights).sum() / n
     stage_distance = None
     if model.object_stages:
         scene = make_batch_patterns(
             IlluminatedPatterns(batch.amplitudes, batch.mask, assumed_probes.detach(), batch.corners), process_group
         )
-        start = average_patches(scene, patches * _compute_phase_factors(scene, patches.detach(), n))
-        found = [extract_object_patches(scene, obj) for obj in model.refine_object_stages(start, scene)]
+        initial = average_patches(scene, patches * _compute_phase_factors(scene, patches.detach(), n))
+        stages = [extract_object_patches(scene, obj) for obj in model.refine_object_stages(initial, scene)]
         distances = [
-            process_group.all_reduce_sum(_sum_aligned_distances(some, target, weights, process_group) / n)
-            for some in found
+            process_group.all_reduce_sum(_sum_aligned_distances(stage, target, weights, process_group) / n)
+            for stage in stages
         ]
         stage_distance = (torch.stack(distances) + MIN_SQUARED_DISTANCE).sqrt().sum() / process_group.size
-        final_patches, merged_distance = found[-1], distances[-1] / process_group.size
+        final_patches, merged_distance = stages[-1], distances[-1] / process_group.size
     else:
         final_patches = apply_overlap_constraint(process_group, patches * phase, weights, batch.corners)
-        merged_distance = _compute_distances(final_patches, target, weights).sum() / n
+        merged_distance = compute_patch_distance(final_patches, target, weights).sum() / n
     rates = from_patches(final_patches, probes).intensity
     residual = ((rates + AMPLITUDE_OFFSET_PHOTONS).sqrt() - batch.amplitudes).square()
     if batch.mask is not None:
@@ -137,25 +199,24 @@ def compute_loss_terms(
 
 @torch.no_grad()
 def _compute_phase_factors(scene: ObjectPatterns, patches: Tensor, count: int) -> Tensor:
-    """What turns this rank's patches (n, N, N) so that all ``count`` of the lesson agree, (n, 1, 1) of modulus one."""
-    lit = scene.take(torch.arange(scene.count))
+    """Return the factors of modulus one that synchronize this process's patches (n, N, N) with all others, (n, 1, 1).
+
+    ``count`` is the number of patterns of the batch in all processes.
+    """
+    patterns = scene.take(torch.arange(scene.count))
     own = slice(scene.index_offset, scene.index_offset + scene.count)
     gathered = patches.new_zeros(count, *patches.shape[1:])
-    weights, corners = torch.zeros_like(gathered, dtype=lit.probes.real.dtype), lit.corners.new_zeros(count, 2)
-    gathered[own], weights[own], corners[own] = patches, compute_power(lit.probes), lit.corners
+    weights, corners = (
+        torch.zeros_like(gathered, dtype=patterns.probes.real.dtype),
+        patterns.corners.new_zeros(count, 2),
+    )
+    gathered[own], weights[own], corners[own] = patches, compute_power(patterns.probes), patterns.corners
     gathered, weights, corners = (scene.process_group.all_reduce_sum(tensor) for tensor in (gathered, weights, corners))
-    found = synchronize_patches(gathered, weights, corners, scene.shape)
-    return torch.from_numpy(found.phase_factors).to(patches)[own, None, None]
+    synchronized = synchronize_patches(gathered, weights, corners, scene.shape)
+    return torch.from_numpy(synchronized.phase_factors).to(patches)[own, None, None]
 
 
 def _sum_aligned_distances(patches: Tensor, target: Tensor, weights: Tensor, process_group: ProcessGroup) -> Tensor:
-    """Summed mean squared distance of this rank's patches, once all ranks' are turned by one phase to the truth."""
+    """Return the summed distances of this process's patches to the target, after one phase common to all processes."""
     phase = torch.sgn(process_group.all_reduce_sum((weights * target * patches.detach().conj()).sum()))
-    return _compute_distances(patches * phase, target, weights).sum()
-
-
-def _compute_distances(patches: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """Mean squared distance of each patch where the light is, (n,)."""
-    residual = patches - target
-    squared = residual.real.square() + residual.imag.square()
-    return (weights * squared).sum((-2, -1)) / weights.sum((-2, -1))
+    return compute_patch_distance(patches * phase, target, weights).sum()

@@ -41,7 +41,7 @@ class LearningRateSchedule(NamedTuple):
     """How large the steps are."""
 
     learning_rate: float
-    """Largest step of Adam for the network's biases; :data:`KERNEL_RATE_FACTOR` times that is Muon's for its kernels."""
+    """Largest step of Adam for the network's biases; Muon's for its kernels is :data:`KERNEL_RATE_FACTOR` times it."""
 
     warm_up: int
     """Steps over which the learning rate rises."""

@@ -226,7 +226,7 @@ def test_a_bad_file_is_one_line_and_leaves_nothing(
         (("--nonsense", "1"), "--nonsense"),
         (("--network", "vgg"), "--network is vgg: known are"),
         (("--head", "tanh"), "--head is tanh: known are"),
-        (("--resume",), "no checkpoint to go on from"),
+        (("--resume",), "no checkpoint to resume from"),
         (("--test_data_file", "none.npz"), "none.npz: there is no such file"),
         (("--photons_per_unit", "inf"), "--photons_per_unit is inf"),
         (("--output_dir", ""), "--output_dir: an empty path"),

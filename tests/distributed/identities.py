@@ -14,8 +14,9 @@ from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NetworkConfig
 from ptycho_torch.physics.batch import Batch, make_batch, scale_probe_to_photons
 from ptycho_torch.physics.patches import extract_patches
+from ptycho_torch.training.batches import PatternGroups
 from ptycho_torch.training.targets import ObjectTarget
-from ptycho_torch.training.trainer import PatternGroups, Trainer, TrainerSettings
+from ptycho_torch.training.trainer import Trainer, TrainerSettings
 
 EXACT = 1e-10
 
@@ -79,7 +80,7 @@ def trainer_of(process_group: ProcessGroup, modes: int, target: str) -> Trainer:
 
 def gradients_of(trainer: Trainer, batch: Batch) -> tuple[float, list[Tensor]]:
     trainer.optimizer.zero_grad()
-    loss = sum(trainer._losses(batch), torch.zeros(()))
+    loss = trainer._compute_loss(batch).minimized
     loss.backward()
     found = [weight.grad for weight in trainer.model.parameters() if weight.grad is not None]
     trainer.process_group.all_reduce_sum_(found)

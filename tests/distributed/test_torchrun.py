@@ -53,7 +53,7 @@ def test_a_training_on_two_ranks(tmp_path: Path, scan_file: Path, run_process: C
     words = training(scan_file, folder, "--max_epochs", "2", "--update_probe", "--resume")
     done = run_process(*TORCHRUN, "-m", "ptycho_torch.train", *words)
     assert (done.code, done.out.count("loss")) == (0, 1), done.err
-    assert done.err.count("going on after epoch 1") == done.err.count("validation: ") == 1, done.err
+    assert done.err.count("resuming after epoch 1") == done.err.count("validation: ") == 1, done.err
     assert load_model(folder).provenance["epochs"] == 2
     train_model(folder, max_epochs=3, update_probe=True, resume=True)
     assert losses(folder) == pytest.approx(losses(straight), rel=1e-4)

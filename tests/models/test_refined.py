@@ -22,7 +22,8 @@ from ptycho_torch.physics.batch import make_batch, scale_probe_to_photons
 from ptycho_torch.physics.patches import extract_patches
 from ptycho_torch.training.optimizer import POSITION_DELAY_STEPS
 from ptycho_torch.training.tracking import make_tracker
-from ptycho_torch.training.trainer import PatternGroups, Trainer, TrainerSettings
+from ptycho_torch.training.batches import PatternGroups
+from ptycho_torch.training.trainer import Trainer, TrainerSettings
 
 Command = Callable[..., Any]
 Train = Callable[..., Path]
@@ -137,7 +138,7 @@ def test_going_on_exactly_on_two_scans(
         assert model.get_background(source).any()
         assert len(model.probes[source]) == 2
     for changed in ({"update_positions": False}, {"update_background": False}, {"probe_modes": 3}):
-        with pytest.raises(ConfigError, match=r"cannot go on with another"):
+        with pytest.raises(ConfigError, match=r"cannot resume with a different"):
             train_model(tmp_path / "resumed", max_epochs=4, resume=True, **settings | changed)
 
 

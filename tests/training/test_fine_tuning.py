@@ -75,7 +75,7 @@ def test_going_on_equals_never_having_stopped(
         load_model(straight).model.probe,
     )
     assert torch.equal(start, end) is not update_probe
-    with pytest.raises(ConfigError, match=r"cannot go on with another .*start"):
+    with pytest.raises(ConfigError, match=r"cannot resume with a different .*start"):
         train_model(
             tmp_path / "resumed",
             max_epochs=4,
@@ -89,9 +89,9 @@ def test_going_on_equals_never_having_stopped(
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ({"width": 4}, "--width is 4, and the network of --init .* has 8"),
-        ({"head": "polar"}, "--head is polar, and .* has residual"),
-        ({"network": "unet"}, "--network is unet, and .* has stepped_unet"),
+        ({"width": 4}, "`width` is 4, and the initial network has 8"),
+        ({"head": "polar"}, "`head` is polar, and .* has residual"),
+        ({"network": "unet"}, "`network` is unet, and .* has stepped_unet"),
     ],
 )
 def test_another_network_than_that_of_the_start_is_refused(
@@ -109,7 +109,7 @@ def test_a_start_that_does_not_fit_is_refused(
     tmp_path: Path, train_model: Train, elsewhere: Path, scan_factory: Callable[..., Scan]
 ) -> None:
     save_scan(tmp_path / "large.npz", scan_factory(9, 32))
-    with pytest.raises(ConfigError, match=r"--init .* 24 × 24 pixels, and the scan has 32 × 32"):
+    with pytest.raises(ConfigError, match=r"initial network has patterns of 24 × 24 pixels, and the scan has 32 × 32"):
         tuned(train_model, tmp_path / "model", init=elsewhere, train_data_file=tmp_path / "large.npz")
     with pytest.raises(BundleError, match="no model bundle"):
         tuned(train_model, tmp_path / "model", init=tmp_path / "none")
@@ -143,7 +143,7 @@ def test_a_probe_from_a_file(tmp_path: Path, train_model: Train, scan: Scan, sca
             expected = scale_probe_to_photons(replace(lit, probe=probes[which]), 1.0)
             torch.testing.assert_close(found[place].detach(), expected)
     train_model(tmp_path / "own", max_epochs=1)
-    with pytest.raises(ConfigError, match=r"cannot go on with another scan .* probe "):
+    with pytest.raises(ConfigError, match=r"cannot resume with a different scan .* probe "):
         train_model(tmp_path / "own", max_epochs=2, resume=True, probe=files[:1])
-    with pytest.raises(ConfigError, match="--probe names 2 files for 1 scans"):
+    with pytest.raises(ConfigError, match="`probe` names 2 files for 1 scans"):
         train_model(tmp_path / "model", probe=files)

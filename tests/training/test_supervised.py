@@ -20,7 +20,7 @@ from ptycho_torch.physics.batch import make_batch, scale_probe_to_photons
 from ptycho_torch.physics.forward import shift_probe
 from ptycho_torch.physics.patches import extract_patches
 from ptycho_torch.prediction.predict import predict_scan
-from ptycho_torch.training.labels import align_phases, prepare_labels
+from ptycho_torch.training.targets import align_phases, prepare_labels
 
 Train = Callable[..., Path]
 
@@ -63,7 +63,7 @@ def test_the_object_passes_and_the_illuminated_object_does_not(
     assert np.ptp(ratio.real) < 1e-5
     assert 1 < ratio.real.mean() < 1.5, "the probe has the power of the patterns, so that the object absorbs less"
     if modes == 1:
-        with pytest.raises(DataError, match=r"Y seems to be the illuminated object, probe times object"):
+        with pytest.raises(DataError, match="Y are exit waves, probe times object"):
             check(labelled(scan, illuminated(scan)))
 
 
@@ -71,13 +71,13 @@ def test_the_object_passes_and_the_illuminated_object_does_not(
 def test_the_unit_of_the_labels_does_not_matter(factor: float, scan: Scan) -> None:
     truth = true_patches(scan)
     torch.testing.assert_close(check(labelled(scan, factor * truth)), check(labelled(scan, truth)))
-    with pytest.raises(DataError, match="illuminated object, probe times object"):
+    with pytest.raises(DataError, match="Y are exit waves, probe times object"):
         check(labelled(scan, factor * illuminated(scan)))
 
 
 @pytest.mark.parametrize("change", [lambda y: y[::-1], lambda y: y[:, ::-1], lambda y: y.conj()])
 def test_labels_of_other_patterns_are_refused(change: Callable[..., NDArray[np.complex64]], scan: Scan) -> None:
-    with pytest.raises(DataError, match="Y seems to be neither the object under these patterns"):
+    with pytest.raises(DataError, match="Y match the patterns neither as object nor as exit wave"):
         check(labelled(scan, change(true_patches(scan))))
 
 
@@ -131,14 +131,14 @@ def test_going_on_exactly_and_only_with_the_same_labels(train_model: Train, scan
     for name in ("model.safetensors", "history.csv"):
         assert (resumed / name).read_bytes() == (straight / name).read_bytes()
     save(tmp_path, labelled(scan, 2 * truth))
-    with pytest.raises(ConfigError, match=r"cannot go on with another .*labels"):
+    with pytest.raises(ConfigError, match=r"cannot resume with a different .*labels"):
         train_model(tmp_path / "resumed", max_epochs=4, resume=True, **settings)
 
 
 def test_what_cannot_be_is_refused(train_model: Train, scan: Scan, scan_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"scan\.npz: --supervised needs labels, and there is no Y in it"):
+    with pytest.raises(DataError, match=r"scan\.npz: there are no labels Y"):
         train_model(tmp_path / "model", supervised=True)
-    with pytest.raises(DataError, match=r"labelled\.npz: Y seems to be the illuminated object"):
+    with pytest.raises(DataError, match=r"labelled\.npz: the labels Y are exit waves"):
         train_model(
             tmp_path / "model", train_data_file=save(tmp_path, labelled(scan, illuminated(scan))), supervised=True
         )

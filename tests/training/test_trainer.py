@@ -22,9 +22,9 @@ from ptycho_torch.models.registry import NetworkConfig
 from ptycho_torch.models.saved_model import load_model
 from ptycho_torch.physics.batch import make_batch
 from ptycho_torch.train import train
-from ptycho_torch.training import trainer as loop
+from ptycho_torch.training import batches
+from ptycho_torch.training.batches import PatternGroups
 from ptycho_torch.training.trainer import (
-    PatternGroups,
     Trainer,
     TrainerSettings,
     compute_default_batch_size,
@@ -112,7 +112,7 @@ def test_going_on_with_other_settings_is_refused(
 ) -> None:
     folder = train_model(tmp_path, max_epochs=1)
     before = contents(folder)
-    with pytest.raises(ConfigError, match=rf"cannot go on with another .*{said}"):
+    with pytest.raises(ConfigError, match=rf"cannot resume with a different .*{said}"):
         train_model(folder, max_epochs=2, resume=True, **changed)
     assert contents(folder) == before
 
@@ -120,14 +120,14 @@ def test_going_on_with_other_settings_is_refused(
 def test_going_on_with_another_scan_is_refused(tmp_path: Path, train_model: Train, scan: Scan, scan_file: Path) -> None:
     save_scan(tmp_path / "other.npz", dataclasses.replace(scan, amplitudes=scan.amplitudes[::-1]))
     folder = train_model(tmp_path / "model")
-    with pytest.raises(ConfigError, match=r"cannot go on with another .*scan"):
+    with pytest.raises(ConfigError, match=r"cannot resume with a different .*scan"):
         train_model(folder, resume=True, train_data_file=tmp_path / "other.npz", max_epochs=2)
-    with pytest.raises(ConfigError, match=r"cannot go on with another .*validation"):
+    with pytest.raises(ConfigError, match=r"cannot resume with a different .*validation"):
         train_model(folder, resume=True, test_data_file=tmp_path / "other.npz", n_images=None, max_epochs=2)
 
 
 def test_going_on_without_a_beginning_is_refused(tmp_path: Path, train_model: Train) -> None:
-    with pytest.raises(ConfigError, match="no checkpoint to go on from"):
+    with pytest.raises(ConfigError, match="no checkpoint to resume from"):
         train_model(tmp_path / "model", resume=True)
     assert not (tmp_path / "model").exists()
 
@@ -161,15 +161,15 @@ def config_of(scan_file: Path, folder: Path, **settings: Any) -> TrainConfig:
     return TrainConfig(train_data_file=scan_file, output_dir=folder, **(chosen | settings))
 
 
-@pytest.mark.parametrize("batches", [7, 13])
+@pytest.mark.parametrize("stop_batch", [7, 13])
 def test_ctrl_c_leaves_the_last_complete_epoch(
-    tmp_path: Path, train_model: Train, scan_file: Path, batches: int
+    tmp_path: Path, train_model: Train, scan_file: Path, stop_batch: int
 ) -> None:
     """Of about six batches an epoch: 7 is within the second, 13 within the third."""
-    result = train(config_of(scan_file, tmp_path / "stopped"), StopsAt(batches))
+    result = train(config_of(scan_file, tmp_path / "stopped"), StopsAt(stop_batch))
     done = len(result.history)
     assert not result.completed
-    assert done == batches // 6
+    assert done == stop_batch // 6
     assert contents(tmp_path / "stopped") == contents(train_model(tmp_path / "straight", max_epochs=done))
     resumed = train_model(tmp_path / "stopped", max_epochs=4, resume=True)
     assert contents(resumed) == contents(train_model(tmp_path / "four", max_epochs=4))
@@ -241,7 +241,7 @@ def test_validation_of_another_size_is_refused(
     tmp_path: Path, train_model: Train, scan_factory: Callable[..., Scan]
 ) -> None:
     save_scan(tmp_path / "large.npz", scan_factory(9, 32))
-    with pytest.raises(PtychoError, match=r"patterns of 32 × 32 pixels, where .* 24 × 24"):
+    with pytest.raises(PtychoError, match=r"patterns of 32 × 32 pixels, and .* has 24 × 24"):
         train_model(tmp_path / "model", test_data_file=tmp_path / "large.npz")
     assert not (tmp_path / "model").exists()
 
@@ -285,7 +285,7 @@ def test_incoherent_modes_and_masks(tmp_path: Path, train_model: Train, scan_fac
 
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_a_training_that_runs_away_is_ended_by_a_sentence(tmp_path: Path, train_model: Train, epochs: int) -> None:
-    with pytest.raises(ConfigError, match="choose a smaller --learning_rate"):
+    with pytest.raises(ConfigError, match="choose a smaller `learning_rate`"):
         train_model(tmp_path / "model", learning_rate=1e30, max_epochs=epochs, batch_size=100, head="residual")
     assert not (tmp_path / "model" / "bundle.json").exists()
     assert not (tmp_path / "model" / "model.safetensors").exists()
@@ -317,7 +317,7 @@ def test_memory_for_what_the_network_is_shown_changes_nothing(
     tmp_path: Path, train_model: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = train_model(tmp_path / "kept")
-    monkeypatch.setattr(loop, "SHOWN_BYTES", 0)
+    monkeypatch.setattr(batches, "MAX_CACHED_INPUT_BYTES", 0)
     again = train_model(tmp_path / "again")
     losses = ([float(row["loss"]) for row in history(folder)] for folder in (kept, again))
     np.testing.assert_allclose(*losses, rtol=1e-4)
@@ -330,8 +330,7 @@ def test_what_learns_is_not_kept(scan: Scan) -> None:
     def kept(update_probe: bool = False, **unknown: Any) -> bool:
         model = PtychoModel(NetworkConfig(width=4), given, update_probe, **unknown)
         return (
-            Trainer(model, [patterns], [patterns], TrainerSettings(1, 4, 1e-3)).patterns[0].scan.cached_inputs
-            is not None
+            Trainer(model, [patterns], [patterns], TrainerSettings(1, 4, 1e-3)).scans[0].scan.cached_inputs is not None
         )
 
     assert kept()
