@@ -1,10 +1,10 @@
-"""Measure whole commands as people run them: wall seconds and peak memory, medians of several runs.
+"""Measure whole commands: wall seconds and peak memory, medians of several runs.
 
 ::
 
     python benchmarks/commands.py --twin Run1084_twin_legacy.npz --star siemens-star-small.npz.bz2 --repeats 3
 
-Prints one Markdown table, with what the results are worth beside what they cost. Nothing else should run meanwhile.
+Prints one Markdown table with time, memory and quality of the result. No other process should run at the same time.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from ptycho_torch.profiling.processes import run_measured
 MODULE = [sys.executable, "-m"]
 
 
-def measured(words: list[str]) -> tuple[float, float]:
+def run_and_measure(words: list[str]) -> tuple[float, float]:
     """Run a command; return its wall seconds and the peak memory of its largest process in MB. Raises if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.txt"
@@ -31,59 +31,59 @@ def measured(words: list[str]) -> tuple[float, float]:
     return found.wall_seconds, found.peak_bytes / 2**20
 
 
-def row(name: str, runs: list[tuple[float, float]], worth: str = "") -> None:
-    """Print one row: the median wall time with its range, the largest memory, and the worth."""
+def row(name: str, runs: list[tuple[float, float]], quality: str = "") -> None:
+    """Print one row: the median wall time with its range, the largest memory, and the quality of the result."""
     seconds = [run[0] for run in runs]
     spread = f"{median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
-    print(f"| {name} | {spread} | {max(run[1] for run in runs):.0f} | {worth} |", flush=True)
+    print(f"| {name} | {spread} | {max(run[1] for run in runs):.0f} | {quality} |", flush=True)
 
 
-def rate(model: Path) -> float:
-    """Patterns a second of the training in ``model``, validation and checkpoints included."""
+def compute_rate(model: Path) -> float:
+    """Return patterns per second of the training in ``model``, validation and checkpoints included."""
     seconds = json.loads((model / "timing.json").read_text())["train"]
     with (model / "history.csv").open() as file:
         return sum(int(line["groups"]) for line in csv.DictReader(file)) / seconds
 
 
-def of_twin(twin: Path, folder: Path, repeats: int) -> None:
-    """The rows of the simulated twin of run 1084."""
+def print_simulated_scan(twin: Path, folder: Path, repeats: int) -> None:
+    """Print the rows of the Run1084 simulated scan."""
     short = shlex.split(
         f"ptycho_torch.train --train_data_file {twin} --test_data_file {twin} --output_dir {folder / 'short'} "
         "--max_epochs 2 --n_images 64 --gridsize 1 --batch_size 4 --device cpu --disable_mlflow"
     )
-    row("the verbatim command (2 epochs of 64 patterns)", [measured(short) for _ in range(repeats)])
+    row("short command (2 epochs of 64 patterns)", [run_and_measure(short) for _ in range(repeats)])
     model, result = folder / "model", folder / "result"
     train = shlex.split(f"ptycho_torch.train --train_data_file {twin} --output_dir {model} --quiet")
     infer = shlex.split(f"ptycho_torch.inference --model_path {model} --test_data {twin} --output_dir {result} --quiet")
     trained, inferred, rates = [], [], []
     for _ in range(repeats):
-        trained.append(measured(train))
-        rates.append(rate(model))
-        inferred.append(measured(infer))
-    judge = ["ptycho_torch.evaluate", str(result / "reconstruction.npz"), "--truth", str(twin), "--scan", str(twin)]
-    measured([*judge, "--output_dir", str(folder / "evaluation")])
+        trained.append(run_and_measure(train))
+        rates.append(compute_rate(model))
+        inferred.append(run_and_measure(infer))
+    evaluate = ["ptycho_torch.evaluate", str(result / "reconstruction.npz"), "--truth", str(twin), "--scan", str(twin)]
+    run_and_measure([*evaluate, "--output_dir", str(folder / "evaluation")])
     metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
-    worth = f"NRMSE {metrics['nrmse']:.3f}, {metrics['nrmse_scanned_box']:.3f} in the scanned box"
-    row("training, default recipe, all patterns", trained, f"{median(rates):.0f} patterns/s")
-    row("inference of 1087 patterns, stitching and pictures", inferred, worth)
-    both = [(a[0] + b[0], max(a[1], b[1])) for a, b in zip(trained, inferred, strict=True)]
-    row("training and inference together", both, worth)
+    quality = f"NRMSE {metrics['nrmse']:.3f}, {metrics['nrmse_scanned_box']:.3f} in the scanned box"
+    row("training, defaults, all patterns", trained, f"{median(rates):.0f} patterns/s")
+    row("inference of 1087 patterns, stitching and images", inferred, quality)
+    total = [(a[0] + b[0], max(a[1], b[1])) for a, b in zip(trained, inferred, strict=True)]
+    row("training and inference together", total, quality)
 
 
-def of_star(source: Path, folder: Path, repeats: int) -> None:
-    """The rows of the measured Siemens star."""
+def print_siemens_star(source: Path, folder: Path, repeats: int) -> None:
+    """Print the rows of the Siemens-star scan."""
     star, model, result = folder / "star.npz", folder / "star_model", folder / "star_result"
     convert = ["ptycho_torch.convert", str(source), str(star), "--measurement", "counts", "--origin", "corner"]
-    row("star: convert", [measured(convert) for _ in range(repeats)])
+    row("Siemens star: convert", [run_and_measure(convert) for _ in range(repeats)])
     train = shlex.split(f"ptycho_torch.train --train_data_file {star} --output_dir {model} --update_probe --quiet")
     infer = shlex.split(f"ptycho_torch.inference --model_path {model} --test_data {star} --output_dir {result} --quiet")
     trained, inferred = [], []
     for _ in range(repeats):
-        trained.append(measured(train))
-        inferred.append(measured(infer))
+        trained.append(run_and_measure(train))
+        inferred.append(run_and_measure(infer))
     metrics = json.loads((result / "metrics.json").read_text())
-    row("star: training with --update_probe, default recipe", trained, f"{rate(model):.0f} patterns/s")
-    row("star: inference", inferred, f"R {metrics['r']:.4f}, floor {metrics['r_floor']:.4f}")
+    row("Siemens star: training with --update_probe, defaults", trained, f"{compute_rate(model):.0f} patterns/s")
+    row("Siemens star: inference", inferred, f"R {metrics['r']:.4f}, floor {metrics['r_floor']:.4f}")
 
 
 def main() -> None:
@@ -93,12 +93,12 @@ def main() -> None:
     parser.add_argument("--star", type=Path, help="siemens-star-small.npz.bz2")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    print("| what | wall seconds, median (range) | peak MB | result |\n|---|---|---|---|")
+    print("| command | wall seconds, median (range) | peak MB | result |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         if arguments.twin:
-            of_twin(arguments.twin, Path(folder), arguments.repeats)
+            print_simulated_scan(arguments.twin, Path(folder), arguments.repeats)
         if arguments.star:
-            of_star(arguments.star, Path(folder), arguments.repeats)
+            print_siemens_star(arguments.star, Path(folder), arguments.repeats)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Run cdtools on what ``peers.py`` wrote: executed by the Python of cdtools' own environment, not by this package's.
+"""Run cdtools on the input file of ``peers.py``, with the Python of the environment of cdtools.
 
 ::
 
     peer_environment/cdtools/bin/python benchmarks/in_cdtools.py task.npz result.npz
 
-What comes in and goes out is in this package's conventions. cdtools cuts a patch at the floor of its corner and moves
-the probe by the rest, transforms with energy kept, and scales its probe by the largest value.
+Input and output use the conventions of this package. cdtools extracts a patch at the floor of its corner and shifts the
+probe by the remainder, uses an orthonormal transform, and scales its probe by the largest value.
 """
 
 import json
@@ -19,17 +19,17 @@ from cdtools.datasets import Ptycho2DDataset
 from cdtools.models import FancyPtycho
 
 BASIS = np.array([[0.0, -1.0], [-1.0, 0.0], [0.0, 0.0]])
-"""One pixel is one unit: rows go down in y, columns against x."""
+"""One pixel is one unit: rows along −y, columns along −x."""
 
 
 def make_model(data: dict[str, Any], options: dict[str, Any]) -> tuple[FancyPtycho, Ptycho2DDataset]:
-    """Model and data set; what is not to be learned takes no gradient."""
+    """Return model and data set; only the parameters to optimize require a gradient."""
     torch.manual_seed(0)
     size = data["counts"].shape[-1]
     corners = data["positions"] - size // 2
-    places = np.stack([-corners[:, 1], -corners[:, 0], np.zeros(len(corners))], 1).astype(np.float32)
+    translations = np.stack([-corners[:, 1], -corners[:, 0], np.zeros(len(corners))], 1).astype(np.float32)
     mask = torch.from_numpy(data["mask"])
-    dataset = Ptycho2DDataset(places, torch.from_numpy(data["counts"]), mask=mask)
+    dataset = Ptycho2DDataset(translations, torch.from_numpy(data["counts"]), mask=mask)
     model = FancyPtycho(
         1.0,
         {"basis": BASIS, "distance": 1.0},
@@ -37,10 +37,10 @@ def make_model(data: dict[str, Any], options: dict[str, Any]) -> tuple[FancyPtyc
         data["probe"],
         data["object"],
         background=1e-6 * torch.ones(size, size),
-        translation_offsets=np.zeros((len(places), 2), np.float32),
-        weights=torch.ones(len(places)),
+        translation_offsets=np.zeros((len(translations), 2), np.float32),
+        weights=torch.ones(len(translations)),
         mask=mask,
-        translations=places,
+        translations=translations,
         plot_level=0,
     )
     for name, parameter in model.named_parameters():
@@ -49,26 +49,26 @@ def make_model(data: dict[str, Any], options: dict[str, Any]) -> tuple[FancyPtyc
 
 
 def main(source: str, destination: str) -> None:
-    """Run until the epochs or the seconds are up, and keep the state after each epoch; one epoch goes ahead."""
+    """Run until the limit of epochs or seconds, and store the state after each epoch; one epoch before it warms up."""
     with np.load(source) as file:
         data = dict(file)
-    told = json.loads(str(data["settings"]))
-    clock, settings = getattr(time, told["clock"]), told["options"]["adam"]
-    model, dataset = make_model(data, told["options"])
+    task = json.loads(str(data["settings"]))
+    clock, settings = getattr(time, task["clock"]), task["options"]["adam"]
+    model, dataset = make_model(data, task["options"])
     next(iter(model.Adam_optimize(1, dataset, thread=False, **settings)))
-    model, dataset = make_model(data, told["options"])
+    model, dataset = make_model(data, task["options"])
     seconds: list[float] = []
     states: dict[str, list[np.ndarray]] = {"object": [], "probe": [], "positions": []}
-    run = iter(model.Adam_optimize(told["epochs"], dataset, thread=False, **settings))
-    while len(seconds) < told["epochs"] and sum(seconds) < told["time_limit"]:
+    run = iter(model.Adam_optimize(task["epochs"], dataset, thread=False, **settings))
+    while len(seconds) < task["epochs"] and sum(seconds) < task["time_limit"]:
         started = clock()
         next(run)
         seconds.append(clock() - started)
-        moved = (model.translation_offsets * model.translation_scale).detach().numpy()
+        shift = (model.translation_offsets * model.translation_scale).detach().numpy()
         states["object"].append(model.obj.detach().numpy().copy())
         states["probe"].append((model.probe * model.probe_norm).detach().numpy().copy())
-        states["positions"].append(data["positions"] + moved)
-    np.savez(destination, seconds=np.cumsum(seconds), **{name: np.stack(kept) for name, kept in states.items()})
+        states["positions"].append(data["positions"] + shift)
+    np.savez(destination, seconds=np.cumsum(seconds), **{name: np.stack(arrays) for name, arrays in states.items()})
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Run pty-chi on what ``peers.py`` wrote: executed by the Python of pty-chi's own environment, not by this package's.
+"""Run pty-chi on the input file of ``peers.py``, with the Python of the environment of pty-chi.
 
 ::
 
     peer_environment/ptychi/bin/python benchmarks/in_ptychi.py task.npz result.npz
 
-What comes in and goes out is in this package's conventions; the conversion is here. pty-chi transforms without a factor
-where ours keeps energy, so its probe is ours over N; and its patch of even side is centred between pixels, so that the
-origin of its positions is at (−½, −½): at (0, 0) half of the patches would be rounded to the wrong pixel.
+Input and output use the conventions of this package, and this script converts. The transform of pty-chi has no
+normalization, so its probe is the probe of this package divided by N. Its patch of even side is centered between
+pixels, so the origin of its positions is (−½, −½); with (0, 0) half of the patches would be rounded to the wrong pixel.
 """
 
 import json
@@ -26,7 +26,7 @@ ALWAYS = {
 
 
 def make_task(data: dict[str, Any], engine: str, settings: dict[str, Any]) -> PtychographyTask:
-    """A task of ``engine`` with ``settings`` by their dotted names, as "reconstructor_options.batch_size"."""
+    """Return a task of ``engine`` with ``settings`` by their dotted names, as "reconstructor_options.batch_size"."""
     options = getattr(api, f"{engine}Options")()
     for name, value in (ALWAYS | settings).items():
         *path, last = name.split(".")
@@ -34,7 +34,7 @@ def make_task(data: dict[str, Any], engine: str, settings: dict[str, Any]) -> Pt
         for step in path:
             part = getattr(part, step)
         kind = type(getattr(part, last))
-        # Choices are string enumerations there; here they are told by name.
+        # pty-chi uses string enumerations; the settings hold their names.
         setattr(part, last, kind(value) if issubclass(kind, str) else value)
     return PtychographyTask(
         options,
@@ -48,27 +48,27 @@ def make_task(data: dict[str, Any], engine: str, settings: dict[str, Any]) -> Pt
 
 
 def main(source: str, destination: str) -> None:
-    """Run until the epochs or the seconds are up, and keep the state after each epoch.
+    """Run until the limit of epochs or seconds, and store the state after each epoch.
 
-    One epoch of another task goes ahead, since the first use of anything is slower. The clock runs only inside
-    ``task.run(1)``, which goes on where the epoch before ended, momentum and all.
+    One epoch of another task warms up. The clock runs only inside ``task.run(1)``, which continues from the previous
+    epoch, including its momentum.
     """
     with np.load(source) as file:
         data = dict(file)
-    told = json.loads(str(data["settings"]))
-    clock = getattr(time, told["clock"])
-    make_task(data, told["engine"], told["options"]).run(1)
-    task = make_task(data, told["engine"], told["options"])
+    request = json.loads(str(data["settings"]))
+    clock = getattr(time, request["clock"])
+    make_task(data, request["engine"], request["options"]).run(1)
+    task = make_task(data, request["engine"], request["options"])
     seconds: list[float] = []
     states: dict[str, list[np.ndarray]] = {"object": [], "probe": [], "positions": []}
-    while len(seconds) < told["epochs"] and sum(seconds) < told["time_limit"]:
+    while len(seconds) < request["epochs"] and sum(seconds) < request["time_limit"]:
         started = clock()
         task.run(1)
         seconds.append(clock() - started)
         states["object"].append(task.get_data_to_cpu("object", as_numpy=True)[0].copy())
         states["probe"].append(task.get_data_to_cpu("probe", as_numpy=True)[0] * data["probe"].shape[-1])
         states["positions"].append(task.get_data_to_cpu("probe_positions", as_numpy=True).copy())
-    np.savez(destination, seconds=np.cumsum(seconds), **{name: np.stack(kept) for name, kept in states.items()})
+    np.savez(destination, seconds=np.cumsum(seconds), **{name: np.stack(arrays) for name, arrays in states.items()})
 
 
 if __name__ == "__main__":

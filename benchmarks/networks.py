@@ -1,13 +1,13 @@
-"""Compare the networks under one budget: the error after so many seconds of the processor, on one thread.
+"""Compare networks at equal training time: the error after a number of processor seconds, on one thread.
 
 ::
 
     OMP_NUM_THREADS=1 python benchmarks/networks.py --twin Run1084_twin_legacy.npz --seconds 60 --teacher pie
 
-Prints one Markdown table. Every network is trained on the twin with the default recipe, but for as many epochs as the
-seconds allow (to the nearest; validation and checkpoints included, a teacher's own time not). Patterns a second are by
-the processor's time too, for inference with lift and stitching. The error is NRMSE in the box of scan positions, as
-``ptycho_torch.evaluate`` has it. Other work on the machine matters little, but for the caches.
+Prints one Markdown table. Every network is trained on the Run1084 simulated scan with default settings for the number
+of epochs nearest to the time limit, including validation and checkpoints, excluding the computation of targets.
+Patterns per second use processor time, with input and stitching. The error is NRMSE in the scanned box, by
+``ptycho_torch.evaluate``. Other processes affect the result through the caches only.
 """
 
 import argparse
@@ -31,8 +31,8 @@ from ptycho_torch.prediction.predict import predict_scan
 from ptycho_torch.train import train
 
 
-class Budget(SilentObserver):
-    """Ends a training, as ctrl-C does, at the end of the epoch that is nearest to its seconds."""
+class TimeLimit(SilentObserver):
+    """Observer that interrupts a training at the end of the epoch nearest to its time limit."""
 
     def __init__(self, seconds: float, batches: int) -> None:
         self.seconds, self.batches = seconds, batches
@@ -44,7 +44,7 @@ class Budget(SilentObserver):
 
     def advance(self, steps: int = 1, **figures: float) -> None:
         del figures
-        # Told after a batch: with the first one of an epoch, the one before is whole, validated and saved.
+        # Called after each batch: at the first batch of an epoch, the previous epoch is validated and saved.
         epochs, batch = divmod(self.steps, self.batches)
         self.steps += steps
         if epochs and batch == 0:
@@ -54,8 +54,8 @@ class Budget(SilentObserver):
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch computes on one thread, so that the processor's time is what one person's core would take."""
+def use_one_thread() -> Iterator[None]:
+    """Set torch to one thread, so that processor time is the time of one core."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -64,16 +64,16 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def groups_of(twin: Path, folder: Path) -> int:
-    """Groups that the default recipe trains on, one region being held out."""
+def count_groups(twin: Path, folder: Path) -> int:
+    """Return the number of groups that the defaults train on, without the held-out region."""
     train(TrainConfig(train_data_file=twin, output_dir=folder, max_epochs=0, logger="none", device="cpu"))
     (scan,) = load_model(folder).scans
     return len(load_scan(twin)) - len(scan.held_out)
 
 
 def row(name: str, arguments: argparse.Namespace, folder: Path) -> str:
-    """One row of the table: what ``name`` comes to within the seconds."""
-    budget = Budget(arguments.seconds, -(-arguments.groups // arguments.batch_size))
+    """Return the row of the network preset ``name``."""
+    limit = TimeLimit(arguments.seconds, -(-arguments.groups // arguments.batch_size))
     config = TrainConfig(
         train_data_file=arguments.twin,
         output_dir=folder / "model",
@@ -88,13 +88,13 @@ def row(name: str, arguments: argparse.Namespace, folder: Path) -> str:
         logger="none",
         device="cpu",
     )
-    result = train(config, budget)
+    result = train(config, limit)
     bundle, scan = load_model(folder / "model"), load_scan(arguments.twin)
     precision = select_precision(arguments.precision, bundle.model.device)
     started = time.process_time()
-    found = predict_scan(bundle.model, scan, bundle.photons_per_unit, precision=precision)
+    reconstruction = predict_scan(bundle.model, scan, bundle.photons_per_unit, precision=precision)
     inferred = time.process_time() - started
-    found.save(folder / "reconstruction.npz")
+    reconstruction.save(folder / "reconstruction.npz")
     metrics = evaluate(
         EvaluateConfig(
             reconstruction=folder / "reconstruction.npz",
@@ -106,9 +106,9 @@ def row(name: str, arguments: argparse.Namespace, folder: Path) -> str:
     )
     parameters = sum(weight.numel() for weight in bundle.model.network.parameters())
     epochs = len(result.history)
-    trained = epochs * arguments.groups / budget.spent
+    trained = epochs * arguments.groups / limit.spent
     return (
-        f"| `{name}` | {parameters:,} | {epochs} in {budget.spent:.0f} s | {trained:.0f} | {len(scan) / inferred:.0f} "
+        f"| `{name}` | {parameters:,} | {epochs} in {limit.spent:.0f} s | {trained:.0f} | {len(scan) / inferred:.0f} "
         f"| {metrics['nrmse_scanned_box']:.3f} | {metrics['r']:.4f} |"
     )
 
@@ -119,8 +119,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--twin", type=Path, required=True, help="Run1084_twin_legacy.npz")
     parser.add_argument("--networks", nargs="+", default=["stepped_unet", "lifted_unet", "ffno", "vit", "unet"])
-    parser.add_argument("--seconds", type=float, default=60.0, help="of the processor, for each training")
-    parser.add_argument("--teacher", help="as train has it; default: none")
+    parser.add_argument("--seconds", type=float, default=60.0, help="processor seconds per training")
+    parser.add_argument("--teacher", help="teacher of train; default: none")
     parser.add_argument("--width", type=int, default=defaults["width"].default)
     parser.add_argument("--batch_size", type=int, default=24)
     parser.add_argument("--learning_rate", type=float, default=defaults["learning_rate"].default)
@@ -130,8 +130,8 @@ def main() -> None:
     logging.disable(logging.INFO)
     print("| network | weights | epochs | patterns/s, training | patterns/s, inference | NRMSE, box | R |")
     print("|---|---|---|---|---|---|---|")
-    with one_thread(), tempfile.TemporaryDirectory() as folder:
-        arguments.groups = groups_of(arguments.twin, Path(folder) / "untrained")
+    with use_one_thread(), tempfile.TemporaryDirectory() as folder:
+        arguments.groups = count_groups(arguments.twin, Path(folder) / "untrained")
         for name in arguments.networks:
             print(row(name, arguments, Path(folder) / name), flush=True)
 

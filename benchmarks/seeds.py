@@ -1,11 +1,11 @@
-"""Train from ten seeds at each of three sizes, and count the networks that have collapsed.
+"""Train from ten seeds at each of three pattern sizes, and count the collapsed networks.
 
 ::
 
     python benchmarks/seeds.py --folder seeds --seeds 10 --sizes 64 128 256
 
-Scans are simulated. Each training is the command that a person would type, without a teacher, and cut short; what it
-says of itself at its end (``seen`` in bundle.json) is what counts. Prints a Markdown table.
+Scans are simulated. Each training is a short run of the command without targets; its collapse check (``seen`` in
+bundle.json) is counted. Prints a Markdown table.
 """
 
 import argparse
@@ -21,7 +21,7 @@ EPOCHS = {64: 8, 128: 8, 256: 8}
 
 
 def run(*words: object) -> float:
-    """A verb in a process of its own; its seconds."""
+    """Run a command in a separate process; return its seconds."""
     started = time.perf_counter()
     subprocess.run([sys.executable, "-m", *map(str, words)], check=True, capture_output=True)
     return time.perf_counter() - started
@@ -37,27 +37,27 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     print(
-        "| N | patterns, epochs | seconds each | collapsed | R, median (range) | R untaught |\n"
+        "| N | patterns, epochs | seconds per training | collapsed | R, median (range) | R untrained |\n"
         "|---|---|---|---|---|---|"
     )
     for size in arguments.sizes:
         scan = arguments.folder / f"scan_{size}.npz"
         shape = ("--size", size, "--positions", POSITIONS[size], "--overlap", 0.8)
         run("ptycho_torch.simulate", scan, "--preset", "run1084", *shape, "--photons", 1e6, "--quiet")
-        seen, seconds = [], []
+        reports, seconds = [], []
         for seed in range(arguments.seeds):
             folder = arguments.folder / f"model_{size}_{seed}"
             words = ("--max_epochs", EPOCHS[size], "--network", arguments.network, "--logger", "none", "--quiet")
             seconds.append(
                 run("ptycho_torch.train", "--train_data_file", scan, "--output_dir", folder, "--seed", seed, *words)
             )
-            seen += json.loads((folder / "bundle.json").read_text())["provenance"]["seen"]
-        r = [one["r"] for one in seen]
+            reports += json.loads((folder / "bundle.json").read_text())["provenance"]["seen"]
+        r = [report["r"] for report in reports]
         print(
             f"| {size} | {POSITIONS[size]}, {EPOCHS[size]} | {median(seconds):.0f} | "
-            f"{sum(one['collapsed'] for one in seen)} of {len(seen)} | "
+            f"{sum(report['collapsed'] for report in reports)} of {len(reports)} | "
             f"{median(r):.4f} ({min(r):.4f} to {max(r):.4f}) | "
-            f"{median(one['r_untaught'] for one in seen):.4f} |",
+            f"{median(report['r_untaught'] for report in reports):.4f} |",
             flush=True,
         )
 

@@ -1,12 +1,12 @@
-"""How right the stated uncertainty is, on simulated objects that the network has not seen, at several doses.
+"""Calibration of the stated uncertainty on simulated objects outside the training, at several doses.
 
 ::
 
-    python benchmarks/uncertainty.py --folder doubt --photons 1e4 1e5 1e6
+    python benchmarks/uncertainty.py --folder estimation --photons 1e4 1e5 1e6
 
-Trains a network a dose on one simulated scan (seed 0, letters), unless the folder holds it from before, and lets it
-reconstruct other objects (seed 7). Prints one Markdown table: NRMSE, the root mean square of the stated uncertainty in
-the same unit, Spearman's correlation of it with the error, and the shares of the pixels within k of it.
+Trains one network per dose on one simulated scan (seed 0, letters), unless the folder holds it, and reconstructs other
+objects (seed 7). Prints one Markdown table: NRMSE, the root mean square of the stated uncertainty in the same unit,
+Spearman's correlation of uncertainty and error, and the shares of pixels whose error is within k times the uncertainty.
 """
 
 import argparse
@@ -32,8 +32,8 @@ from ptycho_torch.prediction.predict import predict_scan
 from ptycho_torch.simulation.scan import make_simulation_settings, simulate_from_settings
 
 
-def trained(folder: Path, photons: float) -> Model:
-    """The network for a dose."""
+def load_or_train(folder: Path, photons: float) -> Model:
+    """Return the network of one dose, load_or_train if the folder does not hold it."""
     scan, model = folder / f"train_{photons:g}.npz", folder / f"model_{photons:g}"
     if not (model / "bundle.json").is_file():
         save_scan(scan, simulate_from_settings(make_simulation_settings("run1084", photons=photons), seed=0))
@@ -43,31 +43,32 @@ def trained(folder: Path, photons: float) -> Model:
 
 
 def row(name: str, bundle: Model, scan: Scan) -> str:
-    """One line of the table."""
+    """Return one row of the table."""
     scale = bundle.photons_per_unit
     started = time.process_time()
     result = predict_scan(bundle.model, scan, scale)
     network = time.process_time() - started
     stated = add_uncertainty(result, scan)
-    doubt = time.process_time() - started - network
+    estimation = time.process_time() - started - network
     assert scan.truth is not None
     comparison = compare_with_truth(stated, scan.truth)
-    found = compute_calibration(stated, comparison)
-    assert found is not None
+    calibration = compute_calibration(stated, comparison)
+    assert calibration is not None
     region = comparison.overlap_region.region
-    size = np.linalg.norm(found.uncertainty[region]) / np.linalg.norm(comparison.overlap_region.truth[region])
-    shares = " | ".join(f"{share:.2f}" for share in found.shares)
-    figures = f"{comparison.nrmse:.3f} | {size:.3f} | {found.rank_correlation:.2f} | {shares}"
-    return f"| {name} | {figures} | {network:.2f} + {doubt:.2f} |"
+    size = np.linalg.norm(calibration.uncertainty[region]) / np.linalg.norm(comparison.overlap_region.truth[region])
+    shares = " | ".join(f"{share:.2f}" for share in calibration.shares)
+    figures = f"{comparison.nrmse:.3f} | {size:.3f} | {calibration.rank_correlation:.2f} | {shares}"
+    return f"| {name} | {figures} | {network:.2f} + {estimation:.2f} |"
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="for the networks and what they are trained on")
+    parser.add_argument("--folder", type=Path, required=True, help="folder for the networks and their training scans")
     parser.add_argument("--photons", type=float, nargs="+", default=[1e4, 1e5, 1e6])
     parser.add_argument("--objects", nargs="+", default=["letters", "cells", "texture", "star"])
-    parser.add_argument("--twin", type=Path, help="a scan with its truth to judge --model on besides")
-    parser.add_argument("--model", type=Path, help="the network for it")
+    parser.add_argument("--twin", type=Path, help="a scan with its truth, an additional row for --model")
+    parser.add_argument("--model", type=Path, help="network of that scan")
     config = parser.parse_args()
     config.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
@@ -76,9 +77,9 @@ def main() -> None:
     expected = " | ".join(f"{share:.2f}" for share in compute_expected_shares())
     print(f"| complex Gaussian errors | | | | {expected} | |")
     if config.twin and config.model:
-        print(row("twin, trained on", load_model(config.model), load_scan(config.twin)), flush=True)
+        print(row("Run1084 simulated scan, own network", load_model(config.model), load_scan(config.twin)), flush=True)
     for photons in config.photons:
-        bundle = trained(config.folder, photons)
+        bundle = load_or_train(config.folder, photons)
         for kind in config.objects:
             scan = simulate_from_settings(make_simulation_settings("run1084", object=kind, photons=photons), seed=7)
             print(row(f"{kind}, {photons:g} photons", bundle, scan), flush=True)
