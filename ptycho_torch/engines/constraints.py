@@ -1,4 +1,4 @@
-"""What is known of the object beforehand, for all engines: where it is, and how bright it can be."""
+"""Prior knowledge of the object that every engine can enforce: a support and a largest amplitude."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,25 +14,26 @@ from ptycho_torch.io.npz import read_arrays
 
 
 class Constraint:
-    """Holds an object, at the end of each epoch, to a support and a largest amplitude.
+    """A support and a largest amplitude, enforced on the object at the end of each epoch.
 
-    Outside the support is vacuum: one complex value everywhere, the mean of the object there, weighted by the light.
-    Its amplitude and phase are not given, since the probe's power and phase leave them free. A support between 0 and 1
-    pulls the object towards it.
+    Outside the support the object is vacuum: one complex value, the mean of the object there, weighted by the
+    illumination. The value is not prescribed, because power and phase of the probe leave it free. A support between 0
+    and 1 moves the object toward that value.
 
     Args:
-        support: (rows, columns) real from 0, outside, to 1; None: everywhere.
-        max_amplitude: in the object's unit; None: unbounded.
+        support: (rows, columns) real, from 0 outside to 1 inside; None: everywhere 1.
+        max_amplitude: In the unit of the object; None: no limit.
     """
 
     def __init__(self, support: Tensor | None, max_amplitude: float | None) -> None:
         self.support, self.max_amplitude = support, max_amplitude
 
     def apply(self, state: ReconstructionState) -> Callable[[Tensor], Tensor]:
-        """Hold the object of ``estimate``.
+        """Constrain the object of ``state``.
 
         Returns:
-            The same for a momentum of the object (rows, columns): what would drive it out again is taken from it.
+            A function that removes from a momentum of the object (rows, columns) the part that would violate the
+            constraint again.
         """
         flatten = self._make_flattener(state)
         obj = flatten(state.object)
@@ -40,12 +41,12 @@ class Constraint:
             state.object = obj
             return flatten
         amplitude = obj.abs()
-        over = amplitude > self.max_amplitude
-        state.object = torch.where(over, obj * (self.max_amplitude / amplitude.clamp_min(1e-30)), obj)
-        return lambda momentum: torch.where(over, torch.zeros_like(momentum), flatten(momentum))
+        exceeds = amplitude > self.max_amplitude
+        state.object = torch.where(exceeds, obj * (self.max_amplitude / amplitude.clamp_min(1e-30)), obj)
+        return lambda momentum: torch.where(exceeds, torch.zeros_like(momentum), flatten(momentum))
 
     def _make_flattener(self, state: ReconstructionState) -> Callable[[Tensor], Tensor]:
-        """Makes a canvas (rows, columns) one value outside the support."""
+        """Return a function that replaces a canvas (rows, columns) outside the support by its weighted mean there."""
         if self.support is None:
             return lambda canvas: canvas
         outside = 1 - self.support
@@ -56,31 +57,34 @@ class Constraint:
 
 
 def read_support(path: Path, state: ReconstructionState) -> Tensor:
-    """The ``support`` in an NPZ file on the canvas of ``estimate``, (rows, columns) real; 0 where the file has none.
+    """Read the array ``support`` of an NPZ file onto the canvas of ``state``, (rows, columns) real.
 
-    Its [0, 0] pixel is at ``origin_yx``, as in a reconstruction; (0, 0) where the file does not say.
+    Its [0, 0] pixel is at ``origin_yx``, as in a reconstruction, or at (0, 0) if the file has no origin. Pixels of the
+    canvas that the file does not cover are 0.
 
     Raises:
-        DataError: the file holds no such array, or it shares no pixel with the canvas.
+        DataError: The file has no such array, or the array shares no pixel with the canvas.
     """
     arrays = read_arrays(path, ("support", "origin_yx"))
-    found = arrays.get("support")
-    if found is None or found.ndim != 2 or found.dtype.kind not in "biuf" or not ((found >= 0) & (found <= 1)).all():
-        said = "none" if found is None else f"{found.dtype} of shape {found.shape}"
+    support = arrays.get("support")
+    if support is None:
+        raise DataError(f"{path}: found no support; expected an array named support; check `support`")
+    if support.ndim != 2 or support.dtype.kind not in "biuf" or not ((support >= 0) & (support <= 1)).all():
         raise DataError(
-            f"{path}: expected support, an array of two axes with values from 0 to 1 (found {said}); check --support"
+            f"{path}: support is {support.dtype} of shape {support.shape}; expected an array of two axes with values "
+            "from 0 to 1; check `support`"
         )
     origin = np.asarray(arrays.get("origin_yx", (0, 0)))
     if origin.shape != (2,) or not np.equal(np.mod(origin, 1), 0).all():
-        raise DataError(f"{path}: origin_yx is {origin.tolist()}, expected two whole numbers; check --support")
-    placed = np.zeros(state.canvas.shape, np.float32)
+        raise DataError(f"{path}: origin_yx is {origin.tolist()}; expected two whole numbers; check `support`")
+    on_canvas = np.zeros(state.canvas.shape, np.float32)
     start = origin.astype(np.int64) - np.array(state.canvas.origin)
-    low, high = np.maximum(start, 0), np.minimum(start + found.shape, placed.shape)
+    low, high = np.maximum(start, 0), np.minimum(start + support.shape, on_canvas.shape)
     if (high <= low).any():
         raise DataError(
-            f"{path}: its support lies at {origin.tolist()} with {found.shape} pixels, and the scan's canvas at "
-            f"{list(state.canvas.origin)} with {list(placed.shape)}: they share no pixel; check --support"
+            f"{path}: the support is at {origin.tolist()} with {support.shape} pixels, and the canvas of the scan at "
+            f"{list(state.canvas.origin)} with {list(on_canvas.shape)}: they share no pixel; check `support`"
         )
-    inside = found[low[0] - start[0] : high[0] - start[0], low[1] - start[1] : high[1] - start[1]]
-    placed[low[0] : high[0], low[1] : high[1]] = inside
-    return torch.from_numpy(placed).to(state.object.device)
+    overlap = support[low[0] - start[0] : high[0] - start[0], low[1] - start[1] : high[1] - start[1]]
+    on_canvas[low[0] : high[0], low[1] : high[1]] = overlap
+    return torch.from_numpy(on_canvas).to(state.object.device)
