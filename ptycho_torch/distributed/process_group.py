@@ -89,6 +89,14 @@ class ProcessGroup:
         """The largest of the ranks' tensors, element by element."""
         return tensor if self.size == 1 else _all_reduce(tensor.detach(), "max")
 
+    def count_before(self, count: int) -> int:
+        """Return the sum of the ``count`` of all processes of lower rank."""
+        if self.size == 1:
+            return 0
+        counts = torch.zeros(self.size, dtype=torch.int64)
+        counts[self.rank] = count
+        return int(self.all_reduce_sum(counts)[: self.rank].sum())
+
     @torch.no_grad()
     def all_reduce_sum_(self, tensors: Sequence[Tensor]) -> None:
         """Put in the place of each tensor the sum of the ranks' ones: gradients, in one message."""

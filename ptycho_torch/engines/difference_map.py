@@ -9,11 +9,12 @@ from torch import Tensor
 
 from ptycho_torch.engines.measurement_model import MeasurementModel
 from ptycho_torch.engines.nuisance import AmbiguityFix, NuisanceRefiner, RefinementSettings
-from ptycho_torch.engines.pie import sum_modes
 from ptycho_torch.engines.runner import Engine
 from ptycho_torch.engines.state import Measurement, ReconstructionState
-from ptycho_torch.physics.fourier import far_field, inverse_far_field
+from ptycho_torch.physics.forward import compute_detector_waves, project_onto_patches
+from ptycho_torch.physics.fourier import inverse_far_field
 from ptycho_torch.physics.probe import compute_power
+from ptycho_torch.physics.updates import compute_detector_change
 
 FINAL_RAAR_BETA = 0.85
 """β of the RAAR iterations in which the difference map settles."""
@@ -118,22 +119,22 @@ class Projections(Engine):
         difference = self.state.object - before
         self._waves = torch.cat(
             [
-                self._waves[part] + far_field(self.optics.probes(part) * self.optics.extract(difference, part)[:, None])
+                self._waves[part]
+                + compute_detector_waves(self.optics.extract(difference, part), self.optics.probes(part))
                 for part in self._parts
             ]
         )
 
     def _predict_waves(self, indices: Tensor) -> Tensor:
         """O(ψ): far field of probe times object, (b, M, N, N)."""
-        return far_field(self.optics.probes(indices) * self.optics.patches(indices)[:, None])
+        return compute_detector_waves(self.optics.patches(indices), self.optics.probes(indices))
 
     def _compute_modulus_update(self, waves: Tensor, indices: Tensor) -> Tensor:
         """M(ψ) − ψ in the far field, (b, M, N, N); nothing where pixels do not count."""
         measurement = self.measurement
         intensity = compute_power(waves) + self.state.background
-        update = measurement.noise.wave_update(waves, intensity, measurement.counts[indices])
-        mask = measurement.select_mask(indices)
-        return update if mask is None else torch.where(mask[:, None], update, torch.zeros_like(update))
+        counts, mask = measurement.counts[indices], measurement.select_mask(indices)
+        return compute_detector_change(waves, intensity, counts, mask, measurement.noise)
 
     def _compute_residual(self, indices: Tensor) -> Tensor:
         """ψ − P O in real space, (b, M, N, N)."""
@@ -151,7 +152,7 @@ class Projections(Engine):
 
         Written as a step, so that what is not lit stays as it is.
         """
-        direction = self.optics.place(sum_modes(self.optics.probes(indices).conj() * change), indices)
+        direction = self.optics.place(project_onto_patches(change, self.optics.probes(indices)), indices)
         self.state.object = self.state.object + direction / self._divisor
 
     def _solve_object(self) -> None:
@@ -159,7 +160,7 @@ class Projections(Engine):
         direction = torch.zeros_like(self.state.object)
         for part in self._parts:
             direction += self.optics.place(
-                sum_modes(self.optics.probes(part).conj() * self._compute_residual(part)), part
+                project_onto_patches(self._compute_residual(part), self.optics.probes(part)), part
             )
         self.state.object = self.state.object + direction / self._divisor
 

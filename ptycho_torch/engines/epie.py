@@ -6,9 +6,9 @@ from torch import Tensor
 
 from ptycho_torch.engines.measurement_model import ExitWaveUpdate, MeasurementModel
 from ptycho_torch.engines.nuisance import NuisanceRefiner, RefinementSettings
-from ptycho_torch.engines.pie import sum_modes
 from ptycho_torch.engines.runner import Engine
 from ptycho_torch.engines.state import Measurement, ReconstructionState
+from ptycho_torch.physics.forward import project_onto_patches
 from ptycho_torch.physics.probe import compute_power
 
 
@@ -73,7 +73,7 @@ class Epie(Engine):
         """The exact step, (rows, columns)."""
         illumination = compute_power(update.probes)
         divisor = self._compute_divisor(illumination)
-        direction = self.optics.place(sum_modes(update.probes.conj() * update.change) / divisor, indices)
+        direction = self.optics.place(project_onto_patches(update.change, update.probes) / divisor, indices)
         if len(indices) == 1:
             return direction
         return direction / self.optics.place(illumination / divisor, indices).clamp_min(1)

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from ptycho_torch.engines.measurement_model import ExitWaveUpdate, MeasurementModel
 from ptycho_torch.engines.nuisance import NuisanceRefiner, RefinementSettings
-from ptycho_torch.engines.pie import COARSE_BLOCK_PX, sum_modes
+from ptycho_torch.engines.pie import COARSE_BLOCK_PX
 from ptycho_torch.engines.runner import Engine
 from ptycho_torch.engines.state import Measurement, ReconstructionState
+from ptycho_torch.physics.forward import project_onto_patches
 from ptycho_torch.physics.probe import compute_power
 
 
@@ -100,7 +101,7 @@ class Lsqml(Engine):
         ahead, current = momentum * weight * self.velocity, state.object
         state.object = current + ahead  # Nesterov: the change is asked for where the momentum leads
         update = self.optics.compute_update(indices, excess=refine.update_background)
-        direction = self.optics.place(sum_modes(update.probes.conj() * update.change), indices)
+        direction = self.optics.place(project_onto_patches(update.change, update.probes), indices)
         direction = direction / self._upsample_to_canvas(own + self._edge)
         moving = update.probes * self.optics.extract(direction, indices)[:, None]
         if refine.update_probe and self._epoch >= self.settings.probe_start:

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from ptycho_torch.engines.state import Measurement, ReconstructionState
 from ptycho_torch.physics.forward import from_patches
-from ptycho_torch.physics.fourier import compute_shift_factors, inverse_far_field
+from ptycho_torch.physics.fourier import compute_shift_factors
 from ptycho_torch.physics.patches import extract_patches, place_patches
 from ptycho_torch.physics.probe import compute_power
+from ptycho_torch.physics.updates import compute_exit_wave_change
 
 MAX_CACHED_PROBE_BYTES = 2**29
 """Probes at every position are kept where they take no more than this."""
@@ -110,13 +111,10 @@ class MeasurementModel(ProbeObjectView):
         patches, probes = self.patches(indices), self.probes(indices)
         waves = from_patches(patches, probes, self.state.background)
         counts, mask = measurement.counts[indices], measurement.select_mask(indices)
-        update = measurement.noise.wave_update(waves.detector, waves.intensity, counts)
+        change = compute_exit_wave_change(waves.detector, waves.intensity, counts, mask, measurement.noise)
         beyond = counts - waves.intensity if excess else None
-        if mask is not None:
-            # Multiplication would let what is not finite through.
-            update = torch.where(mask[:, None], update, torch.zeros_like(update))
-            beyond = None if beyond is None else torch.where(mask, beyond, torch.zeros_like(beyond))
-        change = inverse_far_field(update)
+        if beyond is not None and mask is not None:
+            beyond = torch.where(mask, beyond, torch.zeros_like(beyond))
         if bool(self.state.background.any()):  # the waves are then asked for their share of the misfit alone
             misfit = waves.intensity.sqrt() - counts.sqrt()
             asked = misfit if mask is None else torch.where(mask, misfit, torch.zeros_like(misfit))

@@ -10,6 +10,7 @@ from ptycho_torch.engines.measurement_model import ExitWaveUpdate, MeasurementMo
 from ptycho_torch.engines.nuisance import NuisanceRefiner, RefinementSettings
 from ptycho_torch.engines.runner import Engine
 from ptycho_torch.engines.state import Measurement, ReconstructionState
+from ptycho_torch.physics.forward import project_onto_patches
 
 COARSE_BLOCK_PX = 4
 """Pixels of the blocks on which the illumination of single batches is compared."""
@@ -96,7 +97,7 @@ class Pie(Engine):
         current = state.object
         state.object = current + ahead  # Nesterov: the change is asked for where the momentum leads
         update = self.optics.compute_update(indices, excess=self.settings.refine.update_background)
-        direction = self.optics.place(sum_modes(update.probes.conj() * update.change), indices)
+        direction = self.optics.place(project_onto_patches(update.change, update.probes), indices)
         self.velocity = ahead + size * direction / self._compute_divisor(indices, size / (1 - momentum))
         if self.settings.refine.update_probe and self._epoch >= self.settings.probe_start:
             self._step_probe(update, indices)
@@ -148,8 +149,3 @@ class Pie(Engine):
 
     def reset(self) -> None:
         self.velocity = torch.zeros_like(self.velocity)
-
-
-def sum_modes(waves: Tensor) -> Tensor:
-    """(b, M, N, N) summed over its modes, without a pass where there is one."""
-    return waves.squeeze(1) if waves.shape[1] == 1 else waves.sum(1)

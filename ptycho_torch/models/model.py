@@ -11,15 +11,16 @@ from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ptycho_torch.models.input_lift import inpaint_masked
 from ptycho_torch.models.registry import NETWORKS, NetworkConfig, build_network
 from ptycho_torch.physics.batch import Batch, NetworkInputs
-from ptycho_torch.physics.forward import Wavefields, apply_overlap_constraint, from_patches, shift_probe
-from ptycho_torch.physics.probe import compute_power
-from ptycho_torch.physics.updates import (
+from ptycho_torch.physics.forward import Wavefields, from_patches, shift_probe
+from ptycho_torch.physics.object_patterns import (
     IlluminatedPatterns,
     ObjectPatterns,
     average_patches,
     extract_object_patches,
     make_batch_patterns,
 )
+from ptycho_torch.physics.overlap import apply_overlap_constraint
+from ptycho_torch.physics.probe import compute_power
 
 
 class PtychoModel(nn.Module):
@@ -182,7 +183,9 @@ class PtychoModel(nn.Module):
         detached_probe = probe.detach()
         if self.object_stages:
             object_patterns = make_batch_patterns(
-                IlluminatedPatterns(batch.amplitudes, batch.mask, detached_probe, batch.corners), process_group
+                IlluminatedPatterns(batch.amplitudes, batch.mask, detached_probe, batch.corners),
+                process_group,
+                process_group.count_before(len(batch.amplitudes)),
             )
             *intermediate, last = (
                 extract_object_patches(object_patterns, obj)
@@ -190,7 +193,7 @@ class PtychoModel(nn.Module):
             )
             before = tuple(from_patches(some, detached_probe, added.detach()) for some in intermediate)
             return ForwardResult(patches, probe, from_patches(last, probe, added), before)
-        merged_patches = apply_overlap_constraint(process_group, patches, compute_power(detached_probe), batch.corners)
+        merged_patches = apply_overlap_constraint(patches, compute_power(detached_probe), batch.corners, process_group)
         return ForwardResult(patches, probe, from_patches(merged_patches, probe, added))
 
     def _compute_fractions(self, batch: Batch) -> Tensor:

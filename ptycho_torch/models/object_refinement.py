@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ptycho_torch.models.unet import UNet
-from ptycho_torch.physics.updates import ObjectPatterns, full_gradient_step, minibatch_pass
+from ptycho_torch.physics.object_patterns import ObjectPatterns, full_gradient_step, minibatch_pass
 
 MINIBATCH_PASSES = 2
 """Sweeps through the patterns before each look."""

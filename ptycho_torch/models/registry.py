@@ -19,7 +19,7 @@ from ptycho_torch.models.input_lift import (
 from ptycho_torch.models.object_refinement import ObjectRefinementStage
 from ptycho_torch.models.unet import UNet
 from ptycho_torch.models.vit import ViT
-from ptycho_torch.physics.updates import ObjectPatterns
+from ptycho_torch.physics.object_patterns import ObjectPatterns
 
 
 @dataclass(frozen=True)

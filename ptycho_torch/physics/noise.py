@@ -1,6 +1,7 @@
-"""What the detector does to the expected photons: likelihoods, their wave updates, and the noise floor."""
+"""Noise models of the detector: likelihoods, changes of the detector waves, and noise floors."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -16,49 +17,72 @@ AMPLITUDE_OFFSET_PHOTONS = 1e-3
 
 
 class NoiseModel(Protocol):
-    """Both faces of a noise model: a loss for gradients, and a wave update for projections."""
+    """A noise model: a loss for gradients, and a change of the detector waves for projections."""
 
     def deviance(self, intensity: Tensor, counts: Tensor) -> Tensor:
-        """Negative log likelihood of each pixel less its value at ``intensity == counts``: zero there, else above.
+        """Compute the negative log likelihood of each pixel minus its value at ``intensity == counts``.
 
-        Both arguments are (*, N, N) in photons; the result is finite for every ``intensity`` from zero up.
+        Args:
+            intensity: (*, N, N) expected photons, not negative.
+            counts: (*, N, N) measured photons.
+
+        Returns:
+            (*, N, N): finite, 0 at ``intensity == counts``, positive elsewhere.
         """
 
-    def wave_update(self, detector: Tensor, intensity: Tensor, counts: Tensor) -> Tensor:
-        """The change of the far field (*, M, N, N) that brings ``intensity`` to ``counts``, for all modes alike."""
+    def relative_change(self, intensity: Tensor, counts: Tensor) -> Tensor:
+        """Compute the change of the detector waves, relative to the waves, that moves intensity toward counts.
+
+        Args and shapes as for :meth:`deviance`; one number for all modes of a pixel.
+        """
 
 
+@dataclass(frozen=True)
 class Poisson:
-    """Photon counting: −log Poisson(k | λ), up to a constant, ``λ − k log λ``."""
+    """Photon counting: −log Poisson(k | λ) up to a constant, ``λ − k log λ``."""
+
+    offset_photons: float = POISSON_OFFSET_PHOTONS
+    """Photons added to the rate and to the count."""
+
+    max_relative_excess: float | None = None
+    """Upper limit of (k − λ) / (λ + offset) in :meth:`relative_change`; None: no limit."""
 
     def deviance(self, intensity: Tensor, counts: Tensor) -> Tensor:
-        rate, count = intensity + POISSON_OFFSET_PHOTONS, counts + POISSON_OFFSET_PHOTONS
+        rate, count = intensity + self.offset_photons, counts + self.offset_photons
         return rate - count - count * torch.log(rate / count)
 
-    def wave_update(self, detector: Tensor, intensity: Tensor, counts: Tensor) -> Tensor:
+    def relative_change(self, intensity: Tensor, counts: Tensor) -> Tensor:
         # The gradient step of λ − k log λ whose length makes it exact to first order at λ = k (Thibault & Guizar-
         # Sicairos, New J. Phys. 14, 063004 (2012), eq. 15, with half the step of a full replacement).
-        ratio = (counts + POISSON_OFFSET_PHOTONS) / (intensity + POISSON_OFFSET_PHOTONS)
-        return 0.5 * (ratio - 1)[..., None, :, :] * detector
+        excess = (counts - intensity) / (intensity + self.offset_photons)
+        return (excess if self.max_relative_excess is None else excess.clamp(max=self.max_relative_excess)) / 2
 
 
+@dataclass(frozen=True)
 class GaussianAmplitude:
-    """Amplitudes √k with variance ¼, which Poisson counts have at high dose: ``2 (√λ − √k)²``."""
+    """Amplitudes √k with variance ¼, the limit of Poisson counts at high dose: ``2 (√λ − √k)²``."""
+
+    offset_photons: float = AMPLITUDE_OFFSET_PHOTONS
+    """Photons added under both square roots."""
+
+    offset_fraction: float = 0.0
+    """Added to the rate in :meth:`relative_change`, as a fraction of the largest rate of the pattern."""
+
+    max_ratio: float | None = None
+    """Upper limit of √k / √λ in :meth:`relative_change`; None: no limit."""
 
     def deviance(self, intensity: Tensor, counts: Tensor) -> Tensor:
-        return (
-            2
-            * (
-                torch.sqrt(intensity + AMPLITUDE_OFFSET_PHOTONS) - torch.sqrt(counts + AMPLITUDE_OFFSET_PHOTONS)
-            ).square()
-        )
+        difference = torch.sqrt(intensity + self.offset_photons) - torch.sqrt(counts + self.offset_photons)
+        return 2 * difference.square()
 
-    def wave_update(self, detector: Tensor, intensity: Tensor, counts: Tensor) -> Tensor:
+    def relative_change(self, intensity: Tensor, counts: Tensor) -> Tensor:
         # The modulus projection: replace the amplitude, keep the phase (Fienup, Appl. Opt. 21, 2758 (1982)).
-        ratio = (
-            (counts + AMPLITUDE_OFFSET_PHOTONS).div_(intensity + AMPLITUDE_OFFSET_PHOTONS).sqrt_()
-        )  # in place: engines live on this
-        return ratio.sub_(1)[..., None, :, :] * detector
+        offset: Tensor | float = self.offset_photons
+        if self.offset_fraction:
+            offset = offset + self.offset_fraction * intensity.detach().amax((-2, -1), keepdim=True) + 1e-30
+        # Two square roots, not one of the ratio, whose gradient is not finite at a count of zero.
+        ratio = (counts + self.offset_photons).sqrt_() / (intensity + offset).sqrt_()
+        return (ratio if self.max_ratio is None else ratio.clamp(max=self.max_ratio)) - 1
 
 
 NOISE_MODELS: dict[str, type[Poisson] | type[GaussianAmplitude]] = {

@@ -16,10 +16,11 @@ from ptycho_torch.data.scan import Scan
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.physics.batch import Batch, make_batch
-from ptycho_torch.physics.forward import merge_patches, shift_probe
+from ptycho_torch.physics.forward import shift_probe
+from ptycho_torch.physics.object_patterns import IlluminatedPatterns, ObjectPatterns, make_object_patterns
+from ptycho_torch.physics.overlap import merge_patches
 from ptycho_torch.physics.patches import Canvas, make_canvas
 from ptycho_torch.physics.probe import compute_power
-from ptycho_torch.physics.updates import IlluminatedPatterns, ObjectPatterns, make_object_patterns
 from ptycho_torch.prediction.position_refinement import GaussNewtonPositionRefiner
 from ptycho_torch.prediction.stitching import stitch
 

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ptycho_torch.physics.patches import Canvas, add_patches, check_patches_inside
+from ptycho_torch.physics.overlap import average_on_canvas
+from ptycho_torch.physics.patches import Canvas, check_patches_inside
 from ptycho_torch.prediction.phase_synchronization import PatchSamples, Synchronization, synchronize_phases
 
 
@@ -35,18 +36,12 @@ DENSE_OVERLAP_COUNT = 24
 MIN_RELATIVE_WEIGHT = 1e-3
 """Phases are not compared where a patch has less than this share of its highest weight."""
 
-PATCHES_PER_CHUNK = 32
-"""Patches added at a time: few enough for the processor's cache."""
-
 
 def stitch(patches: Tensor, weights: Tensor, corners: Tensor, canvas: Canvas, align: bool = True) -> StitchedObject:
     """Stitch patches on the canvas ``frame``.
 
     A pattern fixes the phase of its patch only up to a constant, so the patches are turned to agree before they are
     summed, and one that agrees with none counts little (:func:`synchronize_patches`).
-
-    A constant of 1e-6 of the largest weight is added to every weight, so that unlit pixels are the plain mean of their
-    patches and nothing is divided by zero.
 
     Args:
         patches: (n, N, N) complex.
@@ -63,23 +58,17 @@ def stitch(patches: Tensor, weights: Tensor, corners: Tensor, canvas: Canvas, al
     phase_factors, patch_weights = torch.ones_like(patches[:, 0, 0]), torch.ones_like(weights[:, 0, 0])
     if align:
         synchronization = synchronize_patches(patches, weights, corners, canvas.shape)
-        phase_factors, patch_weights = (
-            torch.from_numpy(synchronization.phase_factors).to(phase_factors),
-            torch.from_numpy(synchronization.patch_weights).to(patch_weights),
-        )
-    floor = 1e-6 * weights.amax() + torch.finfo(weights.dtype).tiny
-    total, coverage = patches.new_zeros(canvas.shape), weights.new_zeros(canvas.shape)
-    # Without suspects, what the sum is divided by is the coverage itself.
-    weight_sum = coverage if bool((patch_weights == 1).all()) else weights.new_zeros(canvas.shape)
-    for some in torch.arange(len(patches)).split(PATCHES_PER_CHUNK):
-        weight = weights[some] + floor
-        add_patches(coverage, weight, corners[some])
-        if weight_sum is not coverage:
-            weight *= patch_weights[some, None, None]
-            add_patches(weight_sum, weight, corners[some])
-        add_patches(total, patches[some] * (weight * phase_factors[some, None, None]), corners[some])
-    mean = torch.where(weight_sum > 0, total / weight_sum.clamp_min(torch.finfo(weights.dtype).tiny), 1)
-    return StitchedObject(mean, coverage, phase_factors, patch_weights)
+        phase_factors = torch.from_numpy(synchronization.phase_factors).to(phase_factors)
+        patch_weights = torch.from_numpy(synchronization.patch_weights).to(patch_weights)
+    average = average_on_canvas(
+        patches,
+        weights,
+        corners,
+        canvas.shape,
+        patch_weights=None if bool((patch_weights == 1).all()) else patch_weights,
+        phase_factors=phase_factors,
+    )
+    return StitchedObject(average.mean, average.coverage, phase_factors, patch_weights)
 
 
 def synchronize_patches(patches: Tensor, weights: Tensor, corners: Tensor, shape: tuple[int, int]) -> Synchronization:

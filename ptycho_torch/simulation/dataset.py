@@ -18,10 +18,8 @@ from torch import Tensor
 
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.io.profile import compute_probe_diameter
-from ptycho_torch.physics.forward import from_object
-from ptycho_torch.physics.fourier import far_field
+from ptycho_torch.physics.forward import from_object, from_vacuum
 from ptycho_torch.physics.patches import split_positions
-from ptycho_torch.physics.probe import compute_power
 from ptycho_torch.simulation.detector import draw_mask, draw_poisson_counts
 from ptycho_torch.simulation.image_primitives import Shape
 from ptycho_torch.simulation.objects import OBJECTS, Object, draw_transmission
@@ -190,7 +188,7 @@ class SimulatedDataset:
         counts = draw_poisson_counts(intensity * scale, rng)
         mask = None
         if rng.random() < settings.masked:
-            mask = torch.from_numpy(draw_mask(compute_power(far_field(truth)).double().numpy(), rng))[None]
+            mask = torch.from_numpy(draw_mask(from_vacuum(truth).intensity.double().numpy(), rng))[None]
             counts = torch.where(mask, counts, torch.zeros_like(counts))
         # As with a measured scan: the mean pattern stands for the probe's power, and the object absorbs the factor.
         power = max(float(counts.sum(dtype=torch.float64)) / len(positions), 1.0)

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ptycho_torch.distributed.process_group import SINGLE_PROCESS
 from ptycho_torch.models.input_lift import backproject_pattern, inpaint_masked
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.physics.batch import Batch
-from ptycho_torch.physics.forward import apply_overlap_constraint, from_patches, shift_probe
+from ptycho_torch.physics.forward import from_patches, shift_probe
 from ptycho_torch.physics.noise import compute_noise_floor
+from ptycho_torch.physics.overlap import apply_overlap_constraint
 from ptycho_torch.physics.probe import compute_power
 from ptycho_torch.training.batches import VALIDATION_BATCH_GROUPS, PatternGroups
 
@@ -146,9 +146,7 @@ def _compute_sums(model: PtychoModel, batch: Batch, own: Tensor | None, probe: T
     untrained = model.network.predict_untrained(
         inpaint_masked(measured, batch.mask, found.probes), found.probes, batch.mask
     )
-    flat = from_patches(
-        apply_overlap_constraint(SINGLE_PROCESS, untrained, weights, batch.corners), found.probes
-    ).intensity.sqrt()
+    flat = from_patches(apply_overlap_constraint(untrained, weights, batch.corners), found.probes).intensity.sqrt()
     counted = torch.ones_like(measured, dtype=torch.bool) if batch.mask is None else batch.mask.expand_as(measured)
     maps = (
         (rates.sqrt() - measured).square(),

@@ -10,17 +10,18 @@ from torch import Tensor
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.physics.batch import Batch
-from ptycho_torch.physics.forward import Wavefields, apply_overlap_constraint, from_patches, shift_probe
+from ptycho_torch.physics.forward import Wavefields, from_patches, shift_probe
 from ptycho_torch.physics.noise import AMPLITUDE_OFFSET_PHOTONS, NoiseModel, masked_sum
-from ptycho_torch.physics.patches import extract_patches, split_positions
-from ptycho_torch.physics.probe import compute_power
-from ptycho_torch.physics.updates import (
+from ptycho_torch.physics.object_patterns import (
     IlluminatedPatterns,
     ObjectPatterns,
     average_patches,
     extract_object_patches,
     make_batch_patterns,
 )
+from ptycho_torch.physics.overlap import apply_overlap_constraint
+from ptycho_torch.physics.patches import extract_patches, split_positions
+from ptycho_torch.physics.probe import compute_power
 from ptycho_torch.prediction.stitching import synchronize_patches
 from ptycho_torch.simulation.dataset import SimulatedBatch
 from ptycho_torch.training.targets import ObjectTarget, align_phases, compute_patch_distance
@@ -175,7 +176,9 @@ def compute_loss_terms(
     stage_distance = None
     if model.object_stages:
         scene = make_batch_patterns(
-            IlluminatedPatterns(batch.amplitudes, batch.mask, assumed_probes.detach(), batch.corners), process_group
+            IlluminatedPatterns(batch.amplitudes, batch.mask, assumed_probes.detach(), batch.corners),
+            process_group,
+            process_group.count_before(len(batch.amplitudes)),
         )
         initial = average_patches(scene, patches * _compute_phase_factors(scene, patches.detach(), n))
         stages = [extract_object_patches(scene, obj) for obj in model.refine_object_stages(initial, scene)]
@@ -186,7 +189,7 @@ def compute_loss_terms(
         stage_distance = (torch.stack(distances) + MIN_SQUARED_DISTANCE).sqrt().sum() / process_group.size
         final_patches, merged_distance = stages[-1], distances[-1] / process_group.size
     else:
-        final_patches = apply_overlap_constraint(process_group, patches * phase, weights, batch.corners)
+        final_patches = apply_overlap_constraint(patches * phase, weights, batch.corners, process_group)
         merged_distance = compute_patch_distance(final_patches, target, weights).sum() / n
     rates = from_patches(final_patches, probes).intensity
     residual = ((rates + AMPLITUDE_OFFSET_PHOTONS).sqrt() - batch.amplitudes).square()
@@ -211,7 +214,7 @@ def _compute_phase_factors(scene: ObjectPatterns, patches: Tensor, count: int) -
         patterns.corners.new_zeros(count, 2),
     )
     gathered[own], weights[own], corners[own] = patches, compute_power(patterns.probes), patterns.corners
-    gathered, weights, corners = (scene.process_group.all_reduce_sum(tensor) for tensor in (gathered, weights, corners))
+    gathered, weights, corners = (scene.reduction.all_reduce_sum(tensor) for tensor in (gathered, weights, corners))
     synchronized = synchronize_patches(gathered, weights, corners, scene.shape)
     return torch.from_numpy(synchronized.phase_factors).to(patches)[own, None, None]
 

@@ -17,7 +17,7 @@ from ptycho_torch.distributed import devices
     ],
 )
 def test_bf16_where_a_cpu_is_fast_by_it(told: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_cpu", lambda: told)
+    monkeypatch.setattr(devices, "_read_cpu_info", lambda: told)
     cpu = torch.device("cpu")
     assert devices.select_precision("auto", cpu) == expected
     assert [devices.select_precision(name, cpu) for name in ("fp32", "bf16")] == ["fp32", "bf16"]

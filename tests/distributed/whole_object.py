@@ -10,7 +10,7 @@ from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NetworkConfig
 from ptycho_torch.physics.batch import make_batch, scale_probe_to_photons
 from ptycho_torch.physics.forward import shift_probe
-from ptycho_torch.physics.updates import (
+from ptycho_torch.physics.object_patterns import (
     IlluminatedPatterns,
     average_patches,
     extract_object_patches,
@@ -42,7 +42,8 @@ def steps_are_those_of_one_rank(process_group: ProcessGroup) -> None:
     for split in (18, 1, 0, 36):
         own = slice(0, split) if process_group.is_main else slice(split, 36)
         part = IlluminatedPatterns(everything.amplitudes[own], None, probes[own], batch.corners[own])
-        shared, alone = make_batch_patterns(part, process_group), make_batch_patterns(everything)
+        offset = process_group.count_before(len(part.amplitudes))
+        shared, alone = make_batch_patterns(part, process_group, offset), make_batch_patterns(everything)
         assert (shared.shape, shared.index_offset) == (alone.shape, 0 if process_group.is_main else split)
         start = average_patches(alone, patches)
         assert (average_patches(shared, patches[own]) - start).abs().max() < 1e-10

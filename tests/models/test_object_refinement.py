@@ -12,7 +12,7 @@ from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NETWORKS, NetworkConfig
 from ptycho_torch.physics.batch import make_batch, scale_probe_to_photons
 from ptycho_torch.physics.forward import shift_probe
-from ptycho_torch.physics.updates import IlluminatedPatterns, make_batch_patterns
+from ptycho_torch.physics.object_patterns import IlluminatedPatterns, make_batch_patterns
 from ptycho_torch.prediction.predict import predict_scan
 
 LOOKING = sorted(name for name, network in NETWORKS.items() if network.object_stages)

@@ -1,4 +1,4 @@
-"""Noise models: likelihoods that are least at the truth and finite everywhere, and the floor of counting noise."""
+"""Noise models: likelihoods with their minimum at the truth, finite everywhere, and the floor of counting noise."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,15 @@ import torch
 from scipy.stats import poisson
 
 from ptycho_torch.core.errors import ConfigError
-from ptycho_torch.physics.noise import NOISE_MODELS, NoiseModel, compute_noise_floor, make_noise_model, masked_mean
+from ptycho_torch.physics.noise import (
+    NOISE_MODELS,
+    GaussianAmplitude,
+    NoiseModel,
+    Poisson,
+    compute_noise_floor,
+    make_noise_model,
+    masked_mean,
+)
 
 RATES = torch.tensor([0.0, 1e-3, 0.1, 1.0, 7.3, 100.0, 1e5], dtype=torch.float64)
 
@@ -34,7 +42,7 @@ def test_deviance_rises_on_both_sides_of_the_count(model: NoiseModel) -> None:
 
 
 @pytest.mark.parametrize("truth", [0.02, 0.7, 5.0, 60.0])
-def test_poisson_likelihood_is_least_at_the_true_rate_on_average(truth: float) -> None:
+def test_expected_poisson_deviance_has_its_minimum_at_the_true_rate(truth: float) -> None:
     counts = torch.arange(0, 400, dtype=torch.float64)
     weights = torch.from_numpy(poisson.pmf(counts.numpy(), truth))
     rate = torch.tensor(truth, dtype=torch.float64, requires_grad=True)
@@ -45,12 +53,12 @@ def test_poisson_likelihood_is_least_at_the_true_rate_on_average(truth: float) -
         assert (weights * make_noise_model("poisson").deviance(torch.full_like(counts, other), counts)).sum() > mean
 
 
-def test_mean_deviance_at_the_truth_is_about_a_half_at_high_dose(model: NoiseModel) -> None:
+def test_mean_deviance_at_the_truth_is_one_half_at_high_dose(model: NoiseModel) -> None:
     counts = torch.from_numpy(np.random.default_rng(0).poisson(1000, 200_000)).double()
     assert model.deviance(torch.full_like(counts, 1000.0), counts).mean() == pytest.approx(0.5, abs=0.01)
 
 
-def test_gradient_is_that_of_the_value(model: NoiseModel) -> None:
+def test_gradient_matches_finite_differences(model: NoiseModel) -> None:
     rate = torch.tensor([0.05, 0.5, 3.0, 200.0], dtype=torch.float64, requires_grad=True)
     count = torch.tensor([0.0, 2.0, 3.0, 170.0], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda r: model.deviance(r, count), rate, eps=1e-6, atol=1e-6)
@@ -66,8 +74,8 @@ def test_value_and_gradient_are_finite_at_zero_rate(model: NoiseModel, dtype: to
     deviance.sum().backward()
     assert rate.grad is not None
     assert wave.grad is not None
-    for found in (deviance, rate.grad, torch.view_as_real(wave.grad)):
-        assert torch.isfinite(found).all()
+    for values in (deviance, rate.grad, torch.view_as_real(wave.grad)):
+        assert torch.isfinite(values).all()
 
 
 def _fields(modes: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,48 +84,49 @@ def _fields(modes: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     return detector, detector.abs().square().sum(-3)
 
 
-def test_wave_update_is_nothing_at_a_perfect_fit(model: NoiseModel) -> None:
-    detector, intensity = _fields()
-    assert model.wave_update(detector, intensity, intensity).abs().max() < 1e-12
+def _update(model: NoiseModel, detector: torch.Tensor, intensity: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    return detector * (1 + model.relative_change(intensity, counts))[..., None, :, :]
 
 
-def test_wave_update_moves_the_intensity_towards_the_counts(model: NoiseModel) -> None:
+def test_relative_change_is_zero_at_a_perfect_fit(model: NoiseModel) -> None:
+    _, intensity = _fields()
+    assert model.relative_change(intensity, intensity).abs().max() < 1e-12
+
+
+def test_relative_change_moves_the_intensity_toward_the_counts(model: NoiseModel) -> None:
     detector, intensity = _fields()
     counts = intensity * torch.from_numpy(np.random.default_rng(4).uniform(0, 3, intensity.shape))
-    updated = (detector + model.wave_update(detector, intensity, counts)).abs().square().sum(-3)
+    updated = _update(model, detector, intensity, counts).abs().square().sum(-3)
     assert ((updated - counts).abs() < (intensity - counts).abs()).all()
 
 
-def test_wave_update_is_exact_to_first_order(model: NoiseModel) -> None:
+def test_relative_change_is_exact_to_first_order(model: NoiseModel) -> None:
     detector, intensity = _fields()
-    intensity, detector = intensity * 1e6, detector * 1e3  # so that the photons added for stability do not show
+    intensity, detector = intensity * 1e6, detector * 1e3  # the offsets of the noise models are then negligible
     counts = intensity * 1.001
-    updated = (detector + model.wave_update(detector, intensity, counts)).abs().square().sum(-3)
+    updated = _update(model, detector, intensity, counts).abs().square().sum(-3)
     assert ((updated - counts) / intensity).abs().max() < 1e-5
 
 
-def test_wave_update_scales_all_modes_alike(model: NoiseModel) -> None:
-    detector, intensity = _fields(modes=3)
-    factor = model.wave_update(detector, intensity, 2 * intensity) / detector
-    assert factor.imag.abs().max() < 1e-12
-    assert (factor - factor[:, :1]).abs().max() < 1e-12
-
-
-def test_amplitude_update_replaces_the_modulus() -> None:
+def test_amplitude_change_replaces_the_modulus() -> None:
     detector, intensity = _fields(modes=1)
-    detector, intensity = 1e3 * detector, 1e6 * intensity  # so that the photons added for stability do not show
-    updated = detector + make_noise_model("amplitude").wave_update(detector, intensity, 100 * intensity + 50)
+    detector, intensity = 1e3 * detector, 1e6 * intensity  # the offsets of the noise models are then negligible
+    updated = _update(make_noise_model("amplitude"), detector, intensity, 100 * intensity + 50)
     assert torch.allclose(updated.abs().square().sum(-3), 100 * intensity + 50, rtol=1e-5)
     assert torch.allclose(updated.angle(), detector.angle())
 
 
-def test_wave_update_is_finite_without_light(model: NoiseModel) -> None:
-    dark = torch.zeros(1, 2, 4, 4, dtype=torch.complex64)
-    update = model.wave_update(dark, torch.zeros(1, 4, 4), torch.full((1, 4, 4), 1e6))
-    assert torch.isfinite(torch.view_as_real(update)).all()
+def test_relative_change_is_finite_at_zero_intensity(model: NoiseModel) -> None:
+    assert torch.isfinite(model.relative_change(torch.zeros(1, 4, 4), torch.full((1, 4, 4), 1e6))).all()
 
 
-def test_unknown_model_is_refused_by_name() -> None:
+def test_limits_bound_the_relative_change() -> None:
+    intensity, counts = torch.full((1, 2, 2), 1e-3), torch.full((1, 2, 2), 1e6)
+    assert (Poisson(0.25, max_relative_excess=4.0).relative_change(intensity, counts) == 2).all()
+    assert (GaussianAmplitude(0.0, max_ratio=10.0).relative_change(intensity, counts) == 9).all()
+
+
+def test_unknown_noise_model_raises() -> None:
     with pytest.raises(ConfigError, match="--loss is gamma: known are amplitude, poisson"):
         make_noise_model("gamma")
 
@@ -138,12 +147,12 @@ def test_noise_floor_at_known_rates(rate: float, floor: float) -> None:
     assert compute_noise_floor(torch.tensor([rate])).item() == pytest.approx(floor, abs=0.006)
 
 
-def test_noise_floor_is_what_counts_show() -> None:
+def test_noise_floor_matches_simulated_counts() -> None:
     rng = np.random.default_rng(0)
     rates = rng.uniform(0, 5, 100_000)
-    shown = (np.sqrt(rng.poisson(rates)) - np.sqrt(rates)) ** 2
-    error = shown.std() / np.sqrt(shown.size)
-    assert abs(shown.mean() - compute_noise_floor(torch.from_numpy(rates)).mean().item()) < 4 * error
+    errors = (np.sqrt(rng.poisson(rates)) - np.sqrt(rates)) ** 2
+    standard_error = errors.std() / np.sqrt(errors.size)
+    assert abs(errors.mean() - compute_noise_floor(torch.from_numpy(rates)).mean().item()) < 4 * standard_error
 
 
 def test_noise_floor_keeps_the_shape() -> None:
@@ -155,9 +164,9 @@ def test_masked_pixels_do_not_count(shape: tuple[int, ...]) -> None:
     mask = torch.ones(shape, dtype=torch.bool)
     mask[..., 1, 2:] = False
     values = torch.arange(48.0).reshape(3, 4, 4)
-    spoiled = torch.where(mask, values, torch.full_like(values, float("nan")))
-    kept = values[mask.expand_as(values)]
-    assert masked_mean(spoiled, mask).item() == pytest.approx(kept.mean().item(), rel=1e-6)
+    corrupted = torch.where(mask, values, torch.full_like(values, float("nan")))
+    counted = values[mask.expand_as(values)]
+    assert masked_mean(corrupted, mask).item() == pytest.approx(counted.mean().item(), rel=1e-6)
 
 
 def test_without_a_mask_all_pixels_count() -> None:

@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from ptycho_torch.physics.forward import (
-    average_patches_on_canvas,
+    backpropagate_detector_waves,
+    compute_detector_waves,
+    compute_exit_waves,
     from_object,
     from_patches,
-    merge_patches,
+    from_vacuum,
+    project_onto_patches,
     shift_probe,
 )
 from ptycho_torch.physics.fourier import far_field, fourier_shift, inverse_far_field
@@ -191,8 +194,23 @@ def test_linear_part_of_the_forward_model_has_its_adjoint(rng: np.random.Generat
     placement = split_positions(positions, size)
     moved = shift_probe(probe, placement.fractions)
     y = waves(rng, 2, 2, size, size)
-    back = place_patches((moved.conj() * inverse_far_field(y)).sum(1), placement.corners, shape)
+    back = place_patches(backpropagate_detector_waves(y, moved), placement.corners, shape)
     assert_adjoint(inner(from_object(obj, probe, positions).detector, y), inner(obj, back))
+
+
+@pytest.mark.parametrize(("modes", "size"), [(1, 8), (3, 7)])
+def test_operators_on_patches_have_their_adjoints(rng: np.random.Generator, modes: int, size: int) -> None:
+    patches, probe, y = waves(rng, 4, size, size), waves(rng, 4, modes, size, size), waves(rng, 4, modes, size, size)
+    assert_adjoint(inner(compute_exit_waves(patches, probe), y), inner(patches, project_onto_patches(y, probe)))
+    back = backpropagate_detector_waves(y, probe)
+    assert_adjoint(inner(compute_detector_waves(patches, probe), y), inner(patches, back))
+
+
+def test_vacuum_is_a_patch_of_ones(rng: np.random.Generator) -> None:
+    probe = waves(rng, 3, 2, 7, 7)
+    vacuum, ones = from_vacuum(probe, 1.5), from_patches(torch.ones(3, 7, 7, dtype=probe.dtype), probe, 1.5)
+    for field, expected in zip(vacuum, ones, strict=True):
+        assert torch.equal(field, expected)
 
 
 def test_gradients_match_finite_differences(rng: np.random.Generator) -> None:
@@ -202,43 +220,7 @@ def test_gradients_match_finite_differences(rng: np.random.Generator) -> None:
     assert torch.autograd.gradcheck(lambda o, p: from_object(o, p, positions).intensity, (obj, probe))
 
 
-def test_true_patches_come_back_from_the_overlap_constraint(rng: np.random.Generator) -> None:
-    obj = waves(rng, 25, 27)
-    corners = torch.tensor([[[0, 0], [2, 3], [5, 1]], [[9, 8], [10, 12], [8, 8]]])
-    patches = torch.stack([extract_patches(obj, group, 8) for group in corners])
-    weights = torch.from_numpy(rng.uniform(0, 1, (2, 3, 8, 8)))
-    assert (merge_patches(patches, weights, corners) - patches).abs().max() < EXACT
-
-
-def test_merged_patches_agree_and_are_the_weighted_mean(rng: np.random.Generator) -> None:
-    corners = torch.tensor([[[4, 4], [6, 5]]])
-    patches, weights = waves(rng, 1, 2, 6, 6), torch.from_numpy(rng.uniform(0.5, 1, (1, 2, 6, 6)))
-    merged = merge_patches(patches, weights, corners)
-    assert (merged[0, 0, 2:, 1:] - merged[0, 1, :4, :5]).abs().max() < EXACT
-    a, b = (weights[0, 0, 3, 3], patches[0, 0, 3, 3]), (weights[0, 1, 1, 2], patches[0, 1, 1, 2])
-    mean = (a[0] * a[1] + b[0] * b[1]) / (a[0] + b[0])
-    assert abs(complex(merged[0, 0, 3, 3] - mean)) < 1e-5  # the floor under the weights is 1e-6 of the largest
-
-
-def test_groups_are_merged_each_by_itself(rng: np.random.Generator) -> None:
-    corners = torch.tensor([[[0, 0], [2, 1]], [[0, 0], [1, 3]]])
-    patches, weights = waves(rng, 2, 2, 5, 5), torch.from_numpy(rng.uniform(0.5, 1, (2, 2, 5, 5)))
-    together = merge_patches(patches, weights, corners)
-    for group in range(2):
-        one = slice(group, group + 1)
-        assert (together[one] - merge_patches(patches[one], weights[one], corners[one])).abs().max() < 1e-6
-
-
-def test_an_unlit_canvas_is_the_plain_mean_and_never_a_division_by_zero(rng: np.random.Generator) -> None:
-    patches = waves(rng, 2, 4, 4)
-    canvas, coverage = average_patches_on_canvas(patches, torch.zeros(2, 4, 4), torch.tensor([[0, 0], [0, 0]]), (6, 6))
-    assert torch.isfinite(torch.view_as_real(canvas)).all()
-    assert (canvas[:4, :4] - patches.mean(0)).abs().max() < EXACT
-    assert canvas[5, 5] == 0
-    assert coverage[5, 5] == 0
-
-
-def test_patches_and_object_meet_in_the_same_second_half(rng: np.random.Generator) -> None:
+def test_prediction_from_object_equals_prediction_from_its_patches(rng: np.random.Generator) -> None:
     obj, probe = waves(rng, 18, 18), waves(rng, 1, 8, 8)
     positions = torch.tensor([[8.4, 9.3]], dtype=torch.float64)
     placement = split_positions(positions, 8)

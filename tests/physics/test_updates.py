@@ -1,144 +1,150 @@
-"""Steps of a whole object towards all its patterns: gradients, fixed points, and no dependence on how it is cut up."""
-
-from collections.abc import Callable
+"""The data-consistency step against the published formulas, written out in NumPy."""
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from ptycho_torch.data.scan import Scan
-from ptycho_torch.physics.batch import make_batch, scale_probe_to_photons
-from ptycho_torch.physics.forward import from_patches, merge_patches, shift_probe
-from ptycho_torch.physics.patches import extract_patches
-from ptycho_torch.physics.probe import compute_power
+from ptycho_torch.models.input_lift import backproject_pattern, data_consistency_step
+from ptycho_torch.physics.forward import from_patches
+from ptycho_torch.physics.noise import GaussianAmplitude, NoiseModel, Poisson, make_noise_model
 from ptycho_torch.physics.updates import (
-    EXPECTED_OFFSET_PHOTONS,
-    ILLUMINATION_FLOOR_FRACTION,
-    IlluminatedPatterns,
-    ObjectPatterns,
-    average_patches,
-    extract_object_patches,
-    full_gradient_step,
-    make_batch_patterns,
-    make_object_patterns,
-    minibatch_pass,
+    compute_detector_change,
+    compute_exit_wave_change,
+    compute_patch_update,
+    normalize_by_illumination,
 )
 
-
-def lit_of(scan: Scan, mask: Tensor | None = None) -> IlluminatedPatterns:
-    """The patterns of ``scan`` in float64, on the grid of its truth."""
-    batch = make_batch(scan, 1.0)
-    probes = shift_probe(scale_probe_to_photons(scan, 1.0).to(torch.complex128), batch.fractions.double())
-    return IlluminatedPatterns(batch.amplitudes.double(), mask, probes, batch.corners)
+ComplexArray = NDArray[np.complex128]
+EXACT = 1e-10
 
 
-def on_canvas(lit: IlluminatedPatterns, shape: tuple[int, int], chunk: int = 2**62) -> ObjectPatterns:
-    return make_object_patterns(lambda indices: pick(lit, indices), len(lit.corners), shape, chunk_size=chunk)
+class Case:
+    """Random patches, probes and counts; ``size`` may be odd."""
+
+    def __init__(self, size: int, modes: int) -> None:
+        rng = np.random.default_rng(3)
+
+        def draw(*shape: int) -> ComplexArray:
+            return rng.standard_normal(shape) + 1j * rng.standard_normal(shape)
+
+        self.patches, self.probe = draw(3, size, size), 5 * draw(3, modes, size, size)
+        self.counts = rng.poisson(40, (3, size, size)).astype(float)
+        self.counts[0, :2] = 0
+        self.mask = rng.random((3, size, size)) > 0.2
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return tuple(map(torch.from_numpy, (self.patches, self.probe, self.counts, self.mask)))
 
 
-def pick(lit: IlluminatedPatterns, indices: Tensor) -> IlluminatedPatterns:
-    return IlluminatedPatterns(lit.amplitudes[indices], lit.mask, lit.probes[indices], lit.corners[indices])
+@pytest.fixture(params=[(8, 1), (7, 3)], ids=str)
+def case(request: pytest.FixtureRequest) -> Case:
+    return Case(*request.param)
 
 
-def truth_of(scan: Scan) -> Tensor:
-    assert scan.truth is not None
-    return torch.from_numpy(scan.truth).to(torch.complex128)
+def compute_slowly(
+    case: Case, model: str, offset: float, fraction: float, limit: float, mask: bool
+) -> tuple[ComplexArray, ComplexArray]:
+    """Return the change of the exit waves (n, M, N, N) and the update Σ P* Δψ (n, N, N)."""
+    changes, updates = np.zeros_like(case.probe), np.zeros_like(case.patches)
+    for n in range(len(case.patches)):
+        waves = [np.fft.fft2(mode * case.patches[n], norm="ortho") for mode in case.probe[n]]
+        rate = sum(np.abs(wave) ** 2 for wave in waves)
+        if model == "amplitude":
+            ratio = np.sqrt(case.counts[n] + offset) / np.sqrt(rate + offset + fraction * rate.max())
+            factor = np.minimum(ratio, limit) - 1
+        else:
+            factor = np.minimum((case.counts[n] - rate) / (rate + offset), limit) / 2
+        if mask:
+            factor[~case.mask[n]] = 0
+        for m, wave in enumerate(waves):
+            changes[n, m] = np.fft.ifft2(wave * factor, norm="ortho")
+            updates[n] += case.probe[n, m].conj() * changes[n, m]
+    return changes, updates
 
 
-def explained(lit: IlluminatedPatterns, obj: Tensor) -> IlluminatedPatterns:
-    """The same patterns without counting noise, of ``obj``."""
-    patches = extract_patches(obj, lit.corners, lit.amplitudes.shape[-1])
-    return lit._replace(amplitudes=from_patches(patches, lit.probes).intensity.sqrt())
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize(
+    ("noise", "slow"),
+    [
+        (make_noise_model("amplitude"), ("amplitude", 1e-3, 0.0, np.inf)),
+        (make_noise_model("poisson"), ("poisson", 0.1, 0.0, np.inf)),
+        (GaussianAmplitude(0.0, 1e-6, 10.0), ("amplitude", 0.0, 1e-6, 10.0)),
+        (GaussianAmplitude(0.0, 1e-6, 1.1), ("amplitude", 0.0, 1e-6, 1.1)),
+        (Poisson(0.25, 4.0), ("poisson", 0.25, 0.0, 4.0)),
+        (Poisson(0.25, 0.5), ("poisson", 0.25, 0.0, 0.5)),
+    ],
+    ids=str,
+)
+def test_exit_wave_change_is_the_explicit_formula(
+    case: Case, noise: NoiseModel, slow: tuple[str, float, float, float], mask: bool
+) -> None:
+    patches, probe, counts, used = case.tensors
+    fields = from_patches(patches, probe)
+    change = compute_exit_wave_change(fields.detector, fields.intensity, counts, used if mask else None, noise)
+    expected, _ = compute_slowly(case, *slow, mask)
+    assert np.abs(change.numpy() - expected).max() < EXACT * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("modes", [1, 2])
-def test_the_common_step_goes_up_the_likelihood(modes: int, scan_factory: Callable[..., Scan]) -> None:
-    """It is the gradient of Σ (k + s) log(λ + s) − λ over the light, where no pixel is far too bright."""
-    scan = scan_factory(modes=modes)
-    obj = truth_of(scan)
-    lit = explained(lit_of(scan), obj)
-    scene = on_canvas(lit, tuple(obj.shape))
-    off = (obj * (1 + 0.05 * torch.randn(obj.shape, generator=torch.Generator().manual_seed(0)))).requires_grad_()
-    rates = from_patches(extract_patches(off, lit.corners, scan.size), lit.probes).intensity
-    counts = lit.amplitudes.square()
-    assert float(((counts - rates.detach()) / (rates.detach() + EXPECTED_OFFSET_PHOTONS)).amax()) < 4, (
-        "no pixel is capped"
-    )
-    (((counts + EXPECTED_OFFSET_PHOTONS) * (rates + EXPECTED_OFFSET_PHOTONS).log()) - rates).sum().backward()
-    assert off.grad is not None
-    expected = off.grad / 4 / (scene.illumination + ILLUMINATION_FLOOR_FRACTION * scene.illumination.amax())
-    found = full_gradient_step(scene, off.detach())
-    assert (found - expected).abs().max() < 1e-10 * expected.abs().max()
+def test_modulus_projection_gives_the_measured_amplitudes(case: Case) -> None:
+    patches, probe, counts, _ = case.tensors
+    fields = from_patches(patches, probe)
+    change = compute_detector_change(fields.detector, fields.intensity, counts, None, GaussianAmplitude(0.0))
+    updated = (fields.detector + change).abs().square().sum(-3)
+    assert (updated - counts).abs().max() < EXACT * counts.max()
 
 
-def test_the_truth_stays(scan: Scan) -> None:
-    obj = truth_of(scan)
-    scene = on_canvas(explained(lit_of(scan), obj), tuple(obj.shape))
-    assert full_gradient_step(scene, obj).abs().max() < 1e-10
-    swept, velocity = minibatch_pass(scene, obj, torch.zeros_like(obj))
-    assert (swept - obj).abs().max() < 1e-10
-    assert velocity.abs().max() < 1e-10
+def test_masked_values_that_are_not_finite_do_not_matter(case: Case) -> None:
+    patches, probe, counts, mask = case.tensors
+    fields = from_patches(patches, probe)
+    invalid = torch.where(mask, counts, torch.nan)
+    changes = [
+        compute_exit_wave_change(fields.detector, fields.intensity, values, mask, make_noise_model("amplitude"))
+        for values in (counts, invalid)
+    ]
+    assert torch.equal(*changes)
 
 
-def test_sweeps_come_nearer(scan: Scan) -> None:
-    """From vacuum towards patterns without noise: R falls with every sweep, to a hundredth and less."""
-    obj = truth_of(scan)
-    lit = explained(lit_of(scan), obj)
-    scene = on_canvas(lit, tuple(obj.shape))
-
-    def r(guess: Tensor) -> float:
-        rates = from_patches(extract_object_patches(scene, guess), lit.probes).intensity
-        return float((rates.sqrt() - lit.amplitudes).square().sum() / lit.amplitudes.square().sum())
-
-    guess = torch.ones_like(obj)
-    velocity, errors = torch.zeros_like(obj), [r(torch.ones_like(obj))]
-    for _ in range(12):
-        guess, velocity = minibatch_pass(scene, guess, velocity)
-        errors.append(r(guess))
-    assert errors[1] < errors[0] / 3
-    assert errors[-1] < errors[0] / 100
+def test_network_step_is_the_explicit_formula(case: Case) -> None:
+    patches, probe, counts, mask = case.tensors
+    _, update = compute_slowly(case, "amplitude", 0.0, 1e-6, 10.0, True)
+    power = (np.abs(case.probe) ** 2).sum(1)
+    expected = update / (power + 0.02 * power.max((1, 2), keepdims=True))
+    step = data_consistency_step(patches, counts.sqrt(), probe, mask)
+    assert np.abs(step.numpy() - expected).max() < EXACT
 
 
-@pytest.mark.parametrize("chunk", [1, 5, 36])
-def test_patterns_at_a_time_do_not_matter(chunk: int, scan: Scan) -> None:
-    lit, obj = lit_of(scan), truth_of(scan)
-    reference, other = (on_canvas(lit, tuple(obj.shape), size) for size in (2**62, chunk))
-    start = torch.ones_like(obj)
-    assert (full_gradient_step(reference, start) - full_gradient_step(other, start)).abs().max() < 1e-10
-    for one, same in zip(*(minibatch_pass(scene, start, start / 9) for scene in (reference, other)), strict=True):
-        assert (one - same).abs().max() < 1e-10
-    assert other.patterns_per_pixel == pytest.approx(reference.patterns_per_pixel)
+def test_backprojection_is_the_explicit_formula(case: Case) -> None:
+    _, probe, counts, _ = case.tensors
+    expected = np.zeros_like(case.patches)
+    for n in range(len(expected)):
+        waves = [np.fft.fft2(mode, norm="ortho") for mode in case.probe[n]]
+        amplitude = np.sqrt(sum(np.abs(wave) ** 2 for wave in waves))
+        ratio = np.sqrt(case.counts[n]) / np.maximum(amplitude, 1e-6 * amplitude.max())
+        power = (np.abs(case.probe[n]) ** 2).sum(0)
+        for mode, wave in zip(case.probe[n], waves, strict=True):
+            expected[n] += mode.conj() * np.fft.ifft2(wave * ratio, norm="ortho")
+        expected[n] /= power + 0.02 * power.max()
+    assert np.abs(backproject_pattern(counts.sqrt(), probe).numpy() - expected).max() < EXACT
 
 
-def test_merging_is_the_overlap_constraint(scan: Scan) -> None:
-    """Patches of an object give it back where light falls; others are merged as everywhere else."""
-    lit, obj = lit_of(scan), truth_of(scan)
-    scene = on_canvas(lit, tuple(obj.shape))
-    lit_up = scene.illumination > 0
-    assert (average_patches(scene, extract_object_patches(scene, obj)) - obj)[lit_up].abs().max() < 1e-10
-    patches = torch.randn(lit.probes[:, 0].shape, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
-    weights = compute_power(lit.probes)
-    expected = merge_patches(patches[None], weights[None], lit.corners[None])[0]
-    bright = weights > 0.1 * weights.amax()
-    assert (extract_object_patches(scene, average_patches(scene, patches)) - expected)[bright].abs().max() < 1e-3
+def test_patch_update_is_normalized_by_the_illumination(case: Case) -> None:
+    patches, probe, _, _ = case.tensors
+    change = patches[:, None] * probe  # an update of exactly the patches, without regularization
+    assert (compute_patch_update(change, probe, 0.0) - patches).abs().max() < EXACT
 
 
-def test_masked_pixels_are_not_looked_at(scan: Scan) -> None:
-    mask = torch.ones(1, scan.size, scan.size, dtype=torch.bool)
-    mask[:, 2:5, :9] = False
-    lit, obj = lit_of(scan, mask), truth_of(scan)
-    rubbish = lit._replace(amplitudes=torch.where(mask, lit.amplitudes, 1e3))
-    one, other = (on_canvas(some, tuple(obj.shape)) for some in (lit, rubbish))
-    assert torch.equal(full_gradient_step(one, obj), full_gradient_step(other, obj))
-    assert torch.equal(minibatch_pass(one, obj, 0 * obj)[0], minibatch_pass(other, obj, 0 * obj)[0])
+def test_illumination_of_a_canvas_is_regularized_by_its_maximum() -> None:
+    illumination = torch.tensor([[0.0, 1.0, 4.0], [2.0, 0.0, 0.0]], dtype=torch.float64)
+    direction = torch.ones_like(illumination) + 1j
+    expected = direction / (illumination + 0.02 * 4)
+    assert (normalize_by_illumination(direction, illumination, 0.02) - expected).abs().max() < EXACT
 
 
-def test_a_neighbourhood_may_be_anywhere(scan: Scan) -> None:
-    lit = lit_of(scan)
-    here, there = (make_batch_patterns(lit._replace(corners=lit.corners + shift)) for shift in (0, 10**9))
-    assert here.shape == there.shape
-    assert here.shape[0] == here.shape[1]
-    assert torch.equal(here.illumination, there.illumination)
-    alone = make_batch_patterns(pick(lit, torch.tensor([3])))
-    assert np.isclose(alone.patterns_per_pixel, 1)
+def test_network_step_is_differentiable_at_zero_counts(case: Case) -> None:
+    patches, probe, counts, _ = case.tensors
+    patches = patches.requires_grad_()
+    data_consistency_step(patches, (0 * counts).sqrt(), probe).abs().square().sum().backward()
+    assert patches.grad is not None
+    assert torch.isfinite(torch.view_as_real(patches.grad)).all()

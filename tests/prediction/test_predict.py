@@ -104,7 +104,7 @@ def test_a_group_does_not_see_the_rest_of_the_scan(gridsize: int, scan: Scan, mo
 @pytest.mark.parametrize("gridsize", [2, 3])
 def test_merging_a_group_does_not_depend_on_other_groups(gridsize: int, scan: Scan) -> None:
     """Also where no probe falls, and also beside a group that is lit a million times brighter."""
-    from ptycho_torch.physics.forward import merge_patches
+    from ptycho_torch.physics.overlap import merge_patches
 
     members, rng = gridsize**2, np.random.default_rng(0)
     patches = torch.from_numpy(rng.normal(size=(2, members, 8, 8)) + 1j * rng.normal(size=(2, members, 8, 8)))
