@@ -151,4 +151,4 @@ def test_a_better_probe_gives_a_better_picture(
 
         r[name] = json.loads((tmp_path / name / "metrics.json").read_text())["r"]
     assert r["right"] < 0.8 * r["wrong"]
-    assert load_model(model_folder).known(scan.digest()) == 0
+    assert load_model(model_folder).find_scan(scan.digest()) == 0
