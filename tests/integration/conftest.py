@@ -17,14 +17,14 @@ WARN_SECONDS, FAIL_SECONDS = 45, 90
 PASS = 5
 """Stages of one pass, the first ones: simulate, fixture, train, infer and stitch, evaluate."""
 
-PAGE = """# What the regression takes
+PAGE = """# Runtime of the regression test
 
-Wall seconds of each stage of `tests/integration`, every stage a process of its own. Written by
+Wall seconds of each stage of `tests/integration`; each stage is a separate process. Written by
 
     python -m pytest tests/integration --runtime_profile docs/runtime_profile.md
 
-on {cores} cores, Python {python}, torch {torch}. A pass should stay below 15 s; all of it warns past {warn} s and
-fails past {fail} s. About half of every stage but the fixture and the evaluation is torch's own import.
+on {cores} cores, Python {python}, torch {torch}. One pass should take less than 15 s. The test warns above {warn} s and
+fails above {fail} s in total. The import of torch takes about half of every stage except the fixture and the evaluation.
 
 | stage | seconds |
 |---|---|
