@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
+from ptycho_torch.io.inputs import read_probe
 from ptycho_torch.io.npz import load_scan, save_scan
-from ptycho_torch.io.probe_file import read_probe
 from ptycho_torch.io.reconstruction import load_reconstruction
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.saved_model import load_model
@@ -199,7 +199,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
-    make_scans(folder, enlarge_probe(read_probe(arguments.probe, 64, "--probe").modes[0].astype(np.complex128)))
+    make_scans(folder, enlarge_probe(read_probe(arguments.probe, 64, "probe").modes[0].astype(np.complex128)))
     path = folder / "test.npz"
     scan = load_scan(path)
     assert scan.truth is not None

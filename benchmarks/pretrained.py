@@ -22,6 +22,7 @@ import torch
 
 from ptycho_torch.config.engines import StageConfig
 from ptycho_torch.core.observer import SilentObserver
+from ptycho_torch.data.profile import compute_probe_diameter
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.initialization import paste_object
@@ -31,7 +32,6 @@ from ptycho_torch.evaluation.alignment import fit_complex_scale
 from ptycho_torch.evaluation.fourier_error import compute_fourier_error
 from ptycho_torch.evaluation.half_split import correlate_half_scans
 from ptycho_torch.io.npz import load_scan
-from ptycho_torch.io.profile import compute_probe_diameter
 from ptycho_torch.io.reconstruction import load_reconstruction
 from ptycho_torch.models.saved_model import load_model
 from ptycho_torch.physics.batch import scale_probe_to_photons

@@ -1,34 +1,35 @@
-"""Make a canonical scan file from the NPZ file of another program.
+"""Convert the NPZ file of another program to a canonical scan file.
 
     python -m ptycho_torch.convert siemens-star-small.npz.bz2 star.npz --measurement counts --origin corner
 
-Settings say what the file cannot: key names, axis order, counts or amplitudes, where zero frequency lies, the
+Settings give what the file does not record: keys, axis order, counts or amplitudes, the position of zero frequency, the
 orientation of the patterns, and the unit, sign and order of the coordinates.
 """
 
+from dataclasses import fields
 from pathlib import Path
 
 from ptycho_torch.commands.base import Invocation
 from ptycho_torch.config.data import ConvertConfig
-from ptycho_torch.io.generic import convert_file
+from ptycho_torch.io.generic import GenericLayout, convert_file
 
 
 def convert(config: ConvertConfig) -> Path:
-    """Write the canonical file of ``config.source`` to ``config.destination`` and return the latter.
+    """Convert ``config.source`` to the canonical scan file ``config.destination`` and return the path of that file.
 
     Raises:
         PtychoError: the source cannot be read or breaks the contract, a setting is missing, or the destination cannot
-            be written; then no file is left.
+            be written; then no file remains.
     """
-
-    convert_file(config)
+    settings = {field.name: getattr(config, field.name) for field in fields(GenericLayout)}
+    convert_file(config.source, config.destination, **settings)
     return config.destination
 
 
 def run(config: ConvertConfig, invocation: Invocation) -> int:
-    """Run the command; return the exit code."""
+    """Run the command and return the exit code."""
     del invocation
-    written = convert(config)
+    path = convert(config)
     if not config.quiet:
-        print(f"{written}: written; python -m ptycho_torch.describe shows what is in it")
+        print(f"Wrote {path}. To list its content: python -m ptycho_torch.describe {path}")
     return 0

@@ -1,10 +1,10 @@
-"""Describe a scan file: what it holds, how it is read and why, and where it breaks the contract.
+"""Describe a scan file: its content, how it is read and why, and the rules of the contract that it breaks.
 
     python -m ptycho_torch.describe scan.npz
     python -m ptycho_torch.describe scan.npz --json
 
-The exit code is 0 for a file that can be loaded, 1 for one that breaks a MUST of ``specs/data_contracts.md`` and is
-described nevertheless, 2 for one that cannot be read.
+The exit code is 0 for a file that can be loaded, 1 for a file that breaks a MUST of ``specs/data_contracts.md``, and 2
+for a file that cannot be read.
 """
 
 import json
@@ -15,7 +15,8 @@ from typing import Any
 from ptycho_torch.commands.base import Invocation
 from ptycho_torch.config.base import AxisOrder, Measurement
 from ptycho_torch.config.data import DescribeConfig
-from ptycho_torch.io.profile import Profile, profile_scan_file
+from ptycho_torch.data.profile import Profile
+from ptycho_torch.io.profile import profile_scan_file
 
 
 def describe(
@@ -25,19 +26,24 @@ def describe(
     axis_order: AxisOrder | None = None,
     measurement: Measurement | None = None,
 ) -> Profile:
-    """What the scan file at ``path`` holds; with ``stats=False`` from the array headers alone.
+    """Return the profile of the scan file at ``path``.
+
+    Args:
+        path: NPZ file.
+        stats: read the arrays; otherwise read their headers only.
+        axis_order: axis order of the diffraction; overrides the metadata and the shape.
+        measurement: quantity in the diffraction array; overrides the metadata.
 
     Raises:
         DataError: the file cannot be read.
     """
-
     return profile_scan_file(Path(path), stats=stats, axis_order=axis_order, measurement=measurement)
 
 
 def format_profile(profile: Profile) -> str:
-    """The findings for people, one a line."""
+    """Return a profile as text, one item per line."""
     return "\n".join(
-        [profile.file, *_format_arrays(profile.arrays), "", *_format_findings(profile), "", *_format_contract(profile)]
+        [profile.file, *_format_arrays(profile.arrays), "", *_format_layout(profile), "", *_format_contract(profile)]
     )
 
 
@@ -53,24 +59,25 @@ def _format_arrays(arrays: dict[str, dict[str, Any]]) -> Iterator[str]:
         yield line.rstrip()
 
 
-def _format_findings(profile: Profile) -> Iterator[str]:
-    yield f"  axis order   {profile.axis_order['order'] or 'open'}: {profile.axis_order['reason']}"
-    yield f"  measurement  {profile.measurement['kind'] or 'open'}: {profile.measurement['reason']}"
+def _format_layout(profile: Profile) -> Iterator[str]:
+    yield f"  axis order   {profile.axis_order['order'] or 'ambiguous'}: {profile.axis_order['reason']}"
+    yield f"  measurement  {profile.measurement['kind'] or 'ambiguous'}: {profile.measurement['reason']}"
     if profile.photons:
-        origin = {"metadata": "the metadata say so", "lattice": "the counts are whole numbers", "assumed": "assumed"}
+        origin = {"metadata": "from the metadata", "lattice": "the counts are whole numbers", "assumed": "assumed"}
         yield (
-            f"  photons      {profile.photons['per_pattern']:.7g} a pattern, {profile.photons['per_unit']:.9g} for one "
+            f"  photons      {profile.photons['per_pattern']:.7g} per pattern, {profile.photons['per_unit']:.9g} per "
             f"squared unit of amplitude: {origin[profile.photons['origin']]}"
         )
     if profile.geometry:
         yield from _format_geometry(profile.geometry)
     if profile.object:
         place = "on" if profile.object["on_grid"] else "not on"
-        yield f"  object       {place} the coordinate grid; the patterns see {_format_box(profile.object['seen'])}"
+        yield f"  object       {place} the coordinate grid; the patterns cover {_format_box(profile.object['seen'])}"
         if profile.object["structure"]:
-            yield f"               and it differs from its corner pixel in {_format_box(profile.object['structure'])}"
+            structure = _format_box(profile.object["structure"])
+            yield f"               and the object differs from its corner pixel in {structure}"
         if profile.object["coordinate_factor"] != 1:
-            yield f"               with coordinates × {profile.object['coordinate_factor']:g} it would be (see R27)"
+            yield f"               it would be with coordinates × {profile.object['coordinate_factor']:g} (see R27)"
 
 
 def _format_geometry(geometry: dict[str, Any]) -> Iterator[str]:
@@ -79,8 +86,8 @@ def _format_geometry(geometry: dict[str, Any]) -> Iterator[str]:
     ranges = ", ".join(f"{axis} {geometry[axis][0]:.2f} to {geometry[axis][1]:.2f}" for axis in ("x", "y"))
     yield f"  coordinates  {ranges} pixels"
     if geometry["step"] is not None:
-        yield f"  step         {geometry['step']:.3f} pixels (median distance to the nearest neighbour)"
-    yield f"  probe        {geometry['probe_diameter']:.1f} pixels across (even disc of the same second moment)"
+        yield f"  step         {geometry['step']:.3f} pixels (median distance to the nearest neighbor)"
+    yield f"  probe        {geometry['probe_diameter']:.1f} pixels in diameter (uniform disk of the same second moment)"
     if geometry["overlap"] is not None:
         yield f"  overlap      {geometry['overlap']:.1%} (1 - step / probe diameter)"
 
@@ -100,7 +107,7 @@ def _format_contract(profile: Profile) -> Iterator[str]:
 
 
 def run(config: DescribeConfig, invocation: Invocation) -> int:
-    """Run the command; return the exit code."""
+    """Run the command and return the exit code."""
     del invocation
     profile = describe(config.file, stats=config.stats, axis_order=config.axis_order, measurement=config.measurement)
     if config.json:

@@ -25,13 +25,13 @@ from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.distributed.devices import select_precision
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from ptycho_torch.physics.position_refinement import check_position_bound
 from ptycho_torch.engines.uncertainty import add_uncertainty
+from ptycho_torch.io.inputs import read_positions
 from ptycho_torch.io.npz import load_scan
-from ptycho_torch.io.positions_file import read_positions
 from ptycho_torch.models.calibration import ScanCalibration, select_calibration
 from ptycho_torch.models.onnx import load_onnx_network
 from ptycho_torch.models.saved_model import Model, load_model
+from ptycho_torch.physics.position_refinement import check_position_bound
 from ptycho_torch.plotting.result_folder import write_results
 from ptycho_torch.prediction import predict as neural
 from ptycho_torch.prediction.predict import predict_scan
@@ -136,7 +136,7 @@ def _load_inputs(config: InferenceConfig, process_group: ProcessGroup) -> tuple[
     check_position_bound(_select_position_bound(config), scan.size)
     calibration = select_calibration(bundle, scan, config.probe, config.photons_per_unit)
     if config.positions is not None:
-        found = read_positions(config.positions, len(scan), "--positions")
+        found = read_positions(config.positions, len(scan), "positions")
         calibration = calibration._replace(position_offsets=torch.from_numpy(found - scan.positions))
     return bundle, scan, calibration, _select_centers(config, bundle, scan)
 

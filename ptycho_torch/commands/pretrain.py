@@ -27,7 +27,7 @@ from ptycho_torch.core.observer import Observer, SilentObserver
 from ptycho_torch.core.timing import Clock
 from ptycho_torch.distributed.devices import select_precision
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from ptycho_torch.io.probe_file import read_probe, read_probe_size
+from ptycho_torch.io.inputs import read_probe, read_probe_size
 from ptycho_torch.models.checkpoint import CHECKPOINT, require_checkpoint
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NetworkConfig
@@ -123,8 +123,8 @@ def _read_probes(config: PretrainConfig) -> list[NDArray[Any]]:
     """Read the probes of the files, all with patterns of one size."""
     if not config.probe:
         return []
-    size = config.size or read_probe_size(config.probe[0], "--probe")
-    return [read_probe(path, size, "--probe").modes for path in config.probe]
+    size = config.size or read_probe_size(config.probe[0], "probe")
+    return [read_probe(path, size, "probe").modes for path in config.probe]
 
 
 def _make_settings(config: PretrainConfig, device: torch.device) -> PretrainerSettings:

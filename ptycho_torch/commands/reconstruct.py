@@ -43,8 +43,8 @@ from ptycho_torch.engines.initialization import (
 from ptycho_torch.engines.pipeline import Pipeline
 from ptycho_torch.engines.registry import check_engine
 from ptycho_torch.evaluation.half_split import HalfScanCorrelation, correlate_half_scans, read_pixel_size
+from ptycho_torch.io.inputs import read_positions
 from ptycho_torch.io.npz import load_scan
-from ptycho_torch.io.positions_file import read_positions
 from ptycho_torch.plotting.result_folder import make_stage_images, write_results
 
 log = logging.getLogger("ptycho_torch.reconstruct")  # __name__ is __main__ under python -m
@@ -138,7 +138,7 @@ def _make_pipeline(
         init_probe=make_initial_probe(config.init_probe, seen, np.random.default_rng(config.seed)),
         positions=None
         if config.init_positions is None
-        else read_positions(config.init_positions, len(scan), "`init_positions`"),
+        else read_positions(config.init_positions, len(scan), "init_positions"),
         device=device,
         margin=compute_required_margin(stages, scan),
     )

@@ -1,4 +1,4 @@
-"""Which positions are computed together: groups of neighbours, compact batches of groups, a region held out."""
+"""Grouping of scan positions: groups of neighbors, compact batches, and a held-out region."""
 
 from typing import NamedTuple
 
@@ -11,15 +11,15 @@ Indices = NDArray[np.intp]
 
 
 def find_nearest_groups(positions: NDArray[np.float64], gridsize: int, centers: Indices) -> Indices:
-    """Groups of a position and its ``gridsize² − 1`` nearest neighbours.
+    """Return groups of a position and its ``gridsize² − 1`` nearest neighbors.
 
     Args:
         positions: (n, 2) (y, x) in pixels.
         gridsize: g.
-        centres: (m,) indices of the positions that each have a group.
+        centers: (m,) indices of the positions at the centers of the groups.
 
     Returns:
-        (m, g²) indices into ``positions``, each group's own position first, the others by distance.
+        (m, g²) indices into ``positions``; each group starts with its center, neighbors follow by distance.
 
     Raises:
         ConfigError: there are fewer than g² positions.
@@ -30,7 +30,7 @@ def find_nearest_groups(positions: NDArray[np.float64], gridsize: int, centers: 
         return centers[:, None]
     from scipy.spatial import cKDTree
 
-    # One more than needed, because a position that stands twice may come before the centre itself.
+    # One more than needed, because a duplicate of the center may come before the center itself.
     _, near = cKDTree(positions).query(positions[centers], k=min(members + 1, len(positions)))
     groups = np.empty((len(centers), members), dtype=np.intp)
     for row, (center, candidates) in enumerate(zip(centers, near, strict=True)):
@@ -40,28 +40,28 @@ def find_nearest_groups(positions: NDArray[np.float64], gridsize: int, centers: 
 
 
 def check_group_size(gridsize: int, positions: int) -> None:
-    """Raise ConfigError unless ``positions`` are enough for one group of ``gridsize``²."""
+    """Raise :class:`ConfigError` if there are fewer ``positions`` than one group of ``gridsize``² needs."""
     if gridsize**2 > positions:
         raise ConfigError(
-            f"--gridsize {gridsize} needs groups of {gridsize**2} positions, and there are {positions}: "
-            "choose a smaller --gridsize"
+            f"`gridsize` is {gridsize}, which needs groups of {gridsize**2} positions; expected groups of at most "
+            f"{positions}, the number of positions; choose a smaller `gridsize`"
         )
 
 
 def make_compact_batches(
     positions: NDArray[np.float64], batch_size: int, spread: int, rng: np.random.Generator
 ) -> list[Indices]:
-    """Deal all positions into batches of neighbours, each position once.
+    """Divide all positions into batches of neighbors; each position is in one batch.
 
-    The field is cut into compact cells of ``spread`` × ``batch_size`` positions by repeated bisection along random
-    directions, and each cell is dealt at random into ``spread`` batches. ``spread`` 1 gives the most compact batches;
-    a larger one gives batches that reach further for the same cost.
+    Repeated bisection along random directions cuts the field into compact cells of ``spread`` × ``batch_size``
+    positions, and each cell is divided at random into ``spread`` batches. A spread of 1 gives the most compact batches;
+    a larger spread gives batches with a longer reach at the same cost.
 
     Args:
         positions: (n, 2) (y, x) in pixels.
-        batch_size: positions a batch; the last of a cell may be smaller.
-        spread: batches that share a cell.
-        rng: source of the directions, the dealing and the order of the batches.
+        batch_size: positions per batch; the last batch of a cell may be smaller.
+        spread: batches per cell.
+        rng: random generator of directions, division and order of the batches.
 
     Returns:
         Index arrays into ``positions``, in random order.
@@ -87,34 +87,34 @@ def _bisect(indices: Indices, positions: NDArray[np.float64], cell: int, rng: np
 def draw_groups(
     positions: NDArray[np.float64], gridsize: int, allowed: Indices, count: int | None, rng: np.random.Generator
 ) -> Indices:
-    """Groups among the ``allowed`` positions: all of them, or ``count`` drawn without replacement.
+    """Return groups of neighbors among the allowed positions: all groups, or a random choice without replacement.
 
     Args:
         positions: (n, 2) (y, x) in pixels.
         gridsize: g.
-        allowed: (k,) indices of positions that centres and neighbours are taken from.
-        count: number of groups, or None for all.
-        rng: source of the draw.
+        allowed: (k,) indices of positions that may be centers and neighbors.
+        count: number of groups; None for all.
+        rng: random generator of the choice.
 
     Returns:
-        (m, g²) indices into ``positions``, by rising centre.
+        (m, g²) indices into ``positions``, by ascending center.
 
     Raises:
-        ConfigError: more groups are asked for than there are, or a group is larger than the field.
+        ConfigError: ``count`` exceeds the number of groups, or a group needs more positions than there are.
     """
     centers = np.arange(len(allowed))
     if count is not None:
         if count > len(allowed):
             raise ConfigError(
-                f"--n_images is {count}, and there are {len(allowed)} groups to choose from"
-                f"{' outside the held-out region' if len(allowed) < len(positions) else ''}; choose at most that many"
+                f"`n_images` is {count}; expected at most {len(allowed)}, the number of groups"
+                f"{' outside the held-out region' if len(allowed) < len(positions) else ''}; choose a smaller number"
             )
         centers = np.sort(rng.choice(centers, count, replace=False))
     return allowed[find_nearest_groups(positions[allowed], gridsize, centers)]
 
 
 class HoldoutSplit(NamedTuple):
-    """Positions to train on, positions held out, and the region that the latter lie in."""
+    """Positions for training, positions for validation, and a description of the held-out region."""
 
     training: Indices
     validation: Indices
@@ -122,21 +122,26 @@ class HoldoutSplit(NamedTuple):
 
 
 def hold_out_region(positions: NDArray[np.float64], share: float = 0.05, at_least: int = 1) -> HoldoutSplit:
-    """Hold out the positions of the lowest rows of the field: ``share`` of them, and at least ``at_least``.
+    """Hold out the positions in the lowest rows of the field.
 
-    A region rather than a random choice, because neighbouring patterns see the same piece of the object: only
-    patterns at its far side say something about new ground.
+    A region is held out rather than random positions, because neighboring patterns share most of their object patch:
+    only patterns far from the training positions test new parts of the object.
+
+    Args:
+        positions: (n, 2) (y, x) in pixels.
+        share: share of the positions to hold out.
+        at_least: smallest number of positions to hold out.
 
     Raises:
-        ConfigError: that would be all of them.
+        ConfigError: no position would remain for training.
     """
     rows = positions[:, 0]
     bound = min(np.quantile(rows, 1 - share, method="higher"), np.sort(rows)[-min(at_least, len(rows))])
     in_region = rows >= bound
     if in_region.all():
         raise ConfigError(
-            f"of {len(positions)} positions none is left when the lowest rows are held out for validation: "
-            f"give --test_data_file{' or choose a smaller --gridsize' if at_least > 1 else ''}"
+            f"none of {len(positions)} positions remains for training if the lowest rows are held out; expected at "
+            f"least one; set `test_data_file`{' or choose a smaller `gridsize`' if at_least > 1 else ''}"
         )
     region = f"y >= {bound:.2f} px ({in_region.sum()} of {len(positions)} positions)"
     return HoldoutSplit(np.flatnonzero(~in_region), np.flatnonzero(in_region), region)

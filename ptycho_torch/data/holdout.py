@@ -1,4 +1,4 @@
-"""Detector pixels that a fit does not see, so that they can tell how well it predicts."""
+"""Hold-out pixels: detector pixels that a fit does not use, so that its predictions can be tested on them."""
 
 from dataclasses import replace
 
@@ -10,13 +10,21 @@ from ptycho_torch.data.scan import Scan
 
 
 def draw_holdout_pixels(scan: Scan, share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """A random ``share`` of the pixels that count, in every pattern others: (n, N, N) bool, centred as the patterns.
+    """Draw a random share of the pixels that count, independently in every pattern.
 
-    Pixels and not whole patterns, because every pattern is needed for its piece of the object; and the counting noise
-    of one pixel says nothing about that of the next.
+    Single pixels are drawn rather than whole patterns, because every pattern is needed for its part of the object and
+    the counting noise of one pixel is independent of the next.
+
+    Args:
+        scan: the scan.
+        share: share of the pixels, between 0 and 1.
+        rng: random generator.
+
+    Returns:
+        (n, N, N) bool, True for the drawn pixels, centered as the patterns.
 
     Raises:
-        DataError: the scan is so small that none is drawn.
+        DataError: no pixel is drawn because the scan is too small.
     """
     unmasked = np.ones((scan.size, scan.size), bool) if scan.mask is None else scan.mask
     held_out = np.empty(scan.amplitudes.shape, bool)
@@ -25,11 +33,12 @@ def draw_holdout_pixels(scan: Scan, share: float, rng: np.random.Generator) -> N
     held_out &= unmasked
     if not held_out.any():
         raise DataError(
-            f"--holdout {share:g} draws none of the scan's {held_out.size} pixels, expected at least one; raise it"
+            f"`holdout` is {share:g}, which draws none of the scan's {held_out.size} pixels; expected at least one; "
+            "choose a larger share"
         )
     return held_out
 
 
 def mask_pixels(scan: Scan, held_out: NDArray[np.bool_]) -> Scan:
-    """``scan`` with the pixels ``held`` (n, N, N) masked too."""
+    """Return ``scan`` with the pixels ``held_out`` (n, N, N) masked in addition to its own mask."""
     return replace(scan, mask=~held_out if scan.mask is None else scan.mask & ~held_out)

@@ -1,7 +1,7 @@
-"""From the amplitudes of a file to photons: one positive factor on amplitude², and how it is known.
+"""Photon scale: one positive factor from amplitude² to photons, and its origin.
 
 Counts are whole numbers, so amplitude² of a counting detector lies on a lattice: whole multiples of 1 / factor. The
-lattice survives any scaling of the amplitudes and their rounding to float32, and gives the factor back exactly.
+lattice survives any scaling of the amplitudes and their rounding to float32, and determines the factor exactly.
 """
 
 import logging
@@ -21,41 +21,48 @@ RELATIVE_ROUNDING_ERROR = 5e-7
 """Relative error of amplitude² after a few float32 operations on the amplitude."""
 
 MAX_LATTICE_COUNT = 100_000
-"""Counts above this are rounded by up to a twentieth: too coarse to tell whole numbers."""
+"""Rounding to float32 moves larger counts by up to a twentieth, too much to recognize whole numbers."""
 
 MAX_SAMPLED_PIXELS = 500_000
-"""About as many pixels, spread over the scan, as the lattice is sought in and verified on."""
+"""Approximate number of pixels, spread over the scan, on which the lattice is searched and verified."""
 
 N_SMALLEST_VALUES = 500
 MAX_GAP_DIVISOR = 12
 MIN_EVIDENCE_DIGITS = 5.0
-"""Decimal digits of improbability that values off any lattice would agree so well by chance."""
+"""Smallest −log10 of the probability that values off any lattice agree equally well by chance."""
 
 logger = logging.getLogger(__name__)
 
 
 class PhotonScale(NamedTuple):
-    """Photons for one squared unit of amplitude, and where the figure comes from."""
+    """Photons per squared unit of amplitude, and the origin of the number."""
 
     photons_per_unit: float
     origin: Literal["given", "metadata", "lattice", "assumed"]
     photons_per_pattern: float
-    """Mean over the patterns of the total over the pixels that count."""
+    """Mean over the patterns of the sum over the pixels that count."""
 
 
 def photon_scale(scan: Scan, photons_per_unit: float | None = None) -> PhotonScale:
-    """The factor from amplitude² to photons: given, else the file's, else the lattice's, else assumed with a warning.
+    """Return the factor from amplitude² to photons.
+
+    The factor is, in this order: the argument, the metadata of the file, the lattice of whole counts, or 1e6 photons
+    per pattern with a warning.
+
+    Args:
+        scan: the scan.
+        photons_per_unit: photons per squared unit of amplitude; None to find the factor.
 
     Raises:
-        DataError: ``photons_per_unit`` is not positive, or no pixel that counts has a photon.
+        DataError: ``photons_per_unit`` is not positive, or every pixel that counts is zero.
     """
     intensities = _select_unmasked_intensities(scan)
     per_pattern = float(intensities.sum(dtype=np.float64)) / len(scan)
     if not per_pattern > 0:
-        raise DataError(f"{scan.source or 'scan'}: every pixel that counts is zero, so there are no photons to scale")
+        raise DataError(f"{scan.source or 'scan'}: every pixel that counts is zero; expected at least one photon")
     if photons_per_unit is not None:
         if not 0 < photons_per_unit < math.inf:
-            raise DataError(f"--photons_per_unit is {photons_per_unit}: it must be positive and finite")
+            raise DataError(f"`photons_per_unit` is {photons_per_unit}; expected a positive finite number")
         return PhotonScale(photons_per_unit, "given", per_pattern * photons_per_unit)
     if scan.photons_per_unit is not None:
         return PhotonScale(scan.photons_per_unit, "metadata", per_pattern * scan.photons_per_unit)
@@ -63,8 +70,8 @@ def photon_scale(scan: Scan, photons_per_unit: float | None = None) -> PhotonSca
     if factor is not None:
         return PhotonScale(factor, "lattice", per_pattern * factor)
     logger.warning(
-        "%s: nothing says how many photons one unit of amplitude is and the data lie on no lattice of whole counts; "
-        "assuming %.0e photons a pattern (set --photons_per_unit)",
+        "%s: the metadata give no photon scale and the data lie on no lattice of whole counts; assuming %.0e photons "
+        "per pattern; set `photons_per_unit` to change it",
         scan.source or "scan",
         ASSUMED_PHOTONS_PER_PATTERN,
     )
@@ -72,7 +79,7 @@ def photon_scale(scan: Scan, photons_per_unit: float | None = None) -> PhotonSca
 
 
 def _select_unmasked_intensities(scan: Scan) -> NDArray[np.float64]:
-    """Amplitude² of every pixel that counts, flat, in float64 so that squaring rounds nothing."""
+    """Return amplitude² of every pixel that counts, flat, in float64 to avoid rounding by the square."""
     amplitudes = scan.amplitudes
     if scan.mask is not None:
         amplitudes = amplitudes[np.broadcast_to(scan.mask, amplitudes.shape)]
@@ -81,11 +88,17 @@ def _select_unmasked_intensities(scan: Scan) -> NDArray[np.float64]:
 
 
 def estimate_lattice_factor(intensities: NDArray[np.float64]) -> float | None:
-    """The smallest factor that makes every intensity (flat, not negative) a whole number; None where there is none.
+    """Estimate the smallest factor that makes every intensity a whole number.
 
     The spacing of the lattice divides the smallest gap between the values. Each small divisor of that gap is refined
-    by least squares over ever larger counts, and must then fit every value within what rounding explains. Values too
-    large for their rounding to be told from a fraction (above ``LARGEST_COUNT``) say nothing and are left out.
+    by least squares over increasing counts, and must then fit every value within its rounding error. Values above
+    :data:`MAX_LATTICE_COUNT` spacings are left out, because their rounding error hides fractions.
+
+    Args:
+        intensities: flat, not negative.
+
+    Returns:
+        The factor; None if the intensities lie on no lattice.
     """
     values = _select_distinct(intensities[:: max(1, len(intensities) // MAX_SAMPLED_PIXELS)])
     smallest = values[:N_SMALLEST_VALUES]
@@ -96,15 +109,15 @@ def estimate_lattice_factor(intensities: NDArray[np.float64]) -> float | None:
 
 
 def _round_near_integer(factor: float) -> float:
-    """A whole factor (most often 1) is meant exactly."""
+    """Return the nearest whole number if ``factor`` equals it within rounding error, otherwise ``factor``."""
     whole = round(factor)
     return float(whole) if whole and abs(factor / whole - 1) < 1e-7 else factor
 
 
 def _select_distinct(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sorted positive values, those nearer than rounding can tell taken as one.
+    """Return sorted positive values; values closer than the rounding error are merged.
 
-    Subnormal amplitudes are left out: float32 itself puts those on a lattice.
+    Subnormal amplitudes are left out, because float32 itself puts them on a lattice.
     """
     values = np.unique(values[values > float(np.finfo(np.float32).tiny) ** 2])
     apart: NDArray[np.bool_] = np.diff(values, prepend=-np.inf) > 2 * RELATIVE_ROUNDING_ERROR * values
@@ -113,18 +126,18 @@ def _select_distinct(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _generate_spacings(values: NDArray[np.float64]) -> Iterator[float]:
-    """Spacings to try, coarsest first: the smallest gap (or value) divided by 1, 2, 3, …, each refined."""
+    """Yield candidate spacings, coarsest first: the smallest gap (or value) divided by 1, 2, 3, …, each refined."""
     if len(values) < 2:
         return
     smallest = min(values[0], np.diff(values).min())
     for divisor in range(1, MAX_GAP_DIVISOR + 1):
-        # Gaps first: they are small multiples of the spacing even where the values are large ones.
+        # Gaps first: they are small multiples of the spacing even if the values are large multiples.
         spacing = _refine_spacing(smallest / divisor, values - values[0])
         yield _refine_spacing(spacing, values)
 
 
 def _refine_spacing(spacing: float, values: NDArray[np.float64]) -> float:
-    """Least-squares spacing of ``values``, counting first the small multiples, which are beyond doubt, then larger."""
+    """Return the least-squares spacing of ``values``, from small, certain multiples first, then from larger ones."""
     limit = 4.0
     while limit <= MAX_LATTICE_COUNT:
         near = values[values <= limit * spacing]
@@ -136,14 +149,14 @@ def _refine_spacing(spacing: float, values: NDArray[np.float64]) -> float:
 
 
 def _compute_lattice_multiples(values: NDArray[np.float64], spacing: float) -> NDArray[np.float64]:
-    """The values small enough to be told from a fraction, in spacings."""
+    """Return, in spacings, the values small enough for their rounding error not to hide fractions."""
     return values[: int(np.searchsorted(values, MAX_LATTICE_COUNT * spacing, "right"))] / spacing
 
 
 def _compute_evidence(values: NDArray[np.float64], spacing: float) -> float:
-    """Decimal digits of improbability that unrelated (sorted) values fit as well; zero where one does not fit.
+    """Return −log10 of the probability that unrelated (sorted) values fit equally well; zero if any value does not fit.
 
-    The smallest value is not evidence: the spacing may have been chosen by it.
+    The smallest value is not counted, because it may have determined the spacing.
     """
     multiples = _compute_lattice_multiples(values, spacing)
     tolerance = RELATIVE_ROUNDING_ERROR * (multiples + 1)
@@ -153,6 +166,6 @@ def _compute_evidence(values: NDArray[np.float64], spacing: float) -> float:
 
 
 def _has_only_squares(values: NDArray[np.float64], spacing: float) -> bool:
-    """Whether only perfect squares occur: then the amplitudes are whole numbers, and nothing is said about counts."""
+    """Return True if only perfect squares occur: then the amplitudes are whole numbers, and counts are unknown."""
     roots = np.sqrt(np.rint(_compute_lattice_multiples(values, spacing)))
     return bool((roots == np.rint(roots)).all())

@@ -18,8 +18,8 @@ from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.measurement_model import ProbeObjectView
 from ptycho_torch.engines.probe_estimation import estimate_curvature, estimate_width
 from ptycho_torch.engines.state import Measurement, ReconstructionState, make_vacuum_state
+from ptycho_torch.io.inputs import read_probe
 from ptycho_torch.io.npz import read_arrays
-from ptycho_torch.io.probe_file import read_probe
 from ptycho_torch.models.saved_model import load_model
 from ptycho_torch.physics.batch import scale_probe_to_photons
 from ptycho_torch.physics.forward import from_patches
@@ -225,7 +225,7 @@ def make_initial_probe(spec: str, scan: Scan, rng: np.random.Generator) -> NDArr
     kind, _, value = spec.partition(":")
     if kind == "gaussian":
         return make_gaussian_probe(scan, _parse_sigma(spec, value) if value else None, rng)
-    return read_probe(Path(spec), scan.size, "`init_probe`").modes
+    return read_probe(Path(spec), scan.size, "init_probe").modes
 
 
 def _parse_sigma(spec: str, value: str) -> float:

@@ -1,19 +1,22 @@
-"""Scan files of other programs, brought to the contract: key names, axes, origin, orientation, units."""
+"""Scan files of other programs: conversion of keys, axes, origin, orientation and units to the contract."""
 
 import bz2
 import io
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_torch.config.data import ConvertConfig
+from ptycho_torch.config.base import AxisOrder, Measurement
 from ptycho_torch.core.errors import ConfigError, DataError
-from ptycho_torch.data import contract
+from ptycho_torch.data.contract import find_violations, raise_for_violations
+from ptycho_torch.data.conversion import make_scan_from_arrays
 from ptycho_torch.data.layout import (
+    REASON_GIVEN,
+    REASON_METADATA,
     compute_stack_size,
     find_layout,
     move_pattern_axis_first,
@@ -21,15 +24,86 @@ from ptycho_torch.data.layout import (
     normalize_stack_shape,
 )
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.io.npz import make_scan_from_arrays, read_arrays, read_arrays_from_stream, save_scan
+from ptycho_torch.io.npz import read_arrays, read_arrays_from_stream, save_scan
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenericLayout:
+    """Keys and conventions of a scan file of another program.
+
+    Patterns are shifted, then flipped, then transposed. Coordinates are swapped, then negated, then scaled.
+    """
+
+    diffraction_key: str | None = None
+    """Key of the patterns; None: diffraction, diff3d or data."""
+
+    probe_key: str | None = None
+    """Key of the probe; None: probeGuess or probe."""
+
+    object_key: str | None = None
+    """Key of the object; None: objectGuess or object, if present."""
+
+    positions_key: str | None = None
+    """Key of an (n, 2) array of (y, x); None: scan or positions, if present."""
+
+    x_key: str | None = None
+    """Key of the column coordinates; None: xcoords."""
+
+    y_key: str | None = None
+    """Key of the row coordinates; None: ycoords."""
+
+    mask_key: str | None = None
+    """Key of the mask, True where a pixel counts; None: mask, if present."""
+
+    axis_order: AxisOrder | None = None
+    """Axis order of the patterns; None: from the metadata or the shape."""
+
+    measurement: Measurement | None = None
+    """Measured quantity; required unless the metadata of the file give it."""
+
+    photons_per_unit: float | None = None
+    """Photons per count, or per squared unit of amplitude; None: 1 for counts, unknown for amplitudes."""
+
+    origin: Literal["centred", "corner"] = "centred"
+    """Position of zero frequency in the patterns."""
+
+    flip_y: bool = False
+    """Reverse the rows of each pattern about zero frequency."""
+
+    flip_x: bool = False
+    """Reverse the columns of each pattern about zero frequency."""
+
+    transpose: bool = False
+    """Exchange rows and columns of each pattern."""
+
+    swap_xy: bool = False
+    """Exchange the two coordinates."""
+
+    negate_y: bool = False
+    """Change the sign of the row coordinate."""
+
+    negate_x: bool = False
+    """Change the sign of the column coordinate."""
+
+    position_unit: Literal["pixel", "metre"] = "pixel"
+    """Unit of the coordinates in the file."""
+
+    pixel_size: float | None = None
+    """Side of an object pixel in meters; required for coordinates in meters."""
+
+    position_scale: float = 1.0
+    """Factor on both coordinates, applied after the unit."""
 
 
 def read_compressed_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Every array of an NPZ file, also of one compressed as ``.bz2``, by key.
+    """Read all arrays of an NPZ file, which may be compressed as ``.bz2``.
+
+    Returns:
+        Arrays by key.
 
     Raises:
-        DataError: the file is missing, not what its name says, or damaged.
-        ContractError: it holds an object array (R1).
+        DataError: the file is missing, not in the format of its suffix, or damaged.
+        ContractError: the file holds an object array (R1).
     """
     if path.suffix != ".bz2":
         return read_arrays(path)
@@ -42,36 +116,85 @@ def read_compressed_arrays(path: Path) -> dict[str, NDArray[Any]]:
     return read_arrays_from_stream(io.BytesIO(content), str(path))
 
 
-def convert_file(config: ConvertConfig) -> Scan:
-    """Read ``config.source`` as the other settings say and write the canonical ``config.destination``.
+def load_generic_scan(path: str | Path, **settings: Any) -> Scan:
+    """Read a scan file of another program (NPZ, also compressed as ``.npz.bz2``).
+
+    Args:
+        path: file to read.
+        **settings: keys and conventions of the file, the fields of :class:`GenericLayout`.
 
     Raises:
-        ConfigError: the destination is the source, or a setting is missing or names a key that is not there.
-        DataError: the source cannot be read or the destination cannot be written.
-        ContractError: what comes out breaks the contract.
+        ConfigError: a setting is unknown, missing, or names a key that the file does not hold.
+        DataError: the file cannot be read.
+        ContractError: the converted arrays break the contract.
     """
-    source, destination = config.source, config.destination
+    path = Path(path)
+    return convert_arrays(read_compressed_arrays(path), _make_layout(settings), path.name, str(path))
+
+
+def convert_file(source: str | Path, destination: str | Path, **settings: Any) -> Scan:
+    """Convert a scan file of another program to a canonical scan file.
+
+    Args:
+        source: NPZ file, also compressed as ``.npz.bz2``.
+        destination: scan file to write.
+        **settings: keys and conventions of ``source``, the fields of :class:`GenericLayout`.
+
+    Returns:
+        The converted scan.
+
+    Raises:
+        ConfigError: the destination is the source, or a setting is unknown, missing, or names a key that the file does
+            not hold.
+        DataError: the source cannot be read or the destination cannot be written.
+        ContractError: the converted arrays break the contract.
+    """
+    source, destination = Path(source), Path(destination)
     if destination.exists() and source.exists() and destination.samefile(source):
-        raise ConfigError(f"{destination}: the destination is the source itself; choose another name")
+        raise ConfigError(f"{destination}: the destination is the source itself; choose another `destination`")
     if not destination.parent.is_dir():
-        raise DataError(f"{destination}: there is no folder {destination.parent}; make it first")
-    scan = convert_arrays(read_compressed_arrays(source), config)
+        raise DataError(
+            f"{destination}: there is no folder {destination.parent}; create it or choose another `destination`"
+        )
+    scan = load_generic_scan(source, **settings)
     save_scan(destination, scan)
     return scan
 
 
-def convert_arrays(arrays: dict[str, NDArray[Any]], config: ConvertConfig) -> Scan:
-    """The scan in the arrays of another program's file. Raises as :func:`convert_file`."""
-    name = str(config.source)
-    renamed = _rename_arrays(arrays, config) | {key: arrays[key] for key in ("metadata", "_metadata") if key in arrays}
-    layout = find_layout(renamed, config.axis_order, config.measurement)
-    if layout.measurement_reason not in ("given", "the metadata say so"):
+def _make_layout(settings: dict[str, Any]) -> GenericLayout:
+    names = [field.name for field in fields(GenericLayout)]
+    for name in settings:
+        if name not in names:
+            raise ConfigError(f"`{name}` is not a setting of a generic file; expected {', '.join(names)}")
+    layout = GenericLayout(**settings)
+    if layout.position_unit == "metre" and layout.pixel_size is None:
+        raise ConfigError("`position_unit` is metre and `pixel_size` is not set; set `pixel_size` to the object pixel")
+    return layout
+
+
+def convert_arrays(arrays: dict[str, NDArray[Any]], generic: GenericLayout, file_name: str, name: str) -> Scan:
+    """Convert the arrays of a file of another program to a scan.
+
+    Args:
+        arrays: arrays by key.
+        generic: keys and conventions of the file.
+        file_name: name without folders, recorded in the metadata.
+        name: name for errors.
+
+    Raises:
+        ConfigError: a setting is missing, or names a key that the file does not hold.
+        ContractError: the converted arrays break the contract.
+    """
+    renamed = _rename_arrays(arrays, generic, name)
+    renamed |= {key: arrays[key] for key in ("metadata", "_metadata") if key in arrays}
+    layout = find_layout(renamed, generic.axis_order, generic.measurement)
+    if layout.measurement_reason not in (REASON_GIVEN, REASON_METADATA):
         dtype = renamed["diffraction"].dtype
         raise ConfigError(
-            f"{name}: nothing says whether the {dtype} patterns are counts or amplitudes; "
-            "set --measurement counts or --measurement amplitude"
+            f"{name}: the patterns are {dtype} and may be counts or amplitudes; set `measurement` to counts or "
+            "amplitude"
         )
-    contract.raise_for_violations(contract.find_violations(renamed, config.axis_order, config.measurement), name)
+    raise_for_violations(find_violations(renamed, generic.axis_order, generic.measurement), name)
     count = int(compute_stack_size(renamed["diffraction"], layout)[1] or 0)
     stacks = {
         key: move_pattern_axis_first(renamed[key], layout, count)
@@ -80,78 +203,74 @@ def convert_arrays(arrays: dict[str, NDArray[Any]], config: ConvertConfig) -> Sc
     }
     for key in ("diffraction", "mask"):
         if key in stacks:
-            stacks[key] = orient_patterns(stacks[key], config)
+            stacks[key] = orient_patterns(stacks[key], generic)
     coordinates: dict[str, NDArray[Any]] = {}
     for y, x in (("ycoords", "xcoords"), ("ycoords_start", "xcoords_start")):
         if x in renamed:
-            coordinates[y], coordinates[x] = convert_positions_to_pixels(renamed[y], renamed[x], config)
+            coordinates[y], coordinates[x] = convert_positions_to_pixels(renamed[y], renamed[x], generic)
     scan = make_scan_from_arrays(
         renamed | stacks | coordinates,
         name=name,
         axis_order="nhw",
         measurement=layout.measurement,
-        photons_per_unit=config.photons_per_unit,
+        photons_per_unit=generic.photons_per_unit,
     )
-    return replace(scan, metadata=layout.metadata | {"converted": _collect_settings(config)})
+    return replace(scan, metadata=layout.metadata | {"converted": _collect_changes(generic) | {"source": file_name}})
 
 
-def _collect_settings(config: ConvertConfig) -> dict[str, Any]:
-    """What was asked for, beside the defaults: recorded in the file written."""
-    values = {
-        field.name: getattr(config, field.name)
-        for field in fields(config)
-        if field.name not in ("destination", "quiet", "debug") and getattr(config, field.name) != field.default
-    }
-    return values | {"source": config.source.name}
+def _collect_changes(generic: GenericLayout) -> dict[str, Any]:
+    """Return the settings that differ from the defaults, for the metadata."""
+    defaults = asdict(GenericLayout())
+    return {name: value for name, value in asdict(generic).items() if value != defaults[name]}
 
 
-def orient_patterns(patterns: NDArray[Any], config: ConvertConfig) -> NDArray[Any]:
-    """Patterns (*, N, N) with zero frequency brought to N//2, then turned round and exchanged as the settings say.
+def orient_patterns(patterns: NDArray[Any], generic: GenericLayout) -> NDArray[Any]:
+    """Return patterns (*, N, N) with zero frequency at N//2, flipped and transposed as ``generic`` gives.
 
-    Turning the rows round keeps zero frequency where it is: row N//2 + k and row N//2 - k change places.
+    A flip keeps zero frequency in place: rows N//2 + k and N//2 - k are exchanged.
     """
     size = patterns.shape[-1]
-    if config.origin == "corner":
+    if generic.origin == "corner":
         patterns = np.fft.fftshift(patterns, axes=(-2, -1))
     reverse = (2 * (size // 2) - np.arange(size)) % size
-    if config.flip_y:
+    if generic.flip_y:
         patterns = patterns[..., reverse, :]
-    if config.flip_x:
+    if generic.flip_x:
         patterns = patterns[..., reverse]
-    return np.swapaxes(patterns, -2, -1) if config.transpose else patterns
+    return np.swapaxes(patterns, -2, -1) if generic.transpose else patterns
 
 
 def convert_positions_to_pixels(
-    y: NDArray[Any], x: NDArray[Any], config: ConvertConfig
+    y: NDArray[Any], x: NDArray[Any], generic: GenericLayout
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Row and column coordinates in object pixels: exchanged, negated, then scaled."""
-    if config.swap_xy:
+    """Return row and column coordinates in object pixels: swapped, negated, then scaled as ``generic`` gives."""
+    if generic.swap_xy:
         y, x = x, y
-    scale = config.position_scale / (config.pixel_size if config.pixel_size and config.position_unit == "metre" else 1)
+    pixel_size = generic.pixel_size if generic.pixel_size and generic.position_unit == "metre" else 1
+    scale = generic.position_scale / pixel_size
     return (
-        y.astype(np.float64) * (-scale if config.negate_y else scale),
-        x.astype(np.float64) * (-scale if config.negate_x else scale),
+        y.astype(np.float64) * (-scale if generic.negate_y else scale),
+        x.astype(np.float64) * (-scale if generic.negate_x else scale),
     )
 
 
-def _rename_arrays(arrays: dict[str, NDArray[Any]], config: ConvertConfig) -> dict[str, NDArray[Any]]:
-    """The arrays that a scan is made of, by the key names of the contract, without leading axes of one."""
-    name = str(config.source)
+def _rename_arrays(arrays: dict[str, NDArray[Any]], generic: GenericLayout, name: str) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a scan by the keys of the contract, without leading axes of length one."""
 
-    def find(setting: str, candidates: Sequence[str], *, needed: bool = True) -> NDArray[Any] | None:
-        return _find_array(arrays, name, setting, getattr(config, setting), candidates, needed)
+    def find(setting: str, candidates: Sequence[str], *, required: bool = True) -> NDArray[Any] | None:
+        return _find_array(arrays, name, setting, getattr(generic, setting), candidates, required)
 
     patterns = find("diffraction_key", ("diffraction", "diff3d", "data"))
     probe = find("probe_key", ("probeGuess", "probe"))
-    obj = find("object_key", ("objectGuess", "object"), needed=False)
-    mask = find("mask_key", ("mask",), needed=False)
-    separate = config.x_key or config.y_key or ("xcoords" in arrays and "ycoords" in arrays)
-    pair = find("positions_key", ("scan", "positions")) if config.positions_key or not separate else None
+    obj = find("object_key", ("objectGuess", "object"), required=False)
+    mask = find("mask_key", ("mask",), required=False)
+    separate = generic.x_key or generic.y_key or ("xcoords" in arrays and "ycoords" in arrays)
+    pair = find("positions_key", ("scan", "positions")) if generic.positions_key or not separate else None
     if pair is None:
         y, x = find("y_key", ("ycoords",)), find("x_key", ("xcoords",))
     else:
         y, x = _split_columns(squeeze_leading_axes(pair, 2), name)
-    found = {
+    renamed = {
         "diffraction": None if patterns is None else squeeze_leading_axes(patterns, 3),
         "probeGuess": None
         if probe is None
@@ -163,31 +282,31 @@ def _rename_arrays(arrays: dict[str, NDArray[Any]], config: ConvertConfig) -> di
     }
     per_pattern = ("Y", "scan_index", "source_index", "xcoords_start", "ycoords_start")
     optional = {key: arrays[key] for key in per_pattern if key in arrays}
-    return {key: array for key, array in found.items() if array is not None} | optional
+    return {key: array for key, array in renamed.items() if array is not None} | optional
 
 
 def _split_columns(pair: NDArray[Any], name: str) -> tuple[NDArray[Any], NDArray[Any]]:
     if pair.ndim != 2 or pair.shape[1] != 2:
-        raise DataError(f"{name}: the positions have shape {pair.shape}; expected (n, 2): set --positions_key")
+        raise DataError(f"{name}: the positions have shape {pair.shape}; expected (n, 2); set `positions_key`")
     return pair[:, 0], pair[:, 1]
 
 
 def _find_array(
-    arrays: dict[str, NDArray[Any]], name: str, setting: str, key: str | None, candidates: Sequence[str], needed: bool
+    arrays: dict[str, NDArray[Any]], name: str, setting: str, key: str | None, candidates: Sequence[str], required: bool
 ) -> NDArray[Any] | None:
-    there = ", ".join(sorted(arrays)) or "nothing"
+    keys = ", ".join(sorted(arrays)) or "nothing"
     if key is not None:
         if key not in arrays:
-            raise ConfigError(f"{name}: --{setting} {key} is not in the file (found {there})")
+            raise ConfigError(f"{name}: `{setting}` is {key}, which is not in the file; expected one of {keys}")
         return arrays[key]
     chosen = next((candidate for candidate in candidates if candidate in arrays), None)
-    if chosen is None and needed:
-        raise ConfigError(f"{name}: none of {', '.join(candidates)} is in the file (found {there}); set --{setting}")
+    if chosen is None and required:
+        raise ConfigError(f"{name}: the file holds none of {', '.join(candidates)} (found {keys}); set `{setting}`")
     return None if chosen is None else arrays[chosen]
 
 
 def squeeze_leading_axes(array: NDArray[Any], rank: int) -> NDArray[Any]:
-    """``array`` without leading axes of one, down to ``rank`` axes."""
+    """Return ``array`` without leading axes of length one, with at least ``rank`` axes."""
     while array.ndim > rank and array.shape[0] == 1:
         array = array[0]
     return array.reshape(normalize_stack_shape(array.shape)) if rank == 3 else array

@@ -11,7 +11,7 @@ from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.photons import photon_scale
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.io.probe_file import read_probe
+from ptycho_torch.io.inputs import read_probe
 from ptycho_torch.models.saved_model import Model
 from ptycho_torch.physics.batch import scale_probe_to_photons
 
@@ -104,7 +104,7 @@ def read_scaled_probe(path: Path, scan: Scan, photons_per_unit: float) -> Tensor
     Raises:
         DataError: the file holds no finite probe of the scan's N.
     """
-    found = read_probe(path, scan.size, "--probe")
+    found = read_probe(path, scan.size, "probe")
     if found.scan_digest == scan.digest():
         return torch.from_numpy(found.modes) * (photons_per_unit / found.photons_per_unit) ** 0.5
     return scale_probe_to_photons(replace(scan, probe=found.modes), photons_per_unit)

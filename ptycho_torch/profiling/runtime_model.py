@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_torch.io.profile import Profile
+from ptycho_torch.data.profile import Profile
 
 STARTUP_TERM = "start-up"
 COST_TERMS = ("image", "epoch", "batch")

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import ConfigError
+from ptycho_torch.data.profile import compute_probe_diameter
 from ptycho_torch.data.scan import Scan, check_scan
-from ptycho_torch.io.profile import compute_probe_diameter
 from ptycho_torch.physics.forward import from_object
 from ptycho_torch.simulation.objects import OBJECTS
 from ptycho_torch.simulation.probes import PROBES, make_incoherent_modes

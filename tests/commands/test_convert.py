@@ -1,4 +1,4 @@
-"""python -m ptycho_torch.convert: one command from a foreign file to a canonical scan."""
+"""Command convert: from a file of another program to a canonical scan file."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ def foreign(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_foreign_file_becomes_a_scan(foreign: Path) -> None:
+def test_foreign_file_is_converted(foreign: Path) -> None:
     result = convert(foreign, "foreign.npz", "scan.npz", "--measurement", "counts", "--negate-y")
     assert (result.returncode, result.stderr) == (0, "")
     scan = load_scan(foreign / "scan.npz")
@@ -39,30 +39,30 @@ def test_a_foreign_file_becomes_a_scan(foreign: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("foreign.npz", "scan.npz"), "--measurement"),
         (("foreign.npz", "foreign.npz", "--measurement", "counts"), "source itself"),
         (("none.npz", "scan.npz", "--measurement", "counts"), "no such file"),
         (("foreign.npz", "none/scan.npz", "--measurement", "counts"), "no folder"),
-        (("foreign.npz", "scan.npz", "--measurement", "counts", "--probe_key", "P"), "--probe_key P"),
+        (("foreign.npz", "scan.npz", "--measurement", "counts", "--probe_key", "P"), "--probe_key is P"),
         (("foreign.npz", "scan.npz", "--measurement", "counts", "--position_unit", "metre"), "--pixel_size"),
         (("foreign.npz", "scan.npz", "--measurement", "counts", "--position_scale", "0"), "--position_scale"),
         (("foreign.npz",), "DESTINATION missing"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(foreign: Path, words: tuple[str, ...], said: str) -> None:
+def test_bad_input_gives_one_line_and_no_file(foreign: Path, words: tuple[str, ...], message: str) -> None:
     before = (foreign / "foreign.npz").read_bytes()
     result = convert(foreign, *words)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.count("\n") == 1
-    assert said in result.stderr
+    assert message in result.stderr
     assert [path.name for path in foreign.iterdir()] == ["foreign.npz"]
     assert (foreign / "foreign.npz").read_bytes() == before
 
 
 @pytest.mark.skipif("PTYCHO_TORCH_DATA" not in os.environ, reason="needs the data folder PTYCHO_TORCH_DATA")
-def test_the_measured_siemens_star_is_converted_by_one_command(tmp_path: Path) -> None:
+def test_measured_siemens_star_is_converted(tmp_path: Path) -> None:
     source = Path(os.environ["PTYCHO_TORCH_DATA"]) / "siemens_star" / "siemens-star-small.npz.bz2"
     result = convert(source.parent, source.name, tmp_path / "star.npz", "--measurement", "counts", "--origin", "corner")
     assert (result.returncode, result.stderr) == (0, "")

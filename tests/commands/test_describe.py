@@ -1,4 +1,4 @@
-"""python -m ptycho_torch.describe: exit codes, text and JSON."""
+"""Command describe: exit codes, text and JSON."""
 
 import json
 import os
@@ -33,29 +33,29 @@ def scan_file(tmp_path: Path) -> Path:
     return tmp_path / "scan.npz"
 
 
-def test_a_clean_file_is_described_in_text_and_json(scan_file: Path) -> None:
+def test_valid_file_is_described_in_text_and_json(scan_file: Path) -> None:
     text = describe(scan_file)
     assert (text.returncode, text.stderr) == (0, "")
     for words in ("diffraction", "complex64", "axis order", "photons", "overlap", "keeps every rule"):
         assert words in text.stdout
     first, second = describe(scan_file, "--json"), describe("--json", scan_file)
     assert first.stdout == second.stdout
-    found = json.loads(first.stdout)
-    assert found["valid"]
-    assert found["file"] == "scan.npz"
-    assert found["photons"]["per_unit"] == 1
-    assert found["axis_order"]["order"] == "nhw"
+    profile = json.loads(first.stdout)
+    assert profile["valid"]
+    assert profile["file"] == "scan.npz"
+    assert profile["photons"]["per_unit"] == 1
+    assert profile["axis_order"]["order"] == "nhw"
     assert str(scan_file.parent) not in first.stdout
 
 
-def test_the_same_content_elsewhere_gives_the_same_json(scan_file: Path, tmp_path: Path) -> None:
+def test_json_does_not_depend_on_the_folder(scan_file: Path, tmp_path: Path) -> None:
     other = tmp_path / "elsewhere"
     other.mkdir()
     (other / "scan.npz").write_bytes(scan_file.read_bytes())
     assert describe(other / "scan.npz", "--json").stdout == describe(scan_file, "--json").stdout
 
 
-def test_a_file_that_breaks_the_contract_is_described_with_exit_code_1(scan_file: Path) -> None:
+def test_broken_file_is_described_with_exit_code_1(scan_file: Path) -> None:
     with np.load(scan_file) as archive:
         arrays = dict(archive)
     arrays["xcoords"] = arrays["xcoords"][:-1]
@@ -72,7 +72,7 @@ def test_a_file_that_breaks_the_contract_is_described_with_exit_code_1(scan_file
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no archive", b"PK\x03\x04 cut short"])
-def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path, content: bytes | None) -> None:
+def test_unreadable_file_gives_one_line_and_exit_code_2(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "scan.npz"
     if content is not None:
         path.write_bytes(content)
@@ -83,7 +83,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path, content: byt
     assert str(path) in result.stderr
 
 
-def test_headers_alone_are_enough_without_stats(scan_file: Path) -> None:
+def test_no_stats_reads_headers_only(scan_file: Path) -> None:
     result = describe(scan_file, "--no_stats")
     assert result.returncode == 0
     assert "mean" not in result.stdout
@@ -91,12 +91,12 @@ def test_headers_alone_are_enough_without_stats(scan_file: Path) -> None:
 
 
 @pytest.mark.skipif("PTYCHO_TORCH_DATA" not in os.environ, reason="needs the data folder PTYCHO_TORCH_DATA")
-def test_the_legacy_twin_is_readable_and_its_conversions_are_told() -> None:
+def test_legacy_run1084_file_is_described_with_its_conversions() -> None:
     result = describe(Path(os.environ["PTYCHO_TORCH_DATA"]) / "run1084" / "Run1084_twin_legacy.npz", "--json")
     assert result.returncode == 0
-    found = json.loads(result.stdout)
-    assert found["axis_order"]["order"] == "hwn"
-    assert found["photons"]["origin"] == "lattice"
-    assert found["photons"]["per_pattern"] == pytest.approx(1e6, rel=1e-3)
-    assert found["object"]["on_grid"]
-    assert {violation["rule"] for violation in found["violations"]} == {"R22", "R23"}
+    profile = json.loads(result.stdout)
+    assert profile["axis_order"]["order"] == "hwn"
+    assert profile["photons"]["origin"] == "lattice"
+    assert profile["photons"]["per_pattern"] == pytest.approx(1e6, rel=1e-3)
+    assert profile["object"]["on_grid"]
+    assert {violation["rule"] for violation in profile["violations"]} == {"R22", "R23"}

@@ -1,4 +1,4 @@
-"""python -m ptycho_torch.subset: one command from a big scan to a small fixture with a record."""
+"""Command subset: from a large scan file to a small one with a record."""
 
 import hashlib
 import json
@@ -15,18 +15,18 @@ from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.npz import load_scan, read_arrays, save_scan
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "tools" / "make_pytorch_integration_fixture.py"
-VERB = ("-m", "ptycho_torch.subset")
+COMMAND = ("-m", "ptycho_torch.subset")
 
 
 @pytest.fixture
 def source(tmp_path: Path, scan: Scan) -> Path:
-    """A legacy scan file in a folder of its own."""
+    """Write a legacy scan file to a new folder."""
     path = tmp_path / "source.npz"
     save_scan(path, scan, "legacy")
     return path
 
 
-def test_the_tool_writes_a_fixture_and_its_record(run_process: Callable[..., Any], source: Path) -> None:
+def test_script_writes_subset_and_record(run_process: Callable[..., Any], source: Path) -> None:
     output = source.parent / "new" / "folder" / "fixture.npz"
     result = run_process(SCRIPT, "--source", source, "--output", output, "--subset-size", "16")
     assert (result.code, result.err) == (0, "")
@@ -50,15 +50,15 @@ def test_the_tool_writes_a_fixture_and_its_record(run_process: Callable[..., Any
     assert record["groups"]["apart"] == 4
 
 
-def test_the_same_bytes_on_another_day_in_another_place(run_process: Callable[..., Any], source: Path) -> None:
+def test_bytes_do_not_depend_on_time_or_folder(run_process: Callable[..., Any], source: Path) -> None:
     folder = source.parent
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir()
     shutil.copy(source, elsewhere / source.name)
     os.utime(elsewhere / source.name, (1e9, 1e9))
-    first = run_process(*VERB, "--source", source, "--output", folder / "f.npz", "--subset_size", "8")
+    first = run_process(*COMMAND, "--source", source, "--output", folder / "f.npz", "--subset_size", "8")
     second = run_process(
-        *VERB, "--source", source.name, "--output", "f.npz", "--subset_size", "8", cwd=elsewhere, TZ="Asia/Tokyo"
+        *COMMAND, "--source", source.name, "--output", "f.npz", "--subset_size", "8", cwd=elsewhere, TZ="Asia/Tokyo"
     )
     assert (first.code, second.code) == (0, 0)
     for name in ("f.npz", "f.json"):
@@ -66,7 +66,7 @@ def test_the_same_bytes_on_another_day_in_another_place(run_process: Callable[..
         assert str(folder).encode() not in (folder / name).read_bytes()
 
 
-def test_crop_is_told_in_the_record_where_it_is_asked_for(
+def test_record_lists_crop_and_goes_to_metadata_out(
     run_main: Callable[..., Any], tmp_path: Path, scan_factory: Callable[..., Scan]
 ) -> None:
     save_scan(tmp_path / "source.npz", scan_factory(size=32, n=16))
@@ -81,19 +81,19 @@ def test_crop_is_told_in_the_record_where_it_is_asked_for(
     assert not (tmp_path / "f.json").exists()
 
 
-def test_quiet_says_nothing(run_main: Callable[..., Any], source: Path) -> None:
+def test_quiet_prints_nothing(run_main: Callable[..., Any], source: Path) -> None:
     words = ("--source", source, "--output", source.parent / "f.npz", "--subset_size", "8", "--quiet")
     assert run_main("subset", *words)[:3] == (0, "", "")
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--subset_size", "7"), "at least 8"),
-        (("--subset_size", "37"), "36 patterns"),
+        (("--subset_size", "37"), "at most 36"),
         (("--subset_size", "0"), "above 0"),
         (("--strategy", "random"), "invalid choice"),
-        (("--crop", "5"), "divide"),
+        (("--crop", "5"), "divisor"),
         (("--bin", "4"), "leave 6"),
         (("--bin", "2"), "of its power"),
         (("--output", "source.npz"), "the source itself"),
@@ -111,8 +111,8 @@ def test_quiet_says_nothing(run_main: Callable[..., Any], source: Path) -> None:
         (("--photons_per_unit", "-1"), "above 0"),
     ],
 )
-def test_bad_input_is_one_line_and_changes_nothing(
-    run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, source: Path, words: tuple[str, ...], said: str
+def test_bad_input_gives_one_line_and_changes_nothing(
+    run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, source: Path, words: tuple[str, ...], message: str
 ) -> None:
     folder = source.parent
     monkeypatch.chdir(folder)
@@ -125,18 +125,18 @@ def test_bad_input_is_one_line_and_changes_nothing(
     result = run_main("subset", "--source", "source.npz", "--output", "f.npz", "--subset_size", "8", *words)
     assert (result.code, result.out) == (2, "")
     assert result.err.count("\n") == 1
-    assert said in result.err
+    assert message in result.err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_help_is_quick_and_loads_no_torch(run_process: Callable[..., Any]) -> None:
+def test_errors_and_help_import_no_torch(run_process: Callable[..., Any]) -> None:
     code = "import sys; from ptycho_torch.subset import main; main(['--source', 'x']); print('torch' in sys.modules)"
     assert run_process("-c", code).out == "False\n"
     assert run_process(SCRIPT, "--help").code == 0
 
 
 @pytest.mark.skipif("PTYCHO_TORCH_DATA" not in os.environ, reason="needs the data folder PTYCHO_TORCH_DATA")
-def test_the_twin_gives_one_fixture(run_main: Callable[..., Any], tmp_path: Path) -> None:
+def test_run1084_file_gives_a_deterministic_subset(run_main: Callable[..., Any], tmp_path: Path) -> None:
     source = Path(os.environ["PTYCHO_TORCH_DATA"]) / "run1084" / "Run1084_twin_legacy.npz"
     for name in ("a.npz", "b.npz"):
         assert run_main("subset", "--source", source, "--output", tmp_path / name).code == 0

@@ -1,4 +1,4 @@
-"""Each rule of specs/data_contracts.md: a file that breaks it, and nothing else, is refused or told by its number."""
+"""Rules of specs/data_contracts.md: each broken rule is reported by its number."""
 
 import json
 import re
@@ -21,7 +21,7 @@ Change = Callable[[Arrays], Arrays]
 
 
 def with_value(key: str, value: complex) -> Change:
-    """Put one bad value into a copy of an array."""
+    """Return a change that puts one bad value into a copy of an array."""
 
     def change(arrays: Arrays) -> Arrays:
         array = arrays[key].copy()
@@ -47,7 +47,7 @@ def metadata(text: str) -> Change:
     return with_array("metadata", text)
 
 
-BROKEN: list[tuple[str, Change, str]] = [
+REQUIRED: list[tuple[str, Change, str]] = [
     ("R1", with_array("objectGuess", np.array([None, 1], dtype=object)), "pickle"),
     ("R1", with_array("_metadata", np.array({"a": 1}, dtype=object)), "pickle"),
     ("R2", without("diffraction"), "missing: diffraction"),
@@ -59,10 +59,10 @@ BROKEN: list[tuple[str, Change, str]] = [
     ("R4", reshaped("diffraction", lambda a: a > 3), "bool"),
     ("R4", reshaped("diffraction", lambda a: a[0]), "three axes"),
     ("R4", reshaped("diffraction", lambda a: a[None, :, :, :]), "three axes"),
-    ("R5", reshaped("diffraction", lambda a: np.ones((4, 6, 9), np.float32)), "open"),
+    ("R5", reshaped("diffraction", lambda a: np.ones((4, 6, 9), np.float32)), "ambiguous"),
     ("R6", reshaped("diffraction", lambda a: a[:, :, :6]), "8 × 6"),
     ("R7", reshaped("diffraction", lambda a: a[:0]), "empty"),
-    ("R8", reshaped("diffraction", lambda a: np.square(a).astype(np.uint16)), "--measurement counts"),
+    ("R8", reshaped("diffraction", lambda a: np.square(a).astype(np.uint16)), "set `measurement`"),
     ("R9", with_value("diffraction", np.nan), "at [0, 0, 3]"),
     ("R9", with_value("diffraction", np.inf), "1 value"),
     ("R10", with_value("diffraction", -0.5), "negative, down to -0.5"),
@@ -103,7 +103,7 @@ BROKEN: list[tuple[str, Change, str]] = [
     ("R28", with_array("source_index", np.arange(5) - 1), "at [0]"),
 ]
 
-ADVISED: list[tuple[str, Change, str]] = [
+RECOMMENDED: list[tuple[str, Change, str]] = [
     ("R22", reshaped("diffraction", lambda a: a.astype(np.float64)), "float64"),
     (
         "R22",
@@ -120,7 +120,7 @@ ADVISED: list[tuple[str, Change, str]] = [
     (
         "R27",
         lambda a: a | {"ycoords": np.linspace(4, 24, 5) / 2, "xcoords": np.linspace(27, 4, 5) / 2},
-        "--position_scale 2",
+        "`position_scale` 2",
     ),
 ]
 
@@ -131,17 +131,17 @@ def ids(cases: list[tuple[str, Change, str]]) -> list[str]:
 
 @pytest.fixture
 def declared(canonical_arrays: Callable[..., Arrays]) -> Arrays:
-    """A file that keeps every rule."""
+    """Arrays of a file that keeps every rule."""
     text = json.dumps({"axis_order": "nhw", "measurement": "amplitude"})
     return canonical_arrays() | {"metadata": np.array(text)}
 
 
-def test_a_canonical_file_breaks_no_rule(declared: Arrays) -> None:
+def test_canonical_file_breaks_no_rule(declared: Arrays) -> None:
     assert find_violations(declared) == []
 
 
-@pytest.mark.parametrize(("rule", "change", "words"), BROKEN, ids=ids(BROKEN))
-def test_a_broken_must_is_refused_by_its_number(
+@pytest.mark.parametrize(("rule", "change", "words"), REQUIRED, ids=ids(REQUIRED))
+def test_loading_raises_for_broken_must(
     canonical_arrays: Callable[..., Arrays], write_npz: Callable[..., Path], rule: str, change: Change, words: str
 ) -> None:
     path = write_npz(change(canonical_arrays()))
@@ -154,16 +154,16 @@ def test_a_broken_must_is_refused_by_its_number(
     assert "\n" not in message
 
 
-@pytest.mark.parametrize(("rule", "change", "words"), BROKEN, ids=ids(BROKEN))
-def test_describing_finds_what_loading_refuses(
+@pytest.mark.parametrize(("rule", "change", "words"), REQUIRED, ids=ids(REQUIRED))
+def test_find_violations_reports_broken_must(
     canonical_arrays: Callable[..., Arrays], rule: str, change: Change, words: str
 ) -> None:
-    found = [violation for violation in find_violations(change(canonical_arrays())) if violation.level == "MUST"]
-    assert rule in {violation.rule for violation in found}
+    broken = [violation for violation in find_violations(change(canonical_arrays())) if violation.level == "MUST"]
+    assert rule in {violation.rule for violation in broken}
 
 
-@pytest.mark.parametrize(("rule", "change", "words"), ADVISED, ids=ids(ADVISED))
-def test_a_broken_should_is_told_and_loaded(
+@pytest.mark.parametrize(("rule", "change", "words"), RECOMMENDED, ids=ids(RECOMMENDED))
+def test_broken_should_is_reported_and_file_loads(
     declared: Arrays, write_npz: Callable[..., Path], rule: str, change: Change, words: str
 ) -> None:
     arrays = change(declared)
@@ -172,7 +172,7 @@ def test_a_broken_should_is_told_and_loaded(
     assert len(load_scan(write_npz(arrays))) == 5
 
 
-def test_every_broken_rule_is_listed_at_once(canonical_arrays: Callable[..., Arrays]) -> None:
+def test_all_broken_rules_are_listed(canonical_arrays: Callable[..., Arrays]) -> None:
     arrays = canonical_arrays()
     arrays |= {"xcoords": arrays["xcoords"][:3], "probeGuess": np.zeros((8, 8), np.complex64)}
     arrays["diffraction"] = -arrays["diffraction"]
@@ -180,16 +180,16 @@ def test_every_broken_rule_is_listed_at_once(canonical_arrays: Callable[..., Arr
 
 
 @pytest.mark.parametrize("rule", ["R2", "R4", "R6", "R7", "R8", "R11", "R13", "R14", "R16", "R17", "R19", "R20", "R28"])
-def test_headers_alone_show_what_shapes_and_dtypes_break(
+def test_headers_suffice_for_rules_on_shapes_and_dtypes(
     canonical_arrays: Callable[..., Arrays], write_npz: Callable[..., Path], rule: str
 ) -> None:
-    change = next(change for name, change, _ in BROKEN if name == rule)
+    change = next(change for name, change, _ in REQUIRED if name == rule)
     assert rule in {
         violation.rule for violation in find_violations(read_headers(write_npz(change(canonical_arrays()))))
     }
 
 
-def hand_made(**changes: Any) -> Scan:
+def make_valid_scan(**changes: Any) -> Scan:
     rng = np.random.default_rng(1)
     scan = Scan(
         amplitudes=rng.uniform(1, 2, (4, 6, 6)).astype(np.float32),
@@ -199,9 +199,9 @@ def hand_made(**changes: Any) -> Scan:
     return replace(scan, **changes)
 
 
-def test_a_valid_scan_made_by_hand_passes() -> None:
+def test_check_scan_accepts_valid_scan() -> None:
     check_scan(
-        hand_made(
+        make_valid_scan(
             mask=np.ones((6, 6), bool),
             scan_index=np.zeros(4, np.int64),
             source_index=np.arange(4),
@@ -224,13 +224,13 @@ def test_a_valid_scan_made_by_hand_passes() -> None:
         ("R21", {"photons_per_unit": 0.0}),
     ],
 )
-def test_a_scan_made_by_hand_keeps_the_same_rules(rule: str, changes: dict[str, Any]) -> None:
+def test_check_scan_raises_for_broken_rule(rule: str, changes: dict[str, Any]) -> None:
     with pytest.raises(ContractError) as caught:
-        check_scan(hand_made(**changes))
+        check_scan(make_valid_scan(**changes))
     assert caught.value.rule == rule
 
 
-def test_spec_code_and_tests_name_the_same_rules() -> None:
+def test_spec_code_and_tests_cite_the_same_rules() -> None:
     spec = (ROOT / "specs" / "data_contracts.md").read_text(encoding="utf-8")
     rules = re.findall(r"^- \*\*(R\d+)\*\*", spec, flags=re.MULTILINE)
 

@@ -1,4 +1,4 @@
-"""Groups of neighbours, compact batches, and the region held out."""
+"""Groups of neighbors, compact batches, and the held-out region."""
 
 import numpy as np
 import pytest
@@ -15,38 +15,40 @@ def points(n: int, seed: int = 0) -> Points:
 
 
 @pytest.mark.parametrize("gridsize", [1, 2, 3])
-def test_groups_hold_the_nearest(gridsize: int) -> None:
+def test_groups_hold_the_nearest_neighbors(gridsize: int) -> None:
     positions = points(40)
-    centres = np.array([3, 0, 39, 17])
-    groups = find_nearest_groups(positions, gridsize, centres)
+    centers = np.array([3, 0, 39, 17])
+    groups = find_nearest_groups(positions, gridsize, centers)
     distances = np.linalg.norm(positions[:, None] - positions, axis=-1)
-    for group, centre in zip(groups, centres, strict=True):
-        np.testing.assert_array_equal(group, np.argsort(distances[centre])[: gridsize**2])
+    for group, center in zip(groups, centers, strict=True):
+        np.testing.assert_array_equal(group, np.argsort(distances[center])[: gridsize**2])
 
 
 @pytest.mark.parametrize("copies", [2, 3, 9])
-def test_positions_that_stand_several_times(copies: int) -> None:
+def test_groups_with_duplicate_positions_have_distinct_members(copies: int) -> None:
     positions = np.repeat(points(5), copies, axis=0)
     groups = find_nearest_groups(positions, 2, np.arange(len(positions)))
     np.testing.assert_array_equal(groups[:, 0], np.arange(len(positions)))
     assert all(len(set(group)) == 4 for group in groups.tolist())
 
 
-def test_a_group_may_be_the_whole_field() -> None:
+def test_group_may_contain_the_whole_field() -> None:
     groups = find_nearest_groups(points(4), 2, np.arange(4))
     np.testing.assert_array_equal(np.sort(groups, 1), np.tile(np.arange(4), (4, 1)))
     np.testing.assert_array_equal(groups[:, 0], np.arange(4))
 
 
-def test_a_group_larger_than_the_field_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--gridsize 3 needs groups of 9 positions, and there are 8"):
+def test_group_larger_than_the_field_raises() -> None:
+    with pytest.raises(
+        ConfigError, match="`gridsize` is 3, which needs groups of 9 positions; expected groups of at most 8"
+    ):
         find_nearest_groups(points(8), 3, np.arange(8))
 
 
 @pytest.mark.parametrize("n", [1, 5, 12, 97, 200])
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 500])
 @pytest.mark.parametrize("spread", [1, 8])
-def test_batches_hold_each_position_once(n: int, batch_size: int, spread: int) -> None:
+def test_batches_contain_each_position_once(n: int, batch_size: int, spread: int) -> None:
     batches = make_compact_batches(points(n), batch_size, spread, np.random.default_rng(0))
     np.testing.assert_array_equal(np.sort(np.concatenate(batches)), np.arange(n))
     sizes = sorted(len(batch) for batch in batches)
@@ -56,9 +58,9 @@ def test_batches_hold_each_position_once(n: int, batch_size: int, spread: int) -
 
 
 def test_batches_follow_the_seed() -> None:
-    dealt = [make_compact_batches(points(60), 5, 2, np.random.default_rng(seed)) for seed in (1, 1, 2)]
-    assert [batch.tolist() for batch in dealt[0]] == [batch.tolist() for batch in dealt[1]]
-    assert [batch.tolist() for batch in dealt[0]] != [batch.tolist() for batch in dealt[2]]
+    drawn = [make_compact_batches(points(60), 5, 2, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    assert [batch.tolist() for batch in drawn[0]] == [batch.tolist() for batch in drawn[1]]
+    assert [batch.tolist() for batch in drawn[0]] != [batch.tolist() for batch in drawn[2]]
 
 
 def _extent(positions: Points, batches: list[NDArray[np.intp]]) -> float:
@@ -80,42 +82,42 @@ def test_batches_of_equal_positions() -> None:
 
 
 @pytest.mark.parametrize("gridsize", [1, 2])
-def test_all_groups_or_as_many_as_asked_for(gridsize: int) -> None:
+def test_draw_groups_returns_all_or_the_requested_number(gridsize: int) -> None:
     positions, allowed = points(30), np.arange(0, 30, 2)
     every = draw_groups(positions, gridsize, allowed, None, np.random.default_rng(0))
     np.testing.assert_array_equal(every[:, 0], allowed)
-    some = draw_groups(positions, gridsize, allowed, 7, np.random.default_rng(0))
-    assert some.shape == (7, gridsize**2)
-    assert len(set(some[:, 0].tolist())) == 7
-    assert np.isin(some, allowed).all()
-    np.testing.assert_array_equal(some, every[np.isin(every[:, 0], some[:, 0])])
+    subset = draw_groups(positions, gridsize, allowed, 7, np.random.default_rng(0))
+    assert subset.shape == (7, gridsize**2)
+    assert len(set(subset[:, 0].tolist())) == 7
+    assert np.isin(subset, allowed).all()
+    np.testing.assert_array_equal(subset, every[np.isin(every[:, 0], subset[:, 0])])
 
 
-def test_groups_are_drawn_by_the_seed() -> None:
+def test_draw_groups_follows_the_seed() -> None:
     drawn = [draw_groups(points(90), 1, np.arange(90), 20, np.random.default_rng(s)).tolist() for s in (5, 5, 6)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_more_groups_than_there_are() -> None:
-    with pytest.raises(ConfigError, match="--n_images is 11, and there are 10 groups"):
+def test_more_groups_than_positions_raises() -> None:
+    with pytest.raises(ConfigError, match="`n_images` is 11; expected at most 10"):
         draw_groups(points(10), 1, np.arange(10), 11, np.random.default_rng(0))
     with pytest.raises(ConfigError, match="outside the held-out region"):
         draw_groups(points(10), 1, np.arange(8), 9, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("n", [2, 10, 100, 1087])
-def test_the_region_held_out_is_what_it_says(n: int) -> None:
+def test_held_out_region_matches_its_description(n: int) -> None:
     positions = points(n)
     split = hold_out_region(positions)
     np.testing.assert_array_equal(np.sort(np.concatenate([split.training, split.validation])), np.arange(n))
     assert 1 <= len(split.validation) <= 0.05 * n + 2
     assert positions[split.validation, 0].min() > positions[split.training, 0].max()
-    stated = float(split.region.split()[2])
-    assert stated == pytest.approx(positions[split.validation, 0].min(), abs=0.005)
+    bound = float(split.region.split()[2])
+    assert bound == pytest.approx(positions[split.validation, 0].min(), abs=0.005)
     assert f"({len(split.validation)} of {n} positions)" in split.region
 
 
 @pytest.mark.parametrize("n", [1, 9])
-def test_one_row_has_no_region_to_hold_out(n: int) -> None:
-    with pytest.raises(ConfigError, match="--test_data_file"):
+def test_single_row_has_no_region_to_hold_out(n: int) -> None:
+    with pytest.raises(ConfigError, match="`test_data_file`"):
         hold_out_region(np.stack([np.full(n, 7.0), np.arange(n)], 1))

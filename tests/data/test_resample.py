@@ -1,4 +1,4 @@
-"""Crop and bin: what comes out is one scan again, by the forward model, and shows the same object at the same place."""
+"""Crop and bin: the resampled arrays agree with the forward model, and the object keeps its place."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,22 +18,22 @@ from ptycho_torch.physics.patches import extract_patches, split_positions
 Resample = Callable[[Scan, int], Scan]
 
 
-def expected(scan: Scan) -> NDArray[np.float64]:
-    """Noiseless amplitudes (n, N, N) of the scan's own object, probe and positions, zero frequency at N//2."""
+def predict_amplitudes(scan: Scan) -> NDArray[np.float64]:
+    """Return noiseless amplitudes (n, N, N) of the scan's object, probe and positions, zero frequency at N//2."""
     obj, probe = (torch.from_numpy(array).to(torch.complex128) for array in (scan.truth, scan.probe))
     intensity = from_object(obj, probe, torch.from_numpy(scan.positions)).intensity.numpy()
     amplitudes: NDArray[np.float64] = np.fft.fftshift(np.sqrt(intensity), axes=(1, 2))
     return amplitudes
 
 
-def misfit(scan: Scan) -> float:
-    """R of the scan's patterns against its own object, probe and positions."""
+def compute_r(scan: Scan) -> float:
+    """Return R of the scan's patterns against the forward model of its object, probe and positions."""
     measured = scan.amplitudes.astype(np.float64)
-    return float(np.square(expected(scan) - measured).sum() / np.square(measured).sum())
+    return float(np.square(predict_amplitudes(scan) - measured).sum() / np.square(measured).sum())
 
 
 def smooth_scan(size: int, width: float, modes: int = 1, detail: float = 6.0, **changes: Any) -> Scan:
-    """25 noiseless patterns, 3 px apart: a bent spot of ``width`` px on waves of ``detail`` px without symmetry."""
+    """Make 25 noiseless patterns, 3 px apart: a curved spot of ``width`` px and an object of ``detail`` px waves."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:size, :size] - size / 2
     spot = np.exp(-((y - 1) ** 2 + 1.3 * (x + 0.5) ** 2 + 0.3 * x * y) / (2 * width**2))
@@ -49,12 +49,12 @@ def smooth_scan(size: int, width: float, modes: int = 1, detail: float = 6.0, **
     )
     scan = Scan(np.ones((25, size, size), np.float32), positions, probe, truth=truth, photons_per_unit=1.0)
     scan = replace(scan, **changes)
-    return replace(scan, amplitudes=expected(scan).astype(np.float32))
+    return replace(scan, amplitudes=predict_amplitudes(scan).astype(np.float32))
 
 
-# Measured margins stand beside the bars. Summing pixels blurs each pattern a little (they are measured in intensity),
-# the more so the wider the probe is in the field that is left; cropping loses only what the band does not hold.
-DETAIL = {crop_scan: 6.0, bin_scan: 2.0}  # larger object pixels resolve less
+# Comments give the measured values. Summing intensities blurs each pattern slightly, more for a probe that is wide in
+# the remaining field; cropping loses only what lies outside the band.
+DETAIL = {crop_scan: 6.0, bin_scan: 2.0}  # larger object pixels need a smoother object
 
 CASES = [
     pytest.param(crop_scan, 64, 6.0, 1, 2, 1e-6, id="crop-64-2"),  # 2e-7
@@ -68,29 +68,29 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("resample", "size", "width", "modes", "factor", "bar"), CASES)
-def test_resampled_object_probe_and_positions_give_the_resampled_patterns(
-    resample: Resample, size: int, width: float, modes: int, factor: int, bar: float
+@pytest.mark.parametrize(("resample", "size", "width", "modes", "factor", "limit"), CASES)
+def test_forward_model_predicts_the_resampled_patterns(
+    resample: Resample, size: int, width: float, modes: int, factor: int, limit: float
 ) -> None:
     scan = resample(smooth_scan(size, width, modes, DETAIL[resample]), factor)
     check_scan(scan)
     assert scan.size == size // factor
-    assert misfit(scan) < bar
+    assert compute_r(scan) < limit
     for shift in ([1, 0], [0, -1]):
-        assert misfit(replace(scan, positions=scan.positions + shift)) > 2 * misfit(scan)
+        assert compute_r(replace(scan, positions=scan.positions + shift)) > 2 * compute_r(scan)
 
 
-@pytest.mark.parametrize(("resample", "size", "width", "modes", "factor", "bar"), CASES)
-def test_the_power_of_the_probe_stays_in_photons(
-    resample: Resample, size: int, width: float, modes: int, factor: int, bar: float
+@pytest.mark.parametrize(("resample", "size", "width", "modes", "factor", "limit"), CASES)
+def test_probe_power_is_kept(
+    resample: Resample, size: int, width: float, modes: int, factor: int, limit: float
 ) -> None:
     scan = smooth_scan(size, width, modes)
     assert compute_probe_power(resample(scan, factor).probe) == pytest.approx(compute_probe_power(scan.probe), rel=3e-3)
 
 
 @pytest.mark.parametrize("factor", [2, 4])
-def test_in_vacuum_a_cropped_pattern_holds_the_power_of_the_cropped_probe(factor: int) -> None:
-    scan = smooth_scan(64, 1.0)  # a narrow spot reaches far beyond the pixels that are kept
+def test_cropped_vacuum_pattern_has_the_power_of_the_cropped_probe(factor: int) -> None:
+    scan = smooth_scan(64, 1.0)  # the far field of a narrow spot extends far beyond the cropped detector
     vacuum = np.ones_like(scan.truth)
     scan = crop_scan(smooth_scan(64, 1.0, truth=vacuum), factor)
     totals = np.square(scan.amplitudes.astype(np.float64)).sum((1, 2))
@@ -98,13 +98,13 @@ def test_in_vacuum_a_cropped_pattern_holds_the_power_of_the_cropped_probe(factor
     np.testing.assert_allclose(scan.truth, 1, atol=1e-6)
 
 
-def test_summing_pixels_keeps_every_count() -> None:
+def test_binning_keeps_all_counts() -> None:
     scan = smooth_scan(60, 2.0)
     before, after = (np.square(each.amplitudes.astype(np.float64)).sum((1, 2)) for each in (scan, bin_scan(scan, 4)))
     np.testing.assert_allclose(after, before, rtol=1e-6)
 
 
-def test_cropping_divides_coordinates_and_binning_leaves_them() -> None:
+def test_crop_divides_coordinates_and_bin_keeps_them() -> None:
     scan = smooth_scan(48, 2.0)
     scan = replace(scan, nominal_positions=scan.positions + 0.25)
     for name in ("positions", "nominal_positions"):
@@ -116,42 +116,42 @@ def test_cropping_divides_coordinates_and_binning_leaves_them() -> None:
 
 
 @pytest.mark.parametrize("resample", [crop_scan, bin_scan])
-def test_a_factor_of_one_changes_nothing(resample: Resample) -> None:
+def test_factor_one_returns_the_scan(resample: Resample) -> None:
     scan = smooth_scan(24, 2.0)
     assert resample(scan, 1) is scan
 
 
 @pytest.mark.parametrize("stack", [False, True])
-def test_masks_follow_their_pixels(stack: bool) -> None:
+def test_masks_are_resampled_with_the_patterns(stack: bool) -> None:
     scan = smooth_scan(24, 2.0)
     mask = np.ones((25, 24, 24), bool)
     mask[3:, 13, 8] = False
     scan = replace(scan, mask=mask if stack else mask[3])
     for resample, row, column in ((crop_scan, 7, 2), (bin_scan, 6, 4)):
-        found = resample(scan, 2).mask
-        assert found is not None
-        dark = np.argwhere(~np.atleast_3d(found.T).T[-1])
-        assert found.dtype == bool
-        assert dark.tolist() == [[row, column]]
-        assert not stack or found[:3].all()
+        mask = resample(scan, 2).mask
+        assert mask is not None
+        masked = np.argwhere(~np.atleast_3d(mask.T).T[-1])
+        assert mask.dtype == bool
+        assert masked.tolist() == [[row, column]]
+        assert not stack or mask[:3].all()
 
 
 @pytest.mark.parametrize(("resample", "factor"), [(crop_scan, 2), (crop_scan, 3), (bin_scan, 2), (bin_scan, 3)])
-def test_labels_stay_patches_of_the_object(resample: Resample, factor: int) -> None:
+def test_labels_remain_patches_of_the_object(resample: Resample, factor: int) -> None:
     scan = smooth_scan(48, 1.5)
-    positions = np.floor(scan.positions / factor) * factor  # so that old and new windows start on the same pixel
+    positions = np.floor(scan.positions / factor) * factor  # old and new windows start on the same pixel
     patches = extract_patches(
         torch.from_numpy(scan.truth), split_positions(torch.from_numpy(positions), 48).corners, 48
     )
     scan = resample(replace(scan, positions=positions, labels=patches.numpy()), factor)
     corners = split_positions(torch.from_numpy(scan.positions), scan.size).corners
-    wanted = extract_patches(torch.from_numpy(scan.truth), corners, scan.size).numpy()
+    expected = extract_patches(torch.from_numpy(scan.truth), corners, scan.size).numpy()
     inner = (slice(None), slice(2, -2), slice(2, -2))  # the edge of a patch is not the edge of the object
-    np.testing.assert_allclose(scan.labels[inner], wanted[inner], atol=1e-2 if resample is crop_scan else 0)
+    np.testing.assert_allclose(scan.labels[inner], expected[inner], atol=1e-2 if resample is crop_scan else 0)
 
 
-def reconstructed(scan: Scan, epochs: int) -> NDArray[np.complex128]:
-    """The object by ePIE with the known probe, from ones: pattern by pattern, the modulus is replaced."""
+def reconstruct(scan: Scan, epochs: int) -> NDArray[np.complex128]:
+    """Reconstruct the object by ePIE with the known probe, starting from ones."""
     corners, fractions = split_positions(torch.from_numpy(scan.positions), scan.size)
     probes = shift_probe(torch.from_numpy(scan.probe).to(torch.complex128), fractions).numpy()[:, 0]
     modulus = np.fft.ifftshift(scan.amplitudes.astype(np.float64), axes=(1, 2))
@@ -168,55 +168,55 @@ def reconstructed(scan: Scan, epochs: int) -> NDArray[np.complex128]:
     return obj
 
 
-def difference(found: NDArray[Any], truth: NDArray[Any]) -> float:
-    """NRMSE after the best complex factor."""
-    overlap = np.vdot(found, truth) / np.vdot(found, found)
-    return float(np.linalg.norm(overlap * found - truth) / np.linalg.norm(truth))
+def compute_nrmse(obj: NDArray[Any], truth: NDArray[Any]) -> float:
+    """Return the NRMSE after the best complex factor."""
+    overlap = np.vdot(obj, truth) / np.vdot(obj, obj)
+    return float(np.linalg.norm(overlap * obj - truth) / np.linalg.norm(truth))
 
 
 @pytest.mark.parametrize(
     ("resample", "size", "width", "factor"), [(crop_scan, 64, 6.0, 2), (bin_scan, 64, 3.0, 2), (bin_scan, 60, 2.0, 3)]
 )
-def test_a_reconstruction_overlays_the_original(resample: Resample, size: int, width: float, factor: int) -> None:
+def test_reconstruction_overlays_the_original(resample: Resample, size: int, width: float, factor: int) -> None:
     original = smooth_scan(size, width, detail=DETAIL[resample])
     scan = resample(original, factor)
-    obj = reconstructed(scan, 60)
+    obj = reconstruct(scan, 60)
     truth = original.truth[::factor, ::factor] if resample is crop_scan else original.truth
     low, high = (np.rint(edge(scan.positions, 0)).astype(int) for edge in (np.min, np.max))
-    lit = (slice(low[0], high[0] + 1), slice(low[1], high[1] + 1))
+    scanned = (slice(low[0], high[0] + 1), slice(low[1], high[1] + 1))
 
-    def away(shift: tuple[int, int]) -> float:
-        return difference(np.roll(obj, shift, (0, 1))[lit], truth[lit])
+    def compute_shifted_nrmse(shift: tuple[int, int]) -> float:
+        return compute_nrmse(np.roll(obj, shift, (0, 1))[scanned], truth[scanned])
 
-    assert away((0, 0)) < 0.06  # measured: 0.004, 0.013, 0.042
-    assert all(away(shift) > 0.07 for shift in ((0, 1), (0, -1), (1, 0), (-1, 0)))
+    assert compute_shifted_nrmse((0, 0)) < 0.06  # measured: 0.004, 0.013, 0.042
+    assert all(compute_shifted_nrmse(shift) > 0.07 for shift in ((0, 1), (0, -1), (1, 0), (-1, 0)))
 
 
 @pytest.mark.parametrize(
-    ("resample", "size", "width", "factor", "said"),
+    ("resample", "size", "width", "factor", "message"),
     [
-        (crop_scan, 24, 2.0, 5, "divide the 24"),
-        (bin_scan, 24, 2.0, 5, "divide the 24"),
+        (crop_scan, 24, 2.0, 5, "divisor of 24"),
+        (bin_scan, 24, 2.0, 5, "divisor of 24"),
         (crop_scan, 24, 2.0, 4, "leave 6"),
         (bin_scan, 24, 2.0, 4, "leave 6"),
-        (crop_scan, 60, 2.0, 4, "odd number"),
-        (crop_scan, 45, 2.0, 3, "odd number"),
+        (crop_scan, 60, 2.0, 4, "expected an even number"),
+        (crop_scan, 45, 2.0, 3, "expected an even number"),
         (bin_scan, 60, 5.0, 3, "of its power"),
     ],
 )
-def test_what_cannot_be_exact_is_refused(resample: Resample, size: int, width: float, factor: int, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_unsuitable_factor_raises(resample: Resample, size: int, width: float, factor: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         resample(smooth_scan(size, width), factor)
 
 
-def test_no_light_left_is_refused() -> None:
+def test_no_photons_left_raises() -> None:
     scan = smooth_scan(32, 3.0)
     middle = np.zeros((32, 32), bool)
     middle[8:24, 8:24] = True
-    with pytest.raises(DataError, match="no light"):
+    with pytest.raises(DataError, match="no photons"):
         crop_scan(replace(scan, mask=~middle), 2)
-    with pytest.raises(DataError, match="no light"):
+    with pytest.raises(DataError, match="no photons"):
         bin_scan(replace(scan, mask=np.indices((32, 32)).sum(0) % 2 == 0), 2)
-    checkers = np.where(np.indices((32, 32)).sum(0) % 2, 1, -1)  # all its power at the highest frequency
+    checkers = np.where(np.indices((32, 32)).sum(0) % 2, 1, -1)  # all power at the highest frequency
     with pytest.raises(DataError, match="nothing of the probe"):
         crop_scan(replace(scan, probe=checkers[None].astype(np.complex64)), 2)

@@ -1,4 +1,4 @@
-"""Files of other programs become the same scan, whatever their keys, axes, origin, orientation and units."""
+"""Scan files of other programs: keys, axes, origin, orientation and units are converted."""
 
 import bz2
 from collections.abc import Callable
@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ptycho_torch.config.data import ConvertConfig
 from ptycho_torch.core.errors import ConfigError, ContractError, DataError
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.io.generic import convert_file, orient_patterns, read_compressed_arrays
+from ptycho_torch.io.generic import (
+    GenericLayout,
+    convert_file,
+    load_generic_scan,
+    orient_patterns,
+    read_compressed_arrays,
+)
 from ptycho_torch.io.npz import load_scan, read_arrays
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -19,9 +24,9 @@ Make = Callable[..., Arrays]
 Write = Callable[..., Path]
 
 
-def converted(source: Path, **settings: Any) -> Scan:
+def convert(source: Path, **settings: Any) -> Scan:
     destination = source.parent / "converted.npz"
-    convert_file(ConvertConfig(source=source, destination=destination, **settings))
+    convert_file(source, destination, **settings)
     return load_scan(destination)
 
 
@@ -29,7 +34,7 @@ def far_field_intensity(wave: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.abs(np.fft.fftshift(np.fft.fft2(wave))) ** 2
 
 
-def test_a_tike_file_of_counts_is_converted(canonical_arrays: Make, write_npz: Write) -> None:
+def test_a_tike_file_of_counts_is_convert(canonical_arrays: Make, write_npz: Write) -> None:
     arrays = canonical_arrays()
     counts = np.rint(np.square(arrays["diffraction"], dtype=np.float64))
     scan = np.stack([arrays["ycoords"], arrays["xcoords"]], 1).astype(np.float32)
@@ -40,10 +45,10 @@ def test_a_tike_file_of_counts_is_converted(canonical_arrays: Make, write_npz: W
             "scan": scan[None],
         }
     )
-    packed = path.with_suffix(".npz.bz2")
-    packed.write_bytes(bz2.compress(path.read_bytes()))
-    for source in (path, packed):
-        result = converted(source, measurement="counts", origin="corner")
+    compressed = path.with_suffix(".npz.bz2")
+    compressed.write_bytes(bz2.compress(path.read_bytes()))
+    for source in (path, compressed):
+        result = convert(source, measurement="counts", origin="corner")
         np.testing.assert_array_equal(result.amplitudes, arrays["diffraction"])
         np.testing.assert_array_equal(result.positions, scan)
         np.testing.assert_array_equal(result.probe[0], arrays["probeGuess"])
@@ -51,7 +56,7 @@ def test_a_tike_file_of_counts_is_converted(canonical_arrays: Make, write_npz: W
         assert result.metadata["converted"] == {"source": source.name, "measurement": "counts", "origin": "corner"}
 
 
-def test_keys_axes_and_units_are_as_the_settings_say(legacy_arrays: Make, write_npz: Write) -> None:
+def test_settings_give_keys_axes_and_units(legacy_arrays: Make, write_npz: Write) -> None:
     arrays = legacy_arrays()
     foreign = {
         "I": np.square(arrays["diffraction"]),
@@ -61,7 +66,7 @@ def test_keys_axes_and_units_are_as_the_settings_say(legacy_arrays: Make, write_
         "py": arrays["ycoords"] * 2e-8,
         "good": np.eye(8),
     }
-    result = converted(
+    result = convert(
         write_npz(foreign),
         diffraction_key="I",
         probe_key="P",
@@ -81,34 +86,34 @@ def test_keys_axes_and_units_are_as_the_settings_say(legacy_arrays: Make, write_
 
 @pytest.mark.parametrize("size", [8, 9])
 @pytest.mark.parametrize(("setting", "axis"), [("flip_y", 0), ("flip_x", 1)])
-def test_a_flip_is_the_pattern_of_the_mirrored_wave(size: int, setting: str, axis: int) -> None:
-    """Turning a wave round on an axis turns its far field round about zero frequency, for even and odd sizes."""
+def test_flip_gives_the_pattern_of_the_mirrored_wave(size: int, setting: str, axis: int) -> None:
+    """A mirrored wave has a far field mirrored about zero frequency, for even and odd sizes."""
     rng = np.random.default_rng(0)
     wave = rng.normal(size=(size, size)) + 1j * rng.normal(size=(size, size))
     mirrored = np.take(wave, -np.arange(size) % size, axis=axis)
-    config = ConvertConfig(source=Path("a"), destination=Path("b"), **{setting: True})
+    config = GenericLayout(**{setting: True})
     np.testing.assert_allclose(
         orient_patterns(far_field_intensity(wave), config), far_field_intensity(mirrored), rtol=1e-10
     )
 
 
-def test_a_transposed_pattern_is_that_of_the_transposed_wave() -> None:
+def test_transpose_gives_the_pattern_of_the_transposed_wave() -> None:
     rng = np.random.default_rng(0)
     wave = rng.normal(size=(6, 6)) + 1j * rng.normal(size=(6, 6))
-    config = ConvertConfig(source=Path("a"), destination=Path("b"), transpose=True)
+    config = GenericLayout(transpose=True)
     np.testing.assert_allclose(
         orient_patterns(far_field_intensity(wave), config), far_field_intensity(wave.T), rtol=1e-10
     )
 
 
 @pytest.mark.parametrize("size", [8, 9])
-def test_a_corner_origin_comes_to_the_middle(size: int) -> None:
+def test_corner_origin_moves_to_the_middle(size: int) -> None:
     pattern = np.zeros((1, size, size))
     pattern[0, 0, 0], pattern[0, 1, 0] = 1, 0.5
-    config = ConvertConfig(source=Path("a"), destination=Path("b"), origin="corner")
-    centred = orient_patterns(pattern, config)
-    assert centred[0, size // 2, size // 2] == 1
-    assert centred[0, size // 2 + 1, size // 2] == 0.5
+    config = GenericLayout(origin="corner")
+    centered = orient_patterns(pattern, config)
+    assert centered[0, size // 2, size // 2] == 1
+    assert centered[0, size // 2 + 1, size // 2] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -120,56 +125,56 @@ def test_a_corner_origin_comes_to_the_middle(size: int) -> None:
         ({"swap_xy": True, "negate_y": True}, lambda y, x: (-x, y)),
     ],
 )
-def test_coordinates_are_exchanged_then_negated_and_scaled(
+def test_coordinates_are_swapped_then_negated_and_scaled(
     canonical_arrays: Make, write_npz: Write, settings: dict[str, Any], change: Callable[..., Any]
 ) -> None:
     arrays = canonical_arrays()
     arrays |= {"xcoords_start": arrays["xcoords"] + 1, "ycoords_start": arrays["ycoords"] - 1}
-    result = converted(write_npz(arrays), measurement="amplitude", **settings)
+    result = convert(write_npz(arrays), measurement="amplitude", **settings)
     expected = np.stack(change(arrays["ycoords"], arrays["xcoords"]), 1)
     np.testing.assert_allclose(result.positions, expected, rtol=1e-14)
     nominal = np.stack(change(arrays["ycoords_start"], arrays["xcoords_start"]), 1)
     np.testing.assert_allclose(result.nominal_positions, nominal, rtol=1e-14)
 
 
-def test_the_mask_turns_with_the_patterns(canonical_arrays: Make, write_npz: Write) -> None:
+def test_mask_is_oriented_with_the_patterns(canonical_arrays: Make, write_npz: Write) -> None:
     mask = np.random.default_rng(0).uniform(size=(8, 8)) > 0.5
     arrays = canonical_arrays() | {"mask": mask, "diffraction": np.broadcast_to(mask, (5, 8, 8)).astype(np.float32)}
-    result = converted(write_npz(arrays), measurement="amplitude", origin="corner", flip_y=True, transpose=True)
+    result = convert(write_npz(arrays), measurement="amplitude", origin="corner", flip_y=True, transpose=True)
     np.testing.assert_array_equal(result.amplitudes, np.broadcast_to(result.mask, (5, 8, 8)))
     assert not np.array_equal(result.mask, mask)
 
 
-def test_a_canonical_file_goes_through_unchanged_without_settings(canonical_arrays: Make, write_npz: Write) -> None:
+def test_canonical_file_is_unchanged_without_settings(canonical_arrays: Make, write_npz: Write) -> None:
     metadata = '{"axis_order": "nhw", "measurement": "amplitude", "photons_per_unit": 3.5, "sample": "x"}'
     source = write_npz(canonical_arrays() | {"metadata": np.array(metadata)})
-    result, original = converted(source), load_scan(source)
+    result, original = convert(source), load_scan(source)
     np.testing.assert_array_equal(result.amplitudes, original.amplitudes)
     assert result.photons_per_unit == 3.5
     assert result.metadata["sample"] == "x"
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
-def test_counts_or_amplitude_is_never_guessed(canonical_arrays: Make, write_npz: Write, dtype: type) -> None:
+def test_undeclared_measurement_raises(canonical_arrays: Make, write_npz: Write, dtype: type) -> None:
     arrays = canonical_arrays()
     source = write_npz(arrays | {"diffraction": np.square(arrays["diffraction"]).astype(dtype)})
-    with pytest.raises(ConfigError, match="--measurement counts"):
-        converted(source)
+    with pytest.raises(ConfigError, match="set `measurement`"):
+        convert(source)
     assert not (source.parent / "converted.npz").exists()
 
 
-def test_the_source_is_never_the_destination(canonical_arrays: Make, write_npz: Write) -> None:
+def test_destination_equal_to_source_raises(canonical_arrays: Make, write_npz: Write) -> None:
     source = write_npz(canonical_arrays())
     before = source.read_bytes()
     link = source.parent / "link.npz"
     link.symlink_to(source)
     for destination in (source, link):
         with pytest.raises(ConfigError, match="source itself"):
-            convert_file(ConvertConfig(source=source, destination=destination, measurement="amplitude"))
+            convert_file(source, destination, measurement="amplitude")
     assert source.read_bytes() == before
 
 
-def test_an_existing_destination_is_replaced_and_kept_on_failure(canonical_arrays: Make, write_npz: Write) -> None:
+def test_existing_destination_is_replaced_only_on_success(canonical_arrays: Make, write_npz: Write) -> None:
     good, bad = (
         write_npz(canonical_arrays(), "good.npz"),
         write_npz(canonical_arrays() | {"xcoords": np.zeros(3)}, "bad.npz"),
@@ -177,40 +182,55 @@ def test_an_existing_destination_is_replaced_and_kept_on_failure(canonical_array
     destination = good.parent / "converted.npz"
     destination.write_bytes(b"old")
     with pytest.raises(ContractError, match="too few"):
-        converted(bad, measurement="amplitude")
+        convert(bad, measurement="amplitude")
     assert destination.read_bytes() == b"old"
-    assert len(converted(good, measurement="amplitude")) == 5
+    assert len(convert(good, measurement="amplitude")) == 5
 
 
-def test_what_cannot_be_found_is_named_with_the_setting(canonical_arrays: Make, write_npz: Write) -> None:
+def test_missing_arrays_raise_with_the_setting(canonical_arrays: Make, write_npz: Write) -> None:
     arrays = canonical_arrays()
     source = write_npz({("frames" if key == "diffraction" else key): array for key, array in arrays.items()})
-    with pytest.raises(ConfigError, match="set --diffraction_key"):
-        converted(source, measurement="amplitude")
-    with pytest.raises(ConfigError, match="--probe_key P is not in the file"):
-        converted(source, measurement="amplitude", diffraction_key="frames", probe_key="P")
+    with pytest.raises(ConfigError, match="set `diffraction_key`"):
+        convert(source, measurement="amplitude")
+    with pytest.raises(ConfigError, match="`probe_key` is P, which is not in the file"):
+        convert(source, measurement="amplitude", diffraction_key="frames", probe_key="P")
     with pytest.raises(DataError, match="no folder"):
-        convert_file(ConvertConfig(source=source, destination=source.parent / "none" / "a.npz"))
+        convert_file(source, source.parent / "none" / "a.npz")
     with pytest.raises(DataError, match=r"expected \(n, 2\)"):
-        converted(source, measurement="amplitude", diffraction_key="frames", positions_key="objectGuess")
+        convert(source, measurement="amplitude", diffraction_key="frames", positions_key="objectGuess")
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [(b"hello", "bzip2"), (bz2.compress(b"hello"), "not an NPZ"), (bz2.compress(b"x" * 999)[:-9], "truncated")],
 )
-def test_damaged_packed_files_are_refused(tmp_path: Path, content: bytes, words: str) -> None:
+def test_damaged_compressed_files_raise(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "scan.npz.bz2"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=message):
         read_compressed_arrays(path)
     with pytest.raises(DataError, match="No such file"):
         read_compressed_arrays(tmp_path / "none.npz.bz2")
 
 
-def test_the_same_command_writes_the_same_bytes(canonical_arrays: Make, write_npz: Write) -> None:
+def test_equal_settings_give_equal_bytes(canonical_arrays: Make, write_npz: Write) -> None:
     source = write_npz(canonical_arrays())
     for name in ("a.npz", "b.npz"):
-        convert_file(ConvertConfig(source=source, destination=source.parent / name, measurement="amplitude"))
+        convert_file(source, source.parent / name, measurement="amplitude")
     assert (source.parent / "a.npz").read_bytes() == (source.parent / "b.npz").read_bytes()
     assert "metadata" in read_arrays(source.parent / "a.npz")
+
+
+def test_load_generic_scan_needs_no_output_file(canonical_arrays: Make, write_npz: Write) -> None:
+    source = write_npz(canonical_arrays())
+    scan = load_generic_scan(source, measurement="amplitude", negate_x=True)
+    np.testing.assert_array_equal(scan.positions[:, 1], -load_scan(source).positions[:, 1])
+    assert [path.name for path in source.parent.iterdir()] == [source.name]
+
+
+def test_unknown_or_incomplete_settings_raise(canonical_arrays: Make, write_npz: Write) -> None:
+    source = write_npz(canonical_arrays())
+    with pytest.raises(ConfigError, match=r"`flip` is not a setting.*flip_y, flip_x"):
+        load_generic_scan(source, flip=True)
+    with pytest.raises(ConfigError, match="set `pixel_size`"):
+        load_generic_scan(source, measurement="amplitude", position_unit="metre")

@@ -1,4 +1,4 @@
-"""Reading and writing scan files: layouts, axis order, counts, damage, and the same bytes again."""
+"""Scan files in NPZ format: layouts, axis order, counts, damage, and deterministic bytes."""
 
 import contextlib
 import json
@@ -21,8 +21,8 @@ Make = Callable[..., Arrays]
 Write = Callable[..., Path]
 
 
-def full_scan(n: int = 5, size: int = 7, modes: int = 2) -> Scan:
-    """A scan with every optional part."""
+def make_full_scan(n: int = 5, size: int = 7, modes: int = 2) -> Scan:
+    """Make a scan with every optional array."""
     rng = np.random.default_rng(3)
 
     def field(*shape: int) -> np.ndarray[Any, Any]:
@@ -62,7 +62,7 @@ def test_canonical_and_legacy_files_give_the_same_scan(
         assert (scan.amplitudes.dtype, scan.positions.dtype, scan.probe.dtype) == (np.float32, np.float64, np.complex64)
 
 
-def test_the_alias_and_trailing_singletons_are_read(canonical_arrays: Make, write_npz: Write) -> None:
+def test_alias_and_trailing_singletons_are_read(canonical_arrays: Make, write_npz: Write) -> None:
     arrays = canonical_arrays()
     expected = arrays["diffraction"]
     alias = {key: array for key, array in arrays.items() if key != "diffraction"} | {"diff3d": expected}
@@ -74,26 +74,26 @@ def test_the_alias_and_trailing_singletons_are_read(canonical_arrays: Make, writ
         assert scan.probe.shape == (1, 8, 8)
 
 
-def test_incoherent_modes_stay_in_order(canonical_arrays: Make, write_npz: Write) -> None:
+def test_incoherent_modes_keep_their_order(canonical_arrays: Make, write_npz: Write) -> None:
     modes = np.stack([canonical_arrays(seed=seed)["probeGuess"] for seed in range(3)])
     np.testing.assert_array_equal(load_scan(write_npz(canonical_arrays() | {"probeGuess": modes})).probe, modes)
 
 
-def test_a_canonical_cube_is_read_and_a_legacy_cube_waits_for_the_axis_order(
+def test_canonical_cube_is_read_and_legacy_cube_needs_the_axis_order(
     canonical_arrays: Make, legacy_arrays: Make, write_npz: Write
 ) -> None:
     expected = canonical_arrays(8, 8)["diffraction"]
     np.testing.assert_array_equal(load_scan(write_npz(canonical_arrays(8, 8))).amplitudes, expected)
     path = write_npz(legacy_arrays(8, 8), "legacy.npz")
-    with pytest.raises(ContractError, match="--axis_order") as caught:
+    with pytest.raises(ContractError, match="set `axis_order`") as caught:
         load_scan(path)
     assert caught.value.rule == "R5"
     np.testing.assert_array_equal(load_scan(path, axis_order="hwn").amplitudes, expected)
-    path = write_npz(legacy_arrays(8, 8) | {"metadata": np.array('{"axis_order": "hwn"}')}, "said.npz")
+    path = write_npz(legacy_arrays(8, 8) | {"metadata": np.array('{"axis_order": "hwn"}')}, "declared.npz")
     np.testing.assert_array_equal(load_scan(path).amplitudes, expected)
 
 
-def test_stacks_beside_legacy_diffraction_follow_it_or_the_contract(legacy_arrays: Make, write_npz: Write) -> None:
+def test_mask_and_labels_with_legacy_diffraction_have_either_axis_order(legacy_arrays: Make, write_npz: Write) -> None:
     rng = np.random.default_rng(0)
     mask, labels = rng.uniform(size=(5, 8, 8)) > 0.3, rng.normal(size=(5, 8, 8)) + 1j
     for axes in ((0, 1, 2), (1, 2, 0)):
@@ -103,7 +103,7 @@ def test_stacks_beside_legacy_diffraction_follow_it_or_the_contract(legacy_array
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64, np.float32, np.float64])
-def test_declared_counts_become_their_square_root_without_wrapping(
+def test_counts_become_amplitudes_without_integer_overflow(
     canonical_arrays: Make, write_npz: Write, dtype: type
 ) -> None:
     highest = 200 if dtype is np.uint8 else 60_000
@@ -122,7 +122,7 @@ def test_declared_counts_become_their_square_root_without_wrapping(
     assert amplitudes.photons_per_unit is None
 
 
-def test_whole_numbers_read_as_amplitude_and_shifted_patterns_cause_a_warning(
+def test_integer_amplitudes_and_shifted_patterns_warn(
     canonical_arrays: Make, write_npz: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -131,41 +131,41 @@ def test_whole_numbers_read_as_amplitude_and_shifted_patterns_cause_a_warning(
     assert not caplog.records
     load_scan(write_npz(arrays | {"diffraction": np.rint(np.square(arrays["diffraction"]))}))
     load_scan(write_npz(arrays | {"diffraction": np.fft.ifftshift(arrays["diffraction"], axes=(1, 2))}))
-    assert [("--measurement" in r.message, "--origin corner" in r.message) for r in caplog.records] == [
+    assert [("`measurement`" in r.message, "`origin` corner" in r.message) for r in caplog.records] == [
         (True, False),
         (False, True),
     ]
 
 
-def test_a_scan_comes_back_to_the_bit(tmp_path: Path) -> None:
-    scan = full_scan()
+def test_round_trip_is_exact(tmp_path: Path) -> None:
+    scan = make_full_scan()
     save_scan(tmp_path / "scan.npz", scan)
-    back = load_scan(tmp_path / "scan.npz")
+    loaded = load_scan(tmp_path / "scan.npz")
     for field in fields(Scan):
         if field.name not in ("metadata", "source"):
-            np.testing.assert_array_equal(getattr(back, field.name), getattr(scan, field.name), err_msg=field.name)
-    assert back.source == tmp_path / "scan.npz"
-    assert back.metadata | scan.metadata == back.metadata
+            np.testing.assert_array_equal(getattr(loaded, field.name), getattr(scan, field.name), err_msg=field.name)
+    assert loaded.source == tmp_path / "scan.npz"
+    assert loaded.metadata | scan.metadata == loaded.metadata
     metadata = json.loads(str(read_arrays(tmp_path / "scan.npz")["metadata"]))
-    said = {"schema": "ptycho_torch scan", "version": 1, "axis_order": "nhw", "measurement": "amplitude"}
-    assert metadata == scan.metadata | said | {"photons_per_unit": 123.25}
+    declared = {"schema": "ptycho_torch scan", "version": 1, "axis_order": "nhw", "measurement": "amplitude"}
+    assert metadata == scan.metadata | declared | {"photons_per_unit": 123.25}
 
 
-def test_a_cube_that_was_written_here_is_read_without_asking(tmp_path: Path) -> None:
-    scan = full_scan(n=7, size=7)
+def test_written_cube_is_read_without_axis_order(tmp_path: Path) -> None:
+    scan = make_full_scan(n=7, size=7)
     save_scan(tmp_path / "scan.npz", scan)
     np.testing.assert_array_equal(load_scan(tmp_path / "scan.npz").amplitudes, scan.amplitudes)
 
 
 @pytest.mark.parametrize("layout", ["canonical", "legacy"])
-def test_the_same_scan_gives_the_same_bytes(tmp_path: Path, layout: Any) -> None:
+def test_equal_scans_give_equal_bytes(tmp_path: Path, layout: Any) -> None:
     for name in ("a.npz", "b.npz"):
-        save_scan(tmp_path / name, full_scan(), layout)
+        save_scan(tmp_path / name, make_full_scan(), layout)
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
-def test_the_legacy_layout_is_that_of_the_published_files(tmp_path: Path) -> None:
-    scan = full_scan(modes=1)
+def test_legacy_layout_matches_the_published_files(tmp_path: Path) -> None:
+    scan = make_full_scan(modes=1)
     save_scan(tmp_path / "scan.npz", scan, "legacy")
     arrays = read_arrays(tmp_path / "scan.npz")
     assert arrays["diffraction"].shape == (7, 7, 5)
@@ -177,15 +177,15 @@ def test_the_legacy_layout_is_that_of_the_published_files(tmp_path: Path) -> Non
         "xcoords_start": "float64",
     }
     assert "metadata" not in arrays
-    back = load_scan(tmp_path / "scan.npz")
-    ratio = back.amplitudes / scan.amplitudes
+    loaded = load_scan(tmp_path / "scan.npz")
+    ratio = loaded.amplitudes / scan.amplitudes
     np.testing.assert_allclose(ratio, ratio.mean(), rtol=1e-6)
 
 
-def test_an_invalid_scan_is_not_written_and_the_old_file_stays(tmp_path: Path) -> None:
+def test_invalid_scan_is_not_written_and_existing_file_remains(tmp_path: Path) -> None:
     path = tmp_path / "scan.npz"
     path.write_bytes(b"old")
-    scan = full_scan()
+    scan = make_full_scan()
     scan.amplitudes[0, 0, 0] = np.nan
     with pytest.raises(ContractError):
         save_scan(path, scan)
@@ -193,7 +193,7 @@ def test_an_invalid_scan_is_not_written_and_the_old_file_stays(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_headers_tell_shapes_and_dtypes(legacy_arrays: Make, write_npz: Write) -> None:
+def test_headers_give_shapes_and_dtypes(legacy_arrays: Make, write_npz: Write) -> None:
     arrays = legacy_arrays()
     headers = read_headers(write_npz(arrays))
     assert {key: (header.shape, header.dtype) for key, header in headers.items()} == {
@@ -201,7 +201,7 @@ def test_headers_tell_shapes_and_dtypes(legacy_arrays: Make, write_npz: Write) -
     }
 
 
-def test_headers_are_read_from_a_file_whose_values_are_damaged(canonical_arrays: Make, write_npz: Write) -> None:
+def test_headers_are_read_from_a_file_with_damaged_values(canonical_arrays: Make, write_npz: Write) -> None:
     path = write_npz(canonical_arrays(20, 32))
     with zipfile.ZipFile(path) as archive:
         start = archive.getinfo("diffraction.npy").header_offset
@@ -214,28 +214,28 @@ def test_headers_are_read_from_a_file_whose_values_are_damaged(canonical_arrays:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"", "not an NPZ"), (b"hello", "not an NPZ"), (b"PK\x03\x04 and no more", "truncated")]
+    ("content", "message"), [(b"", "not an NPZ"), (b"hello", "not an NPZ"), (b"PK\x03\x04 and no more", "truncated")]
 )
-def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+def test_other_files_raise(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "scan.npz"
     path.write_bytes(content)
     for read in (load_scan, read_headers):
-        with pytest.raises(DataError, match=words) as caught:
+        with pytest.raises(DataError, match=message) as caught:
             read(path)
         assert str(path) in str(caught.value)
 
 
-def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+def test_missing_file_and_folder_raise(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         load_scan(tmp_path / "scan.npz")
     with pytest.raises(DataError, match="folder"):
         load_scan(tmp_path)
 
 
-def test_no_damage_escapes_as_another_error(tmp_path: Path) -> None:
-    """Files cut short, and files with bytes changed, are read or refused with a sentence."""
+def test_damaged_files_raise_data_error_only(tmp_path: Path) -> None:
+    """Truncated files and files with changed bytes are read, or raise DataError."""
     path = tmp_path / "scan.npz"
-    save_scan(path, full_scan(n=2, size=4))
+    save_scan(path, make_full_scan(n=2, size=4))
     content = path.read_bytes()
     rng = np.random.default_rng(0)
     for _ in range(300):

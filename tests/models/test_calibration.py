@@ -104,13 +104,13 @@ def test_a_probe_of_another_size_is_refused(
     run_main: Command,
 ) -> None:
     save_scan(tmp_path / "large.npz", scan_factory(9, 32))
-    with pytest.raises(DataError, match=r"large\.npz: its probe is .* 24 × 24 pixels .* check --probe"):
+    with pytest.raises(DataError, match=r"large\.npz: probeGuess has shape .* 24 × 24 pixels, .* change `probe`"):
         select_calibration(bundle_of(), scan, tmp_path / "large.npz")
     np.savez(tmp_path / "none.npz", a=np.zeros(3))
     words = ("--model_path", model_folder, "--test_data", scan_file, "--output_dir", tmp_path / "out", "--quiet")
     code, _, err = run_main("inference", *words, "--probe", tmp_path / "none.npz")
     assert (code, err.count("\n")) == (2, 1)
-    assert "no probe in it (found a); check --probe" in err
+    assert "no probe (found a); expected probe or probeGuess; change --probe" in err
     assert not (tmp_path / "out").exists()
 
 

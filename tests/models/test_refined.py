@@ -20,9 +20,9 @@ from ptycho_torch.models.registry import NetworkConfig
 from ptycho_torch.models.saved_model import Model, load_model, save_model
 from ptycho_torch.physics.batch import make_batch, scale_probe_to_photons
 from ptycho_torch.physics.patches import extract_patches
+from ptycho_torch.training.batches import PatternGroups
 from ptycho_torch.training.optimizer import POSITION_DELAY_STEPS
 from ptycho_torch.training.tracking import make_tracker
-from ptycho_torch.training.batches import PatternGroups
 from ptycho_torch.training.trainer import Trainer, TrainerSettings
 
 Command = Callable[..., Any]

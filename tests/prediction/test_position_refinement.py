@@ -9,12 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.prediction.position_refinement import GaussNewtonPositionRefiner
 from ptycho_torch.evaluation.fourier_error import compute_fourier_error
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NetworkConfig
 from ptycho_torch.physics.batch import make_batch, scale_probe_to_photons
 from ptycho_torch.physics.patches import Canvas, split_positions
+from ptycho_torch.prediction.position_refinement import GaussNewtonPositionRefiner
 from ptycho_torch.prediction.predict import predict_scan
 
 WRONG = 0.7

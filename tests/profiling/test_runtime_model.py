@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ptycho_torch.data.grouping import make_compact_batches
-from ptycho_torch.io.profile import Profile
+from ptycho_torch.data.profile import Profile
 from ptycho_torch.profiling.runtime_model import (
     COST_TERMS,
     RunRecord,

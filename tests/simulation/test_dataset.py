@@ -105,7 +105,7 @@ def test_doses_are_even_in_their_logarithm() -> None:
 
 @pytest.mark.parametrize("trajectory", ["raster", "spiral", "grid"])
 def test_steps_are_those_of_the_overlap(trajectory: str) -> None:
-    from ptycho_torch.io.profile import compute_median_step, compute_probe_diameter
+    from ptycho_torch.data.profile import compute_median_step, compute_probe_diameter
 
     for overlap in (0.35, 0.8):
         settings = replace(SMALL, overlap=(overlap, overlap), trajectories=(trajectory,), patterns=16)

@@ -1,0 +1,90 @@
+"""Conversion of the arrays of a scan file to a :class:`~ptycho_torch.data.scan.Scan`."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_torch.config.base import AxisOrder, Measurement
+from ptycho_torch.data.contract import find_violations, raise_for_violations
+from ptycho_torch.data.layout import (
+    DiffractionLayout,
+    compute_stack_size,
+    find_diffraction_key,
+    find_layout,
+    move_pattern_axis_first,
+    normalize_probe_shape,
+)
+from ptycho_torch.data.scan import Scan
+
+WARNING_RULES = ("R24", "R26", "R27")
+"""Recommendations that are logged as warnings when they are broken."""
+
+logger = logging.getLogger(__name__)
+
+
+def make_scan_from_arrays(
+    arrays: dict[str, NDArray[Any]],
+    *,
+    name: str,
+    axis_order: AxisOrder | None = None,
+    measurement: Measurement | None = None,
+    photons_per_unit: float | None = None,
+    source: Path | None = None,
+) -> Scan:
+    """Check the arrays of a scan file and convert them to a scan.
+
+    Args:
+        arrays: arrays by the keys of the contract.
+        name: name of the file for errors and warnings.
+        axis_order: axis order of the patterns; overrides the metadata and the shape.
+        measurement: measured quantity; overrides the metadata.
+        photons_per_unit: photons per squared unit of amplitude; overrides the metadata.
+        source: file that the arrays were read from.
+
+    Raises:
+        ContractError: the arrays break a MUST of ``specs/data_contracts.md``, whose number the error carries.
+    """
+    violations = find_violations(arrays, axis_order, measurement)
+    raise_for_violations(violations, name)
+    layout = find_layout(arrays, axis_order, measurement)
+    for violation in violations:
+        if violation.rule in WARNING_RULES:
+            logger.warning("%s: %s", name, violation.message)
+    patterns = arrays[str(find_diffraction_key(arrays))]
+    count = int(compute_stack_size(patterns, layout)[1] or 0)
+    probe = arrays["probeGuess"].reshape(normalize_probe_shape(arrays["probeGuess"].shape)).astype(np.complex64)
+    declared = layout.metadata.get("photons_per_unit")
+    if photons_per_unit is None and declared is None and layout.measurement == "counts":
+        declared = 1.0
+    mask, labels, truth = (arrays.get(key) for key in ("mask", "Y", "objectGuess"))
+    return Scan(
+        amplitudes=_compute_amplitudes(patterns, layout, count),
+        positions=_stack_positions(arrays, "ycoords", "xcoords"),
+        probe=np.ascontiguousarray(probe if probe.ndim == 3 else probe[None]),
+        mask=None if mask is None else move_pattern_axis_first(mask.astype(bool), layout, count),
+        truth=None if truth is None else np.ascontiguousarray(truth, dtype=np.complex64),
+        scan_index=arrays["scan_index"].astype(np.int64) if "scan_index" in arrays else None,
+        source_index=arrays["source_index"].astype(np.int64) if "source_index" in arrays else None,
+        nominal_positions=_stack_positions(arrays, "ycoords_start", "xcoords_start")
+        if "xcoords_start" in arrays
+        else None,
+        labels=None if labels is None else move_pattern_axis_first(labels.astype(np.complex64), layout, count),
+        photons_per_unit=declared if photons_per_unit is None else photons_per_unit,
+        metadata=layout.metadata,
+        source=source,
+    )
+
+
+def _compute_amplitudes(patterns: NDArray[Any], layout: DiffractionLayout, count: int) -> NDArray[np.float32]:
+    """Return amplitudes as (n, N, N) float32; counts are cast before arithmetic because small integers wrap."""
+    patterns = move_pattern_axis_first(patterns, layout, count)
+    if layout.measurement == "counts":
+        patterns = np.sqrt(patterns.astype(np.float64))
+    return np.ascontiguousarray(patterns, dtype=np.float32)
+
+
+def _stack_positions(arrays: dict[str, NDArray[Any]], y: str, x: str) -> NDArray[np.float64]:
+    return np.stack([arrays[y], arrays[x]], axis=1).astype(np.float64)
