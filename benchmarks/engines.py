@@ -22,12 +22,12 @@ from statistics import median
 import numpy as np
 import torch
 
-from ptycho_torch.config.engines import StageConfig
+from ptycho_torch.config.engines import ENGINES, PIE, EngineOptions, NetworkEngine
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.photons import photon_scale
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.initialization import make_gaussian_probe
-from ptycho_torch.engines.pipeline import Pipeline
+from ptycho_torch.engines.pipeline import PipelineRun
 from ptycho_torch.engines.state import make_vacuum_state
 from ptycho_torch.evaluation.alignment import fit_complex_scale
 from ptycho_torch.evaluation.fourier_error import compute_fourier_error
@@ -42,7 +42,7 @@ from ptycho_torch.simulation.scan import simulate_measurement
 class Outcome:
     """What one run came to."""
 
-    chain: Pipeline
+    chain: PipelineRun
     seconds: float
     """In all, without the scoring."""
 
@@ -69,9 +69,9 @@ class Scorer(SilentObserver):
 
 def run(
     scan: Scan,
-    *stages: StageConfig,
+    *stages: EngineOptions,
     seed: int = 0,
-    error: Callable[[Pipeline], float] | None = None,
+    error: Callable[[PipelineRun], float] | None = None,
     margin: int = 2,
     probe: np.ndarray | None = None,
 ) -> Outcome:
@@ -80,7 +80,7 @@ def run(
     lit = scale_probe_to_photons(scan if probe is None else replace(scan, probe=probe.astype(np.complex64)), scale)
     started = time.perf_counter()
     estimate = make_vacuum_state(torch.from_numpy(scan.positions.copy()), lit, margin)
-    chain = Pipeline(scan, scale, list(stages), estimate, seed)
+    chain = PipelineRun(scan, scale, list(stages), estimate, seed)
     scorer = Scorer(lambda: error(chain) if error else float("nan"))
     scorer.started = started
     while chain.num_finished_stages < len(stages):
@@ -88,7 +88,7 @@ def run(
     return Outcome(chain, time.perf_counter() - started - scorer.spent, scorer.trace)
 
 
-def nrmse(chain: Pipeline, positions: np.ndarray | None = None) -> float:
+def nrmse(chain: PipelineRun, positions: np.ndarray | None = None) -> float:
     """Over the box of scan positions, after one complex factor."""
     positions = chain.scan.positions if positions is None else positions
     low, high = np.ceil(positions.min(0)).astype(int), np.floor(positions.max(0)).astype(int) + 1
@@ -122,7 +122,7 @@ def spread(values: list[float], digits: int) -> str:
 def of_twin(twin: Scan, engines: list[str], repeats: int) -> None:
     """Probe known, from ones, each engine's defaults."""
     for engine in engines:
-        runs = [run(twin, StageConfig(engine=engine), seed=seed, error=nrmse) for seed in range(repeats)]
+        runs = [run(twin, ENGINES[engine](), seed=seed, error=nrmse) for seed in range(repeats)]
         row(
             f"twin, probe known: {engine}",
             f"{spread([r.time_to(0.15) for r in runs], 2)} s to NRMSE 0.15",
@@ -134,7 +134,7 @@ def of_twin(twin: Scan, engines: list[str], repeats: int) -> None:
 def of_star(star: Scan, engines: list[str], repeats: int) -> None:
     """Probe learned, one mode; then modes and positions."""
     for engine in engines:
-        stage = StageConfig(engine=engine, update_probe=True)
+        stage = ENGINES[engine](update_probe=True)
         runs = [run(star, stage, seed=seed, error=lambda chain: chain.run.history.r[-1]) for seed in range(repeats)]
         row(
             f"star, probe learned: {engine}",
@@ -153,7 +153,7 @@ def of_star_at_its_best(star: Scan) -> None:
         ("three modes and positions, 8 epochs", {"epochs": 8, "probe_modes": 3, "update_positions": True}),
         ("three modes, positions, background, intensities, 20 epochs", {"epochs": 20, "probe_modes": 3} | all_of_them),
     ):
-        found = run(star, StageConfig(engine="pie", update_probe=True, **settings), margin=7)
+        found = run(star, PIE(update_probe=True, **settings), margin=7)
         r, floor = r_of(found)
         row(f"star: pie, {told}", "", f"{found.seconds:.1f} s in all", f"R {r:.5f}, floor {floor:.4f}")
 
@@ -164,7 +164,7 @@ def of_positions(twin: Scan, repeats: int) -> None:
     for seed in range(repeats):
         jitter = np.random.default_rng(seed).normal(0, 1.5, twin.positions.shape)
         moved = replace(twin, positions=twin.positions + jitter)
-        found = run(moved, StageConfig(engine="pie", epochs=40, update_positions=True), seed=seed, margin=7)
+        found = run(moved, PIE(epochs=40, update_positions=True), seed=seed, margin=7)
         off = found.chain.make_reconstruction().positions - twin.positions
         off -= off.mean(0)
         left.append(float(np.sqrt(np.square(off).sum(1).mean())))
@@ -191,7 +191,7 @@ def of_modes(twin: Scan, repeats: int) -> None:
         counts = counts + rng.poisson(0.01 * counts.sum((1, 2)).mean() / counts[0].size, counts.shape)
         mask = rng.uniform(size=counts.shape[1:]) > 0.05
         scan = replace(clean, amplitudes=np.sqrt(counts).astype(np.float32), mask=mask)
-        stage = StageConfig(engine="pie", epochs=60, update_probe=True, probe_modes=2, update_background=True)
+        stage = PIE(epochs=60, update_probe=True, probe_modes=2, update_background=True)
         found = run(scan, stage, seed=seed, probe=modes[:1])
         result = found.chain.make_reconstruction()
         comparison = compare_with_truth(result, twin.truth, remove_shift=True, remove_ramp=True).to_metrics()
@@ -214,8 +214,8 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 def of_chain(twin: Scan, model: Path, repeats: int) -> None:
     """What 0.15 s of an engine make of the network's object, and of ones."""
-    network = StageConfig(engine="neural", model_path=model)
-    brief = StageConfig(engine="pie", time_limit=0.15)
+    network = NetworkEngine(model_path=model)
+    brief = PIE(time_limit=0.15)
     row("twin: network alone", "", "", f"NRMSE {nrmse(run(twin, network).chain):.4f}")
     for told, stages in (("network, then pie for 0.15 s", (network, brief)), ("ones, then pie for 0.15 s", (brief,))):
         errors = [nrmse(run(twin, *stages, seed=seed).chain) for seed in range(repeats)]
@@ -225,7 +225,7 @@ def of_chain(twin: Scan, model: Path, repeats: int) -> None:
 def of_blind(twin: Scan, star: Scan | None, engines: list[str], repeats: int) -> None:
     """Probe unknown: a Gaussian, curved as the patterns tell, of a given width and of the one they tell too."""
     for engine in engines:
-        stage = StageConfig(engine=engine, update_probe=True)
+        stage = ENGINES[engine](update_probe=True)
         for told, sigma in (("a Gaussian of sigma 15.3", 15.3), ("the patterns alone", None)):
             errors, seconds, times = [], [], []
             for seed in range(repeats):
@@ -254,7 +254,7 @@ def of_blind(twin: Scan, star: Scan | None, engines: list[str], repeats: int) ->
             )
 
 
-def nrmse_moved(chain: Pipeline) -> float:
+def nrmse_moved(chain: PipelineRun) -> float:
     """Over the box of scan positions, after what an unknown probe leaves free: a shift, a ramp and a complex factor."""
     found = compare_with_truth(chain.make_reconstruction(), chain.scan.truth, remove_shift=True, remove_ramp=True)
     return float(found.to_metrics()["nrmse_scanned_box"])
@@ -267,7 +267,7 @@ def of_dose(twin: Scan, engines: list[str]) -> None:
             twin.truth.astype(complex), twin.probe.astype(complex), twin.positions, photons, np.random.default_rng(0)
         )
 
-        def tell(told: str, scan: Scan, *stages: StageConfig, photons: float = photons) -> None:
+        def tell(told: str, scan: Scan, *stages: EngineOptions, photons: float = photons) -> None:
             found = run(scan, *stages)
             row(
                 f"twin at {photons:.0e} photons a pattern: {told}",
@@ -278,17 +278,17 @@ def of_dose(twin: Scan, engines: list[str]) -> None:
 
         for engine in engines:
             for loss in ("amplitude", "poisson"):
-                tell(f"{engine}, {loss}", scan, StageConfig(engine=engine, loss=loss))
+                tell(f"{engine}, {loss}", scan, ENGINES[engine](loss=loss))
         for told, words in (("network", ()), ("network taught by pie", ("--teacher", "pie"))):
             with tempfile.TemporaryDirectory() as folder:
                 save_scan(f"{folder}/scan.npz", scan)
                 command = [sys.executable, "-m", "ptycho_torch.train", "--train_data_file", f"{folder}/scan.npz"]
                 command += ["--output_dir", f"{folder}/model", "--quiet", "--logger", "none", *words]
                 subprocess.run(command, check=True)
-                network = StageConfig(engine="neural", model_path=Path(folder) / "model")
+                network = NetworkEngine(model_path=Path(folder) / "model")
                 tell(told, scan, network)
                 for loss in ("amplitude", "poisson"):
-                    tell(f"{told}, then pie, {loss}", scan, network, StageConfig(engine="pie", loss=loss))
+                    tell(f"{told}, then pie, {loss}", scan, network, PIE(loss=loss))
 
 
 def main() -> None:
@@ -317,7 +317,7 @@ def main() -> None:
         parts["chain"] = lambda: of_chain(twin, arguments.model, repeats)
     parts["blind"] = lambda: of_blind(twin, star, engines, min(3, repeats))
     parts["dose"] = lambda: of_dose(twin, engines)
-    run(twin, StageConfig(engine="pie", epochs=1))  # the first use of anything is slower
+    run(twin, PIE(epochs=1))  # the first use of anything is slower
     print("| what | | seconds | result |\n|---|---|---|---|")
     for name in arguments.only.split(",") if arguments.only else parts:
         parts[name]()

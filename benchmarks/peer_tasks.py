@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ptycho_torch.config.engines import StageConfig
+from ptycho_torch.config.engines import LSQML, PIE, EngineOptions
 from ptycho_torch.data.photons import photon_scale
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
@@ -40,7 +40,7 @@ class Task:
     """The first figure is the one that the goal is for."""
 
     goal: float
-    stages: dict[str, StageConfig]
+    stages: dict[str, EngineOptions]
     peers: dict[str, Peer]
     probe: np.ndarray | None = None
     modes: int = 1
@@ -153,7 +153,7 @@ def twin_task(twin: Scan) -> Task:
         twin,
         error_of(twin),
         0.15,
-        {"pie": StageConfig(engine="pie"), "lsqml": StageConfig(engine="lsqml")},
+        {"pie": PIE(), "lsqml": LSQML()},
         {
             "pty-chi LSQ-ML, compact 48, momentum 0.5": pty_chi("LSQML", 48, COMPACT, batches="compact"),
             "pty-chi LSQ-ML, random 96": pty_chi("LSQML", 96),
@@ -185,8 +185,8 @@ def gaussian_task(twin: Scan, *, curved: bool = False) -> Task:
         error_of(twin, ramp=True),
         0.08,
         {
-            "pie": StageConfig(engine="pie", update_probe=True),
-            "lsqml": StageConfig(engine="lsqml", update_probe=True),
+            "pie": PIE(update_probe=True),
+            "lsqml": LSQML(update_probe=True),
         },
         {
             "pty-chi LSQ-ML, random 32": pty_chi("LSQML", 32, LEARNS),
@@ -206,7 +206,7 @@ def positions_task(twin: Scan) -> Task:
         replace(twin, positions=twin.positions + jitter),
         pixels_left(twin),
         0.15,
-        {"pie": StageConfig(engine="pie", epochs=40, update_positions=True)},
+        {"pie": PIE(epochs=40, update_positions=True)},
         {
             "pty-chi LSQ-ML, random 32": pty_chi("LSQML", 32, MOVES),
             "pty-chi LSQ-ML, random 48, SGD momentum 0.9": pty_chi("LSQML", 48, NESTEROV, MOVES),
@@ -237,7 +237,7 @@ def modes_task(twin: Scan) -> Task:
         replace(clean, amplitudes=np.sqrt(counts).astype(np.float32), mask=mask),
         modes_found(twin, modes),
         0.05,
-        {"pie": StageConfig(engine="pie", epochs=60, update_probe=True, update_background=True)},
+        {"pie": PIE(epochs=60, update_probe=True, update_background=True)},
         {
             "pty-chi LSQ-ML, random 32": pty_chi("LSQML", 32, LEARNS),
             "pty-chi rPIE, random 8, alpha 0.3": pty_chi("RPIE", 8, LEARNS, SPARSE),
@@ -255,7 +255,7 @@ def star_task(star: Scan) -> Task:
         star,
         r_of(star),
         0.0135,
-        {"pie": StageConfig(engine="pie", update_probe=True), "lsqml": StageConfig(engine="lsqml", update_probe=True)},
+        {"pie": PIE(update_probe=True), "lsqml": LSQML(update_probe=True)},
         {
             "pty-chi LSQ-ML, random 64": pty_chi("LSQML", 64, LEARNS),
             "pty-chi rPIE, random 8, alpha 0.3": pty_chi("RPIE", 8, LEARNS, SPARSE),
@@ -271,7 +271,7 @@ def star_modes_task(star: Scan) -> Task:
         star,
         r_of(star),
         0.0100,
-        {"pie": StageConfig(engine="pie", epochs=60, update_probe=True, update_positions=True)},
+        {"pie": PIE(epochs=60, update_probe=True, update_positions=True)},
         {
             "pty-chi LSQ-ML, random 64": pty_chi("LSQML", 64, LEARNS, MOVES),
             "pty-chi rPIE, random 8, alpha 0.3": pty_chi("RPIE", 8, LEARNS, MOVES, SPARSE),

@@ -31,10 +31,10 @@ import peer_tasks
 import torch
 from peer_tasks import Peer, Task
 
-from ptycho_torch.config.engines import StageConfig
+from ptycho_torch.config.engines import PIE, EngineOptions
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.reconstruction import Reconstruction
-from ptycho_torch.engines.pipeline import Pipeline, compute_coverage
+from ptycho_torch.engines.pipeline import PipelineRun, compute_coverage
 from ptycho_torch.io.npz import load_scan
 
 PACKAGES = {"ptychi": "ptychi", "cdtools": "cdtools-py"}
@@ -80,12 +80,12 @@ def judged(epoch: int) -> bool:
     return epoch <= 8 or epoch % 4 == 0
 
 
-def run_ours(task: Task, stage: StageConfig, settings: Settings, seed: int) -> Trace:
+def run_ours(task: Task, stage: EngineOptions, settings: Settings, seed: int) -> Trace:
     """(seconds, figures) after each epoch of ours, set-up included."""
     clock = getattr(time, settings.clock)
     scorer = Scorer(lambda: task.figures(chain.make_reconstruction()), clock)
     scale, estimate = task.start()
-    chain = Pipeline(task.scan, scale, [stage], estimate, seed)
+    chain = PipelineRun(task.scan, scale, [stage], estimate, seed)
     chain.run_stage(scorer)
     return scorer.trace
 
@@ -220,7 +220,7 @@ def main() -> None:
         parts |= {"star": lambda: peer_tasks.star_task(star), "star_modes": lambda: peer_tasks.star_modes_task(star)}
     settings = Settings(arguments.environment, arguments.clock, arguments.threads)
     # The first use of anything is slower.
-    run_ours(peer_tasks.twin_task(twin), StageConfig(engine="pie", epochs=1), settings, 0)
+    run_ours(peer_tasks.twin_task(twin), PIE(epochs=1), settings, 0)
     found = {}
     for name in arguments.only.split(",") if arguments.only else parts:
         task = parts[name]()

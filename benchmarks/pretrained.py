@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ptycho_torch.config.engines import StageConfig
+from ptycho_torch.config.engines import LSQML, PIE, EngineOptions
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.profile import compute_probe_diameter
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.initialization import paste_object
-from ptycho_torch.engines.pipeline import Pipeline
+from ptycho_torch.engines.pipeline import PipelineRun
 from ptycho_torch.engines.state import make_vacuum_state
 from ptycho_torch.evaluation.alignment import fit_complex_scale
 from ptycho_torch.evaluation.fourier_error import compute_fourier_error
@@ -96,23 +96,23 @@ def one_pass(
     return found, time.perf_counter() - started
 
 
-def refined(scan: Scan, start: Reconstruction, stage: StageConfig) -> tuple[Reconstruction, float]:
+def refined(scan: Scan, start: Reconstruction, stage: EngineOptions) -> tuple[Reconstruction, float]:
     """An engine from where a network left, and its seconds."""
     photons = scan.photons_per_unit or 1.0
     estimate = make_vacuum_state(torch.from_numpy(start.positions.copy()), torch.from_numpy(start.probe.copy()))
     estimate.object = paste_object(estimate, start.object, start.origin_yx)
-    chain = Pipeline(scan, photons, [stage], estimate, 0)
+    chain = PipelineRun(scan, photons, [stage], estimate, 0)
     started = time.perf_counter()
     chain.run_stage(SilentObserver())
     return chain.make_reconstruction(), time.perf_counter() - started
 
 
-def by_engine(scan: Scan, stage: StageConfig) -> tuple[Reconstruction, float]:
+def by_engine(scan: Scan, stage: EngineOptions) -> tuple[Reconstruction, float]:
     """An engine from ones, with the scan's probe, and its seconds."""
     photons = scan.photons_per_unit or 1.0
     started = time.perf_counter()
     estimate = make_vacuum_state(torch.from_numpy(scan.positions.copy()), scale_probe_to_photons(scan, photons))
-    chain = Pipeline(scan, photons, [stage], estimate, 0)
+    chain = PipelineRun(scan, photons, [stage], estimate, 0)
     chain.run_stage(SilentObserver())
     return chain.make_reconstruction(), time.perf_counter() - started
 
@@ -174,7 +174,7 @@ def of_star(bench: Bench) -> None:
         ", positions moved by its picture": (star, 5.0),
         ", at the engine's positions": (replace(star, positions=best.positions), None),
     }
-    brief = StageConfig(engine="pie", time_limit=0.5, update_probe=True, update_intensity=True)
+    brief = PIE(time_limit=0.5, update_probe=True, update_intensity=True)
     further = {"0.5 s of pie": brief, "an epoch of pie": replace(brief, time_limit=None, epochs=1)}
     for told, folder in models.items():
         for where, (scan, bound) in places.items():
@@ -219,10 +219,8 @@ def of_dose(bench: Bench) -> None:
             for name in KINDS:
                 scan = simulated(twin, name, photons, (1 - overlap) * diameter, 21, 64 if overlap < 0.9 else 225)
                 alone, together = (one_pass(folder, scan)[0] for folder in (single, whole))
-                engines = [
-                    by_engine(scan, StageConfig(engine="lsqml", loss=loss))[0] for loss in ("amplitude", "poisson")
-                ]
-                chained, _ = refined(scan, together, StageConfig(engine="pie", loss="poisson"))
+                engines = [by_engine(scan, LSQML(loss=loss))[0] for loss in ("amplitude", "poisson")]
+                chained, _ = refined(scan, together, PIE(loss="poisson"))
                 errors = [covered_nrmse(result, scan) for result in (alone, together, *engines, chained)]
                 engine = min(errors[2:4])
                 found.append((errors[0], errors[1], engine, errors[1] / engine, errors[4]))
@@ -240,7 +238,7 @@ def of_overlap(bench: Bench) -> None:
     for name in KINDS:
         scans = [simulated(twin, name, 1e6, (1 - overlap) * diameter, 2, 64) for overlap in overlaps]
         row(f"{name}: network", *(f"{covered_nrmse(one_pass(folder, scan)[0], scan):.4f}" for scan in scans))
-        engine = StageConfig(engine="lsqml")
+        engine = LSQML()
         row(f"{name}: lsqml", *(f"{covered_nrmse(by_engine(scan, engine)[0], scan):.4f}" for scan in scans))
 
 

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from ptycho_torch.commands.base import EXIT_INTERRUPTED, Invocation
-from ptycho_torch.config.engines import StageConfig, parse_stage
-from ptycho_torch.config.reconstruct import ReconstructConfig
+from ptycho_torch.config.engines import EngineOptions
+from ptycho_torch.config.reconstruct import ReconstructConfig, make_stages
 from ptycho_torch.config.values import to_plain, write_config
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.files import make_output_dir, write_json
@@ -40,8 +40,7 @@ from ptycho_torch.engines.initialization import (
     make_initial_state,
     read_initial_object,
 )
-from ptycho_torch.engines.pipeline import Pipeline
-from ptycho_torch.engines.registry import check_engine
+from ptycho_torch.engines.pipeline import PipelineRun
 from ptycho_torch.evaluation.half_split import HalfScanCorrelation, correlate_half_scans, read_pixel_size
 from ptycho_torch.io.inputs import read_positions
 from ptycho_torch.io.npz import load_scan
@@ -122,8 +121,8 @@ def reconstruct(config: ReconstructConfig, observer: Observer | None = None, com
 
 
 def _make_pipeline(
-    config: ReconstructConfig, scan: Scan, photons_per_unit: float, stages: list[StageConfig]
-) -> Pipeline:
+    config: ReconstructConfig, scan: Scan, photons_per_unit: float, stages: Sequence[EngineOptions]
+) -> PipelineRun:
     """The chain, ready to begin. Pixels that are held out do not even reach the start, whose power is the counts'."""
 
     device = select_device(config.device)
@@ -142,7 +141,7 @@ def _make_pipeline(
         device=device,
         margin=compute_required_margin(stages, scan),
     )
-    return Pipeline(scan, photons_per_unit, stages, start, config.seed, held_out=held_out)
+    return PipelineRun(scan, photons_per_unit, stages, start, config.seed, held_out=held_out)
 
 
 def _make_generator(config: ReconstructConfig, purpose: tuple[int, int]) -> np.random.Generator:
@@ -150,7 +149,7 @@ def _make_generator(config: ReconstructConfig, purpose: tuple[int, int]) -> np.r
     return np.random.default_rng([config.seed, *purpose])
 
 
-def _warn_shared_start(config: ReconstructConfig, stages: list[StageConfig]) -> None:
+def _warn_shared_start(config: ReconstructConfig, stages: Sequence[EngineOptions]) -> None:
     shared = ["--init_object"] if config.init_object is not None else []
     shared += ["the trained network"] if any(stage.engine == "neural" for stage in stages) else []
     if config.half_scan_frc and shared:
@@ -160,7 +159,7 @@ def _warn_shared_start(config: ReconstructConfig, stages: list[StageConfig]) -> 
         )
 
 
-def _correlate_half_scans(halves: Sequence[Pipeline], scan: Scan, observer: Observer) -> HalfScanCorrelation | None:
+def _correlate_half_scans(halves: Sequence[PipelineRun], scan: Scan, observer: Observer) -> HalfScanCorrelation | None:
     """Run both halves and correlate them; None where ctrl-C ended it."""
 
     for half in halves:
@@ -169,21 +168,6 @@ def _correlate_half_scans(halves: Sequence[Pipeline], scan: Scan, observer: Obse
                 return None
     first, second = (half.make_reconstruction() for half in halves)
     return correlate_half_scans(first, second, read_pixel_size(scan))
-
-
-def make_stages(config: ReconstructConfig) -> list[StageConfig]:
-    """The first stage, made of the bare settings, and one for each ``--then``.
-
-    Raises:
-        ConfigError: an unknown engine or setting, or a bad value.
-    """
-    names = [field.name for field in fields(StageConfig)]
-    first = StageConfig(**{name: getattr(config, name) for name in names})
-    stages = [first, *(parse_stage(text, "--then") for text in config.then)]
-
-    for stage in stages:
-        check_engine(stage)
-    return stages
 
 
 def _collect_run_settings(config: ReconstructConfig, scan: Scan, photons_per_unit: float) -> dict[str, Any]:
@@ -206,7 +190,7 @@ def _throttle_checkpoints(save: Callable[[], None]) -> Callable[[], None]:
     return sometimes
 
 
-def _make_metadata(config: ReconstructConfig, pipeline: Pipeline) -> dict[str, Any]:
+def _make_metadata(config: ReconstructConfig, pipeline: PipelineRun) -> dict[str, Any]:
     """Where the reconstruction comes from. No paths and no clock: the same work gives the same bytes anywhere."""
     refined = bool((pipeline.state.positions.numpy() != pipeline.scan.positions).any())
     return {

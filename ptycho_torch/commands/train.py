@@ -18,7 +18,7 @@ import torch
 
 from ptycho_torch.commands.base import Invocation, report_interruption
 from ptycho_torch.commands.provenance import make_provenance
-from ptycho_torch.config.engines import parse_stage
+from ptycho_torch.config.engines import IterativeOptions, parse_stage
 from ptycho_torch.config.train import TrainConfig
 from ptycho_torch.config.values import to_plain, write_config
 from ptycho_torch.core.errors import ConfigError, PtychoError
@@ -31,8 +31,7 @@ from ptycho_torch.data.scan import Scan
 from ptycho_torch.distributed.devices import select_precision
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ptycho_torch.engines.initialization import compute_required_margin, set_num_modes
-from ptycho_torch.engines.pipeline import Pipeline
-from ptycho_torch.engines.registry import check_engine
+from ptycho_torch.engines.pipeline import PipelineRun
 from ptycho_torch.engines.state import make_vacuum_state
 from ptycho_torch.io.npz import load_scan
 from ptycho_torch.models.calibration import read_scaled_probe, select_calibration
@@ -251,13 +250,12 @@ def _compute_targets(
 
 def _run_engine(config: TrainConfig, scan: Scan, probe: torch.Tensor, photons_per_unit: float) -> Reconstruction:
     """Run the engine of ``teacher`` on ``scan``, from vacuum and ``probe``."""
-    stage = parse_stage(str(config.teacher), "--teacher")
-    check_engine(stage)
-    if config.update_probe:
+    stage = parse_stage(str(config.teacher), "teacher")
+    if config.update_probe and isinstance(stage, IterativeOptions):
         stage = replace(stage, update_probe=True)
     margin = compute_required_margin([stage], scan)
     state = make_vacuum_state(torch.from_numpy(scan.positions.copy()), probe, margin)
-    pipeline = Pipeline(scan, photons_per_unit, [stage], state, config.seed)
+    pipeline = PipelineRun(scan, photons_per_unit, [stage], state, config.seed)
     if not pipeline.run_stage(SilentObserver()):
         raise KeyboardInterrupt
     result = pipeline.make_reconstruction()

@@ -2,13 +2,14 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ptycho_torch.config.engines import ProjectionOptions
 from ptycho_torch.engines.measurement_model import MeasurementModel
-from ptycho_torch.engines.nuisance import AmbiguityFix, NuisanceRefiner, RefinementSettings
+from ptycho_torch.engines.nuisance import AmbiguityFix, NuisanceRefiner
 from ptycho_torch.engines.runner import Engine
 from ptycho_torch.engines.state import Measurement, ReconstructionState
 from ptycho_torch.physics.forward import compute_detector_waves, project_onto_patches
@@ -20,30 +21,7 @@ FINAL_RAAR_BETA = 0.85
 """β of the RAAR iterations in which the difference map settles."""
 
 
-@dataclass(frozen=True)
-class ProjectionSettings:
-    """The steps of the engines."""
-
-    relaxation: float
-    """β: how far an iteration goes."""
-
-    raar_start: float = 0.3
-    """Share of the run after which the difference map settles by RAAR."""
-
-    alternation_start: float = 0.9
-    """Share of the run after which the projections simply alternate."""
-
-    divisor_floor: float = 1e-4
-    """Light added to the divisors everywhere, as a share of the largest."""
-
-    refine: RefinementSettings = field(default_factory=RefinementSettings)
-    """What is learned besides the object."""
-
-    probe_start: int = 0
-    """Epoch from which on the probe learns."""
-
-
-class Projections(Engine):
+class ProjectionEngine(Engine):
     """What difference map and RAAR share.
 
     The overlap projection O brings the exit waves ψ of all patterns to the nearest that are a product of the probe and
@@ -61,19 +39,18 @@ class Projections(Engine):
 
     reverts_on_divergence = False
 
-    def __init__(
-        self, measurement: Measurement, state: ReconstructionState, settings: ProjectionSettings, batch_size: int
-    ) -> None:
-        super().__init__(measurement, state)
-        self.settings = settings
-        self.optics = MeasurementModel(measurement, state, fixed_probe=settings.refine.fixed_probe)
+    options: ProjectionOptions
+
+    def __init__(self, measurement: Measurement, state: ReconstructionState, options: ProjectionOptions) -> None:
+        super().__init__(measurement, state, options)
+        self.optics = MeasurementModel(measurement, state, fixed_probe=options.fixed_probe)
         # The gauge of the probe is fixed only where no waves are remembered, which would have to follow it.
-        refine = replace(settings.refine, update_probe=False)
+        without_probe = replace(options, update_probe=False)
         self.refinement = NuisanceRefiner(
-            self.optics, refine, position_step_factor=1.0
+            self.optics, without_probe, position_step_factor=1.0
         )  # longer, and iterates that wander lead them astray
         self.ambiguity_fix = AmbiguityFix(state)
-        self._parts = torch.arange(len(measurement)).split(batch_size)
+        self._parts = torch.arange(len(measurement)).split(options.resolve_batch_size(len(measurement)))
         self._divisor = self._compute_divisor()
         self._waves = torch.cat([self._predict_waves(part) for part in self._parts])
 
@@ -88,7 +65,7 @@ class Projections(Engine):
     def step(self, indices: Tensor, progress: float) -> float:
         model, waves = self._predict_waves(indices), self._waves[indices]
         update = self._compute_modulus_update(model, indices)
-        if progress >= self.settings.alternation_start:
+        if progress >= self.options.alternation_start:
             following = model + update
         else:
             reflected = 2 * model - waves
@@ -97,20 +74,20 @@ class Projections(Engine):
             )
         self._waves[indices] = following
         self._update_object(inverse_far_field(following - waves), indices)
-        refine = self.settings.refine
-        if refine.update_positions or refine.update_background or refine.update_intensity:
+        options = self.options
+        if options.update_positions or options.update_background or options.update_intensity:
             self.refinement.accumulate(self.optics.compute_update(indices, excess=True), indices, self._epoch)
         return float(torch.linalg.vector_norm(torch.view_as_real(update), dtype=torch.float32).square())
 
     def end_epoch(self, epoch: int, progress: float) -> None:
-        learning = self.settings.refine.update_probe
-        if learning and epoch >= self.settings.probe_start:
+        learning = self.options.update_probe
+        if learning and epoch >= self.options.probe_start:
             self._solve_probe()
         self.refinement.end_epoch()
-        if not self.settings.refine.fixed_probe:
+        if not self.options.fixed_probe:
             self._divisor = self._compute_divisor()
             self._solve_object()
-        if learning and progress > self.settings.alternation_start:
+        if learning and progress > self.options.alternation_start:
             self.ambiguity_fix.fix(self.state)
             self.reset()  # the waves follow the gauge; nothing of theirs but the object is used from here on
 
@@ -145,7 +122,7 @@ class Projections(Engine):
         power = torch.zeros_like(self.state.object.real)
         for part in self._parts:
             power += self.optics.place(compute_power(self.optics.probes(part)), part)
-        return power + self.settings.divisor_floor * power.amax()
+        return power + self.options.divisor_floor * power.amax()
 
     def _update_object(self, change: Tensor, indices: Tensor) -> None:
         """Let the object nearest to all waves follow a change of some, (b, M, N, N) in real space.
@@ -174,7 +151,7 @@ class Projections(Engine):
                 patches.conj()[:, None] * self._compute_residual(part), part
             )
             seen += patches.abs().square().sum(0)
-        self.state.probe = self.state.probe + direction / (seen + self.settings.divisor_floor * seen.amax())
+        self.state.probe = self.state.probe + direction / (seen + self.options.divisor_floor * seen.amax())
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"waves": self._waves} | self.refinement.state_dict()
@@ -190,7 +167,7 @@ class Projections(Engine):
         self._waves = torch.cat([self._predict_waves(part) for part in self._parts])
 
 
-class DifferenceMap(Projections):
+class DifferenceMapEngine(ProjectionEngine):
     """``ψ + β (M(2 O(ψ) − ψ) − O(ψ))``: Thibault et al., Ultramicroscopy 109, 338 (2009).
 
     It leaves local minima best, and settles worst: with noise it has no fixed point. RAAR, which is the same map pulled
@@ -198,19 +175,19 @@ class DifferenceMap(Projections):
     """
 
     def compute_next_waves(self, waves: Tensor, overlap: Tensor, corrected: Tensor, progress: float) -> Tensor:
-        if progress >= self.settings.raar_start:
+        if progress >= self.options.raar_start:
             return _relax(waves, overlap, corrected, FINAL_RAAR_BETA)
-        return waves + self.settings.relaxation * (corrected - overlap)
+        return waves + self.options.relaxation * (corrected - overlap)
 
 
-class Raar(Projections):
+class RaarEngine(ProjectionEngine):
     """``β (ψ + M(2 O(ψ) − ψ) − O(ψ)) + (1 − β) O(ψ)``: Luke, Inverse Problems 21, 37 (2005).
 
     The reflection at the overlap comes first here, and the overlap is what is mixed in.
     """
 
     def compute_next_waves(self, waves: Tensor, overlap: Tensor, corrected: Tensor, progress: float) -> Tensor:
-        return _relax(waves, overlap, corrected, self.settings.relaxation)
+        return _relax(waves, overlap, corrected, self.options.relaxation)
 
 
 def _relax(waves: Tensor, overlap: Tensor, corrected: Tensor, relaxation: float) -> Tensor:

@@ -1,41 +1,17 @@
 """ePIE and rPIE: pattern after pattern, each dividing by the probe that it was lit with."""
 
-from dataclasses import dataclass, field
-
 from torch import Tensor
 
+from ptycho_torch.config.engines import EPIE, RPIE
 from ptycho_torch.engines.measurement_model import ExitWaveUpdate, MeasurementModel
-from ptycho_torch.engines.nuisance import NuisanceRefiner, RefinementSettings
+from ptycho_torch.engines.nuisance import NuisanceRefiner
 from ptycho_torch.engines.runner import Engine
 from ptycho_torch.engines.state import Measurement, ReconstructionState
 from ptycho_torch.physics.forward import project_onto_patches
 from ptycho_torch.physics.probe import compute_power
 
 
-@dataclass(frozen=True)
-class EpieSettings:
-    """The steps of the engines."""
-
-    alpha: float = 1.0
-    """Share of the brightest pixel in the divisor; the pixel's own light has the rest. 1: ePIE, below: rPIE."""
-
-    step: float = 1.0
-    """Step of object and probe, in units of the exact one where the probe is brightest."""
-
-    decay_start: float = 0.5
-    """Share of the run after which the steps fall."""
-
-    final_step: float = 0.1
-    """Step at the end of the run, in the same units."""
-
-    refine: RefinementSettings = field(default_factory=RefinementSettings)
-    """What is learned besides the object."""
-
-    probe_start: int = 0
-    """Epoch from which on the probe learns."""
-
-
-class Epie(Engine):
+class EpieEngine(Engine):
     """``O += s P* Δψ / ((1 − α)|P|² + α max|P|²)``, and the probe likewise with the object that it lights.
 
     α = 1 is ePIE: Maiden & Rodenburg, Ultramicroscopy 109, 1256 (2009); below it is rPIE: Maiden, Johnson & Li, Optica
@@ -46,22 +22,24 @@ class Epie(Engine):
     the noise of the last patterns averages out.
     """
 
-    def __init__(self, measurement: Measurement, state: ReconstructionState, settings: EpieSettings) -> None:
-        super().__init__(measurement, state)
-        self.settings = settings
-        self.optics = MeasurementModel(measurement, state, fixed_probe=settings.refine.fixed_probe)
-        self.refinement = NuisanceRefiner(self.optics, settings.refine)
+    options: EPIE
+
+    def __init__(self, measurement: Measurement, state: ReconstructionState, options: EPIE) -> None:
+        super().__init__(measurement, state, options)
+        self.alpha = options.alpha if isinstance(options, RPIE) else 1.0
+        self.optics = MeasurementModel(measurement, state, fixed_probe=options.fixed_probe)
+        self.refinement = NuisanceRefiner(self.optics, options)
 
     def begin_epoch(self, epoch: int, progress: float) -> None:
         self._epoch = epoch
 
     def step(self, indices: Tensor, progress: float) -> float:
-        state, refine = self.state, self.settings.refine
-        update = self.optics.compute_update(indices, excess=refine.update_background)
+        state, options = self.state, self.options
+        update = self.optics.compute_update(indices, excess=options.update_background)
         self.refinement.accumulate(update, indices, self._epoch)
         size = self._compute_step_size(progress)
         following = state.object + size * self._compute_object_step(update, indices)
-        if refine.update_probe and self._epoch >= self.settings.probe_start:
+        if options.update_probe and self._epoch >= self.options.probe_start:
             state.probe = state.probe + size * self._compute_probe_step(update, indices)
         state.object = following
         return update.error
@@ -87,11 +65,11 @@ class Epie(Engine):
 
     def _compute_divisor(self, illumination: Tensor) -> Tensor:
         """``(1 − α) light + α max light`` of each of (b, N, N)."""
-        alpha = self.settings.alpha
+        alpha = self.alpha
         return (1 - alpha) * illumination + alpha * illumination.amax((1, 2), keepdim=True)
 
     def _compute_step_size(self, progress: float) -> float:
-        s = self.settings
+        s = self.options
         fallen = max(0.0, progress - s.decay_start) / (1 - s.decay_start)
         return s.step * min(1.0, s.final_step / s.step) ** fallen * self.step_scale
 

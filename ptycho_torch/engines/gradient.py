@@ -1,14 +1,13 @@
 """The gradient engine: a likelihood differentiated for all that is unknown, and an optimiser of torch."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ptycho_torch.core.errors import ConfigError
+from ptycho_torch.config.engines import Gradient
 from ptycho_torch.engines.measurement_model import MeasurementModel
 from ptycho_torch.engines.runner import Engine
 from ptycho_torch.engines.state import Measurement, ReconstructionState
@@ -50,65 +49,7 @@ POSITION_DECAY_EXPONENT = 0.4
 """Power of the fall of the steps for positions, which settle after the object."""
 
 
-@dataclass(frozen=True)
-class GradientSettings:
-    """What is optimised, and how."""
-
-    optimizer: str = "adam"
-    """One of :data:`OPTIMIZERS`."""
-
-    step: float | None = None
-    """adam: change of the object in a batch, 1 being vacuum; sgd: share of the exact step for the light that a batch
-    brings; lbfgs: share of the quasi-Newton step. None: the optimiser's."""
-
-    momentum: float | None = None
-    """sgd: share of the last step that is taken again; adam: share of the mean slope that is kept; lbfgs has none."""
-
-    decay_start: float = 0.3
-    """Share of the run after which the steps of adam and sgd fall."""
-
-    final_step: float = 0.02
-    """Step at the end of the run, as a share of the first."""
-
-    eps: float = 0.06
-    """adam: what is off by less than this, in the units of its step, is stepped in proportion to what it is off by, so
-    that a good start is kept and noise is not followed."""
-
-    probe_step: float = 0.2
-    """adam: step of the probe, 1 being its largest amplitude, as a share of the object's."""
-
-    background_step: float = 1.0
-    """adam: step of the background's root, 1 being the root of a pixel's mean photons, as a share of the object's."""
-
-    position_step: float = 1.0
-    """adam: step of a position in an epoch, in pixels."""
-
-    update_probe: bool = False
-    """Whether the probe learns too."""
-
-    probe_start: int = 0
-    """Epoch from which on the probe learns."""
-
-    update_positions: bool = False
-    """Whether the positions learn too."""
-
-    position_start: int = 3
-    """Epoch from which on the positions learn."""
-
-    position_bound: float = 5.0
-    """Farthest that a position is moved, in pixels."""
-
-    update_background: bool = False
-    """Whether the background learns too."""
-
-    tv: float = 0.0
-    """Weight of the object's total variation, in the object's unit: noise below about this is levelled."""
-
-    smoothness: float = 0.0
-    """Weight of the object's squared differences, in square pixels: blurs over about the root of twice this."""
-
-
-class Gradient(Engine):
+class GradientEngine(Engine):
     """Minimises ``Σ deviance / 4 + L (tv · TV(object) + smoothness · SD(object))`` over all patterns.
 
     The quarter makes the slope of the data term the change of the exit waves that a projection makes, and L, the light
@@ -122,22 +63,19 @@ class Gradient(Engine):
         ConfigError: there is no optimiser of that name.
     """
 
-    def __init__(
-        self, measurement: Measurement, state: ReconstructionState, settings: GradientSettings, batch_size: int
-    ) -> None:
-        super().__init__(measurement, state)
-        if settings.optimizer not in OPTIMIZERS:
-            raise ConfigError(f"--optimizer is {settings.optimizer}: known are {', '.join(sorted(OPTIMIZERS))}")
-        self.settings, default = settings, OPTIMIZERS[settings.optimizer]
-        self.step_size = default.step if settings.step is None else settings.step
-        self.momentum = default.momentum if settings.momentum is None else settings.momentum
-        self.full_batch = settings.optimizer == "lbfgs"
-        self.patterns_per_step = len(measurement) if self.full_batch else min(batch_size, len(measurement))
-        fixed = not settings.update_probe and not settings.update_positions
-        self.optics = MeasurementModel(measurement, state, fixed_probe=fixed)
+    options: Gradient
+
+    def __init__(self, measurement: Measurement, state: ReconstructionState, options: Gradient) -> None:
+        super().__init__(measurement, state, options)
+        default = OPTIMIZERS[options.optimizer]
+        self.step_size = default.step if options.step is None else options.step
+        self.momentum = default.momentum if options.momentum is None else options.momentum
+        self.full_batch = options.optimizer == "lbfgs"
+        self.patterns_per_step = len(measurement) if self.full_batch else options.resolve_batch_size(len(measurement))
+        self.optics = MeasurementModel(measurement, state, fixed_probe=options.fixed_probe)
         self._initial_positions = state.positions
         self._update_units()
-        learned = [n for n in ("probe", "background", "positions") if getattr(settings, f"update_{n}")]
+        learned = [n for n in ("probe", "background", "positions") if getattr(options, f"update_{n}")]
         self._leaves = {name: self._encode(name).requires_grad_() for name in ("object", *learned)}
         rare = list(self._leaves) if self.full_batch else [n for n in learned if n == "positions"]
         self._batch_optimizer = self._make_leaf_optimizer(name for name in self._leaves if name not in rare)
@@ -151,7 +89,7 @@ class Gradient(Engine):
             return None
         if self.full_batch:
             return LeafOptimizer(leaves, torch.optim.LBFGS(leaves.values(), max_iter=1, history_size=10))
-        if self.settings.optimizer == "sgd":
+        if self.options.optimizer == "sgd":
             sgd = torch.optim.SGD(leaves.values(), momentum=self.momentum, nesterov=self.momentum > 0)
             return LeafOptimizer(leaves, sgd)
         usual = (self.momentum, 0.999)
@@ -161,7 +99,7 @@ class Gradient(Engine):
     def _update_units(self) -> None:
         """Find where the windows lie, and the curvatures and units of the leaves."""
         state, n = self.state, len(self.measurement)
-        if self.settings.update_positions:
+        if self.options.update_positions:
             self.optics.refresh()
         origin = state.positions.new_tensor(state.canvas.origin) + state.size // 2
         self._grid_positions = origin + self.optics.corners.cpu()  # positions less their fractions
@@ -175,14 +113,12 @@ class Gradient(Engine):
             "positions": OBJECT_GRADIENT_PER_PX**2 * self.measurement.photons / n,
         }
         self._units = (
-            self._compute_adam_units()
-            if self.settings.optimizer == "adam"
-            else self._compute_newton_units(illumination)
+            self._compute_adam_units() if self.options.optimizer == "adam" else self._compute_newton_units(illumination)
         )
 
     def _compute_adam_units(self) -> dict[str, float | Tensor]:
         """What one step changes: adam itself makes all steps of about the same length."""
-        s = self.settings
+        s = self.options
         root = (self.measurement.photons / self.measurement.counts.numel()) ** 0.5
         brightest = float(self.state.probe.abs().amax())
         return {
@@ -216,7 +152,7 @@ class Gradient(Engine):
         return value.square() if name == "background" else value  # a square is never negative
 
     def begin_epoch(self, epoch: int, progress: float) -> None:
-        s = self.settings
+        s = self.options
         if s.update_probe or s.update_positions:
             self._update_units()
         resting = {"probe": epoch < s.probe_start, "positions": epoch < s.position_start}
@@ -255,8 +191,8 @@ class Gradient(Engine):
         active = {name: leaf for name, leaf in ensemble.leaves.items() if name in self._active}
         for name, group in zip(ensemble.leaves, ensemble.optimizer.param_groups, strict=False):
             group["lr"] = self.step_scale * self._compute_rate(name, progress)
-            if self.settings.optimizer == "adam":
-                group["eps"] = self.settings.eps * self._curvature[name] * float(self._units[name]) ** 2
+            if self.options.optimizer == "adam":
+                group["eps"] = self.options.eps * self._curvature[name] * float(self._units[name]) ** 2
         if self.full_batch:
             ensemble.rescale_first_lbfgs_step()
         ensemble.optimizer.step(lambda: 0.0)
@@ -269,7 +205,7 @@ class Gradient(Engine):
 
     def _compute_rate(self, name: str, progress: float) -> float:
         """Step of a leaf at some ``progress`` of the run."""
-        s = self.settings
+        s = self.options
         if self.full_batch:
             return self.step_size
         pace = s.final_step ** max(0.0, (progress - s.decay_start) / (1 - s.decay_start))
@@ -280,7 +216,7 @@ class Gradient(Engine):
     def _clip_positions(self, positions: Tensor) -> Tensor:
         """Without a shift of all, near the start, and with their windows on the canvas."""
         canvas = self.state.canvas
-        moved = limit_displacements(positions - self._initial_positions, self.settings.position_bound)
+        moved = limit_displacements(positions - self._initial_positions, self.options.position_bound)
         low = positions.new_tensor(canvas.origin) + self.state.size // 2
         high = low + positions.new_tensor(canvas.shape) - self.state.size
         return torch.minimum(torch.maximum(self._initial_positions + moved, low), high)
@@ -306,7 +242,7 @@ class Gradient(Engine):
         if mask is not None:
             deviance, misfit = (torch.where(mask, pixels, torch.zeros_like(pixels)) for pixels in (deviance, misfit))
         loss = deviance.sum() / DEVIANCE_CURVATURE
-        if self.settings.tv or self.settings.smoothness:
+        if self.options.tv or self.options.smoothness:
             loss = loss + len(indices) / len(self.measurement) * self._compute_penalty(value["object"])
         return loss, misfit
 
@@ -322,7 +258,7 @@ class Gradient(Engine):
         return from_patches(patches, probes, value["background"]).intensity
 
     def _compute_penalty(self, obj: Tensor) -> Tensor:
-        s = self.settings
+        s = self.options
         penalty = obj.real.new_zeros(())
         if s.tv:
             penalty = penalty + s.tv * total_variation(obj)

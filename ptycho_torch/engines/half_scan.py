@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.grouping import Indices, make_compact_batches
-from ptycho_torch.engines.pipeline import Pipeline
+from ptycho_torch.engines.pipeline import PipelineRun
 from ptycho_torch.engines.state import ReconstructionState
 
 
@@ -21,7 +21,7 @@ def split_half_indices(positions: NDArray[np.float64], rng: np.random.Generator)
     return np.sort(np.array(first, np.int64)), np.sort(np.array(second, np.int64))
 
 
-def make_half_pipelines(pipeline: Pipeline, rng: np.random.Generator) -> tuple[Pipeline, Pipeline]:
+def make_half_pipelines(pipeline: PipelineRun, rng: np.random.Generator) -> tuple[PipelineRun, PipelineRun]:
     """Two chains like ``chain``, which has not begun, each over one half of its positions.
 
     Both start where ``chain`` starts and go through the same stages; nothing that the whole scan taught reaches them,
@@ -31,17 +31,17 @@ def make_half_pipelines(pipeline: Pipeline, rng: np.random.Generator) -> tuple[P
         DataError: there are fewer than two positions.
     """
     if len(pipeline.scan) < 2:
-        raise DataError(f"--half_scan_frc on a scan of {len(pipeline.scan)} position, expected at least 2")
+        raise DataError(f"`half_scan_frc` on a scan of {len(pipeline.scan)} position, expected at least 2")
     first, second = (
         _make_half_pipeline(pipeline, half) for half in split_half_indices(pipeline.state.positions.numpy(), rng)
     )
     return first, second
 
 
-def _make_half_pipeline(pipeline: Pipeline, indices: Indices) -> Pipeline:
+def _make_half_pipeline(pipeline: PipelineRun, indices: Indices) -> PipelineRun:
     held_out = None if pipeline.held_out is None else pipeline.held_out[indices]
     start = pipeline.state
     of_each = start.positions[indices], start.background, start.intensities[indices]
     state = ReconstructionState(start.object, start.probe, *of_each, start.canvas)
     scan = pipeline.scan.select(indices)
-    return Pipeline(scan, pipeline.photons_per_unit, pipeline.stages, state, pipeline.seed, held_out=held_out)
+    return PipelineRun(scan, pipeline.photons_per_unit, pipeline.stages, state, pipeline.seed, held_out=held_out)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ptycho_torch.config.engines import StageConfig
+from ptycho_torch.config.engines import EngineOptions, NetworkEngine
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
@@ -129,11 +129,11 @@ def _as_initial_object(initial: Reconstruction | InitialObject | NDArray[Any] | 
     return InitialObject(values, np.zeros(2, np.int64))
 
 
-def compute_required_margin(stages: Sequence[StageConfig], scan: Scan) -> int:
+def compute_required_margin(stages: Sequence[EngineOptions], scan: Scan) -> int:
     """Return the pixels of canvas beyond the outermost patches that suffice wherever ``stages`` move the positions."""
     largest = sum(stage.position_bound for stage in stages if stage.update_positions)
     for stage in stages:
-        if stage.engine == "neural" and stage.model_path is not None:
+        if isinstance(stage, NetworkEngine) and stage.model_path is not None:
             saved = load_model(stage.model_path)
             index = saved.find_scan(scan.digest())
             offsets = None if index is None else saved.model.get_position_offsets(index)

@@ -1,13 +1,13 @@
 """Least-squares maximum likelihood: object and probe step together, each as far as the exit waves ask for."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from ptycho_torch.config.engines import LSQML
 from ptycho_torch.engines.measurement_model import ExitWaveUpdate, MeasurementModel
-from ptycho_torch.engines.nuisance import NuisanceRefiner, RefinementSettings
+from ptycho_torch.engines.nuisance import NuisanceRefiner
 from ptycho_torch.engines.pie import COARSE_BLOCK_PX
 from ptycho_torch.engines.runner import Engine
 from ptycho_torch.engines.state import Measurement, ReconstructionState
@@ -15,39 +15,7 @@ from ptycho_torch.physics.forward import project_onto_patches
 from ptycho_torch.physics.probe import compute_power
 
 
-@dataclass(frozen=True)
-class LsqmlSettings:
-    """The steps of the engine."""
-
-    step: float = 1.0
-    """Step of the object, in units of the least-squares one."""
-
-    momentum: float | None = None
-    """Share of the last step on a pixel that is taken again; None: found from how many patterns light a pixel."""
-
-    decay_start: float = 0.5
-    """Share of the run after which the steps fall."""
-
-    final_step: float = 0.05
-    """Step at the end of the run with all its momentum, in the same units."""
-
-    edge_damping: float = 0.2
-    """Light of all patterns that is added to the batch's own as divisor: how gently the edge of a batch is treated."""
-
-    damping: float = 0.01
-    """Share of the mean square of a direction below which a pattern has no say in its step length."""
-
-    refine: RefinementSettings = field(default_factory=RefinementSettings)
-    """What is learned besides the object."""
-
-    probe_step: float = 1.0
-    """Step of the probe, in units of the least-squares one."""
-
-    probe_start: int = 0
-    """Epoch from which on the probe learns."""
-
-
-class Lsqml(Engine):
+class LsqmlEngine(Engine):
     """LSQ-ML: Odstrčil, Menzel & Guizar-Sicairos, Opt. Express 26, 3108 (2018), in batches of neighbours.
 
     The directions of a batch are ``d_O = Σ P* Δψ / D`` and ``d_P = Σ O* Δψ / Σ |O|²``. Each pattern asks for the
@@ -61,23 +29,22 @@ class Lsqml(Engine):
     the batches averages out.
     """
 
-    def __init__(
-        self, measurement: Measurement, state: ReconstructionState, settings: LsqmlSettings, batch_size: int
-    ) -> None:
-        super().__init__(measurement, state)
-        self.settings = settings
-        self.optics = MeasurementModel(measurement, state, fixed_probe=settings.refine.fixed_probe)
-        self.refinement = NuisanceRefiner(self.optics, settings.refine)
-        self.batch_fraction = min(1.0, batch_size / len(measurement))
+    options: LSQML
+
+    def __init__(self, measurement: Measurement, state: ReconstructionState, options: LSQML) -> None:
+        super().__init__(measurement, state, options)
+        self.optics = MeasurementModel(measurement, state, fixed_probe=options.fixed_probe)
+        self.refinement = NuisanceRefiner(self.optics, options)
+        self.batch_fraction = options.resolve_batch_size(len(measurement)) / len(measurement)
         self.velocity = torch.zeros_like(state.object)
         self._update_illumination()
-        self.momentum = self._estimate_momentum() if settings.momentum is None else settings.momentum
+        self.momentum = self._estimate_momentum() if options.momentum is None else options.momentum
 
     def _update_illumination(self) -> None:
         self._illumination = self.optics.make_illumination_map(COARSE_BLOCK_PX)
         total = self._illumination.sum_positions()
         self._mean_batch_illumination = self.batch_fraction * (total + 1e-6 * total.amax())
-        self._edge = self.settings.edge_damping * (total + 0.01 * total.amax())
+        self._edge = self.options.edge_damping * (total + 0.01 * total.amax())
 
     def _estimate_momentum(self) -> float:
         """The more patterns share the light of a pixel, the better does a step know where the next one will lead."""
@@ -90,24 +57,24 @@ class Lsqml(Engine):
 
     def begin_epoch(self, epoch: int, progress: float) -> None:
         self._epoch = epoch
-        if epoch and not self.settings.refine.fixed_probe:
+        if epoch and not self.options.fixed_probe:
             self._update_illumination()
 
     def step(self, indices: Tensor, progress: float) -> float:
-        state, refine = self.state, self.settings.refine
+        state, options = self.state, self.options
         momentum, size = self._compute_step_size(progress)
         own = self._illumination.sum_positions(indices)
         weight = self._upsample_to_canvas((own / self._mean_batch_illumination).clamp_max(1))
         ahead, current = momentum * weight * self.velocity, state.object
         state.object = current + ahead  # Nesterov: the change is asked for where the momentum leads
-        update = self.optics.compute_update(indices, excess=refine.update_background)
+        update = self.optics.compute_update(indices, excess=options.update_background)
         direction = self.optics.place(project_onto_patches(update.change, update.probes), indices)
         direction = direction / self._upsample_to_canvas(own + self._edge)
         moving = update.probes * self.optics.extract(direction, indices)[:, None]
-        if refine.update_probe and self._epoch >= self.settings.probe_start:
+        if options.update_probe and self._epoch >= self.options.probe_start:
             length = self._step_probe(update, moving, indices)
         else:
-            length = compute_step_length(moving, update.change, self.settings.damping)
+            length = compute_step_length(moving, update.change, self.options.damping)
         self.refinement.accumulate(update, indices, self._epoch)
         change = ahead + size * length * direction
         self.velocity = (1 - weight) * self.velocity + change
@@ -127,7 +94,7 @@ class Lsqml(Engine):
         Returns:
             The length of the object's step beside it.
         """
-        s, state = self.settings, self.state
+        s, state = self.options, self.state
         direction = self.optics.compute_probe_gradient(update.patches.conj()[:, None] * update.change, indices)
         seen = update.patches.abs().square().sum(0)
         direction = direction / (seen + 0.1 * seen.amax())
@@ -138,7 +105,7 @@ class Lsqml(Engine):
 
     def _compute_step_size(self, progress: float) -> tuple[float, float]:
         """Momentum and step at some ``progress`` of the run."""
-        s = self.settings
+        s = self.options
         fallen = max(0.0, progress - s.decay_start) / (1 - s.decay_start)
         last = s.final_step * (1 - self.momentum)
         return self.momentum, s.step * min(1.0, last / s.step) ** fallen * self.step_scale

@@ -1,10 +1,9 @@
 """Nuisance parameters refined with the object: background, per-pattern intensities, probe ambiguities."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from ptycho_torch.config.engines import RefinementOptions
 from ptycho_torch.engines.measurement_model import ExitWaveUpdate, MeasurementModel
 from ptycho_torch.engines.position_refinement import PositionRefiner
 from ptycho_torch.engines.state import ReconstructionState
@@ -16,33 +15,6 @@ MAX_INTENSITY_RATIO = 1.5
 
 STORED_CENTER_NAME = "centre"
 """Name of the probe center in checkpoints, which earlier versions wrote."""
-
-
-@dataclass(frozen=True)
-class RefinementSettings:
-    """What is learned, and from when on."""
-
-    update_probe: bool = False
-    update_positions: bool = False
-    position_start: int = 3
-    """Epoch from which on positions move: before, the object is too rough to tell."""
-
-    position_bound: float = 5.0
-    """Farthest that a position may move on either axis, in pixels."""
-
-    position_method: str = "gradient"
-    """``gradient``: least squares to first order; ``correlation``: the peak of a cross-correlation."""
-
-    position_model: str = "free"
-    """``free``: each by itself; ``affine``: all by one linear map about their middle."""
-
-    update_background: bool = False
-    update_intensity: bool = False
-
-    @property
-    def fixed_probe(self) -> bool:
-        """Whether the probes at all positions stay as they are."""
-        return not (self.update_probe or self.update_positions or self.update_intensity)
 
 
 class NuisanceRefiner:
@@ -59,19 +31,19 @@ class NuisanceRefiner:
 
     Args:
         model: The measurement model of the engine.
-        settings: Which parameters are refined.
+        options: Which parameters are refined.
         position_step_factor: Factor on the displacements of the position method ``gradient``.
     """
 
     def __init__(
         self,
         model: MeasurementModel,
-        settings: RefinementSettings,
+        options: RefinementOptions,
         position_step_factor: float = EXIT_WAVE_STEP_FACTOR,
     ) -> None:
-        self.model, self.settings = model, settings
+        self.model, self.options = model, options
         self.positions = PositionRefiner(
-            model, settings.position_bound, settings.position_method, settings.position_model, position_step_factor
+            model, options.position_bound, options.position_method, options.position_model, position_step_factor
         )
         self.ambiguity_fix = AmbiguityFix(model.state)
         self._begin_epoch()
@@ -84,11 +56,11 @@ class NuisanceRefiner:
 
     def accumulate(self, update: ExitWaveUpdate, indices: Tensor, epoch: int) -> None:
         """Add the contribution of a batch to the estimates of the epoch."""
-        if self.settings.update_positions and epoch >= self.settings.position_start:
+        if self.options.update_positions and epoch >= self.options.position_start:
             self.positions.accumulate(update, indices)
-        if self.settings.update_intensity and epoch:
+        if self.options.update_intensity and epoch:
             self._intensity_ratios[indices] = estimate_intensity_ratios(update)
-        if self.settings.update_background and update.excess is not None and epoch:
+        if self.options.update_background and update.excess is not None and epoch:
             counts = self.model.measurement.counts[indices]
             weight = 1 / (counts - update.excess + 1)
             mask = self.model.measurement.select_mask(indices)
@@ -117,9 +89,9 @@ class NuisanceRefiner:
         if moved or scaled:
             self.model.refresh()
         self._begin_epoch()
-        if self.settings.update_probe:
+        if self.options.update_probe:
             self.ambiguity_fix.fix(state)
-        return self.settings.update_probe
+        return self.options.update_probe
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the tensors of a checkpoint."""
@@ -130,7 +102,7 @@ class NuisanceRefiner:
         self.positions.load_state_dict(tensors)
         self.ambiguity_fix.load_state_dict(tensors)
         self._begin_epoch()
-        if self.settings.update_positions or self.settings.update_intensity:
+        if self.options.update_positions or self.options.update_intensity:
             self.model.refresh()
 
 

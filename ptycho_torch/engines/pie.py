@@ -1,13 +1,13 @@
 """The ptychographic iterative engine: the exit wave's change, divided by the illumination, added to the object."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from ptycho_torch.config.engines import PIE
 from ptycho_torch.engines.measurement_model import ExitWaveUpdate, MeasurementModel
-from ptycho_torch.engines.nuisance import NuisanceRefiner, RefinementSettings
+from ptycho_torch.engines.nuisance import NuisanceRefiner
 from ptycho_torch.engines.runner import Engine
 from ptycho_torch.engines.state import Measurement, ReconstructionState
 from ptycho_torch.physics.forward import project_onto_patches
@@ -16,39 +16,7 @@ COARSE_BLOCK_PX = 4
 """Pixels of the blocks on which the illumination of single batches is compared."""
 
 
-@dataclass(frozen=True)
-class PieSettings:
-    """The steps of the engine. None: found from how densely a batch covers the field."""
-
-    step: float = 0.5
-    """Step of the object, in units of the exact one for the light that a batch brings on average."""
-
-    momentum: float | None = None
-    """Share of the last step that is taken again, over the first part of the run."""
-
-    decay_start: float = 0.4
-    """Share of the run after which there is no momentum and the steps fall."""
-
-    final_step: float = 0.05
-    """Step at the end of the run, in the same units."""
-
-    overload_ratio: float = 1.5
-    """Light of a batch, as a multiple of what a batch brings on average, beyond which it shortens the step."""
-
-    refine: RefinementSettings = field(default_factory=RefinementSettings)
-    """What is learned besides the object."""
-
-    probe_step: float = 1.0
-    """Step of the probe, in units of the exact one for the object that a batch sees."""
-
-    divisor_floor: float = 0.01
-    """Light added to the divisor everywhere, as a share of the largest."""
-
-    probe_start: int = 0
-    """Epoch from which on the probe learns."""
-
-
-class Pie(Engine):
+class PieEngine(Engine):
     """Batched PIE: the changes of a batch are summed and divided by the illumination.
 
     The step of a batch is ``s Σ P* Δψ / D`` with Nesterov's momentum, where D is the light that a batch brings on
@@ -60,18 +28,17 @@ class Pie(Engine):
     momentum as in mPIE: Maiden, Johnson & Li, Optica 4, 736 (2017).
     """
 
-    def __init__(
-        self, measurement: Measurement, state: ReconstructionState, settings: PieSettings, batch_size: int
-    ) -> None:
-        super().__init__(measurement, state)
-        self.settings = settings
-        self.optics = MeasurementModel(measurement, state, fixed_probe=settings.refine.fixed_probe)
-        self.refinement = NuisanceRefiner(self.optics, settings.refine)
-        self.batch_fraction = min(1.0, batch_size / len(measurement))
+    options: PIE
+
+    def __init__(self, measurement: Measurement, state: ReconstructionState, options: PIE) -> None:
+        super().__init__(measurement, state, options)
+        self.optics = MeasurementModel(measurement, state, fixed_probe=options.fixed_probe)
+        self.refinement = NuisanceRefiner(self.optics, options)
+        self.batch_fraction = options.resolve_batch_size(len(measurement)) / len(measurement)
         self.velocity = torch.zeros_like(state.object)
         self._update_illumination()
         self.momentum = (
-            settings.momentum if settings.momentum is not None else min(0.9, self.density / (self.density + 1))
+            options.momentum if options.momentum is not None else min(0.9, self.density / (self.density + 1))
         )
 
     def _update_illumination(self) -> None:
@@ -81,13 +48,13 @@ class Pie(Engine):
         self.density = (
             float(total.square().sum() / (len(self.measurement) * power.square().sum())) * self.batch_fraction
         )
-        self._divisor = self.batch_fraction * (total + self.settings.divisor_floor * total.amax())
+        self._divisor = self.batch_fraction * (total + self.options.divisor_floor * total.amax())
         self._illumination = self.optics.make_illumination_map(COARSE_BLOCK_PX)
         self._coarse_divisor = self.batch_fraction * self._illumination.sum_positions()
 
     def begin_epoch(self, epoch: int, progress: float) -> None:
         self._epoch = epoch
-        if not self.settings.refine.fixed_probe:
+        if not self.options.fixed_probe:
             self._update_illumination()
 
     def step(self, indices: Tensor, progress: float) -> float:
@@ -96,10 +63,10 @@ class Pie(Engine):
         ahead = momentum * self.velocity
         current = state.object
         state.object = current + ahead  # Nesterov: the change is asked for where the momentum leads
-        update = self.optics.compute_update(indices, excess=self.settings.refine.update_background)
+        update = self.optics.compute_update(indices, excess=self.options.update_background)
         direction = self.optics.place(project_onto_patches(update.change, update.probes), indices)
         self.velocity = ahead + size * direction / self._compute_divisor(indices, size / (1 - momentum))
-        if self.settings.refine.update_probe and self._epoch >= self.settings.probe_start:
+        if self.options.update_probe and self._epoch >= self.options.probe_start:
             self._step_probe(update, indices)
             self._update_illumination()
         self.refinement.accumulate(update, indices, self._epoch)
@@ -116,7 +83,7 @@ class Pie(Engine):
     def _compute_divisor(self, indices: Tensor, effective: float) -> Tensor:
         """The light to divide by, (rows, columns), where a step comes to ``effective`` with all its momentum."""
         own = self._illumination.sum_positions(indices)
-        excess = (own - self.settings.overload_ratio * self._coarse_divisor).clamp_min(0) * effective
+        excess = (own - self.options.overload_ratio * self._coarse_divisor).clamp_min(0) * effective
         rows, columns = self.state.canvas.shape
         return (
             self._divisor
@@ -125,7 +92,7 @@ class Pie(Engine):
 
     def _compute_step_size(self, progress: float) -> tuple[float, float]:
         """Momentum and step at some ``progress`` of the run."""
-        s = self.settings
+        s = self.options
         if progress < s.decay_start:
             return self.momentum, s.step * self.step_scale
         first = min(1.0, s.step / (1 - self.momentum))
@@ -136,7 +103,7 @@ class Pie(Engine):
         state = self.state
         direction = self.optics.compute_probe_gradient(update.patches.conj()[:, None] * update.change, indices)
         seen = update.patches.abs().square().sum(0)
-        size = self.settings.probe_step * self.step_scale
+        size = self.options.probe_step * self.step_scale
         state.probe = state.probe + size * direction / (seen + 0.1 * seen.amax())
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Engines one after the other: each starts from what the one before it left."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ptycho_torch.config.engines import StageConfig
+from ptycho_torch.config.engines import EngineOptions, IterativeOptions, NetworkEngine
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.core.observer import Observer
 from ptycho_torch.data.holdout import mask_pixels
@@ -19,7 +19,7 @@ from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.cross_validation import HoldoutPixels
 from ptycho_torch.engines.initialization import fit_object_scale, paste_object, set_num_modes
 from ptycho_torch.engines.measurement_model import ProbeObjectView
-from ptycho_torch.engines.registry import make_constraint, make_engine, make_schedule
+from ptycho_torch.engines.registry import make_constraint, make_engine
 from ptycho_torch.engines.runner import EngineRunner
 from ptycho_torch.engines.state import Measurement, ReconstructionState, make_measurement
 from ptycho_torch.models.calibration import ScanCalibration, select_calibration
@@ -33,12 +33,12 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Pipeline:
+class PipelineRun:
     """A reconstruction by stages, in progress."""
 
     scan: Scan
     photons_per_unit: float
-    stages: list[StageConfig]
+    stages: Sequence[EngineOptions]
     state: ReconstructionState
     seed: int = 0
     num_finished_stages: int = 0
@@ -69,7 +69,7 @@ class Pipeline:
             True, or False when ctrl-C ended it: then everything is as it was after the last whole epoch.
         """
         stage = self.stages[self.num_finished_stages]
-        if stage.engine == "neural":
+        if isinstance(stage, NetworkEngine):
             self._run_network(stage, observer)
         else:
             self.prepare_stage()
@@ -118,32 +118,32 @@ class Pipeline:
         """Make ready the iterative stage that is next, unless it is under way."""
         if self.runner is None:
             stage = self.stages[self.num_finished_stages]
+            assert isinstance(stage, IterativeOptions)
             self._check_holdout(stage)
             measurement = self.make_stage_measurement(stage)
             if stage.probe_modes is not None:
                 self.state.probe = set_num_modes(self.state.probe, stage.probe_modes)
             self.state.object = self.state.object * fit_object_scale(measurement, self.state)
             engine = make_engine(measurement, self.state, stage)
-            self.runner = EngineRunner(
-                engine, make_schedule(stage), self.seed + self.num_finished_stages, self._make_holdout()
-            )
+            self.runner = EngineRunner(engine, self.seed + self.num_finished_stages, self._make_holdout())
 
     def check(self) -> None:
         """Raise PtychoError where a stage to come lacks something, before the first one runs."""
         for stage in self.stages[self.num_finished_stages :]:
-            self._check_holdout(stage)
-            if stage.engine == "neural":
+            if isinstance(stage, NetworkEngine):
                 self._load_stage_model(stage)
-            make_constraint(stage, self.state)
+            elif isinstance(stage, IterativeOptions):
+                self._check_holdout(stage)
+                make_constraint(stage, self.state)
 
-    def _check_holdout(self, stage: StageConfig) -> None:
-        if stage.patience is not None and (self.held_out is None or stage.engine == "neural"):
+    def _check_holdout(self, stage: IterativeOptions) -> None:
+        if stage.patience is not None and self.held_out is None:
             raise ConfigError(
-                f"--patience is {stage.patience} for {stage.engine}, and nothing tells when to stop: it needs an "
-                "iterative engine and held-out pixels, as by --holdout 0.02"
+                f"`patience` is {stage.patience} for {stage.engine}, which needs held-out pixels; set `holdout`, for "
+                "example to 0.02"
             )
 
-    def make_stage_measurement(self, stage: StageConfig) -> Measurement:
+    def make_stage_measurement(self, stage: IterativeOptions) -> Measurement:
         """The patterns as ``stage`` sees them."""
         scan = self.scan if self.held_out is None else mask_pixels(self.scan, self.held_out)
         return make_measurement(scan, self.photons_per_unit, make_noise_model(stage.loss), self.device)
@@ -186,9 +186,9 @@ class Pipeline:
             further |= {"held_out_deviance": found.held_out_deviance, "held_out_floor": found.held_out_floor}
         return {name: self.history.get(name, []) + values for name, values in further.items()}
 
-    def _load_stage_model(self, stage: StageConfig) -> Model:
+    def _load_stage_model(self, stage: NetworkEngine) -> Model:
         if stage.model_path is None:
-            raise ConfigError("--engine neural needs a trained network: give --model_path, a folder written by train")
+            raise ConfigError("the network engine has no model; set `model_path` to a folder written by train")
         bundle = load_model(stage.model_path, self.device)
         if bundle.model.size != self.scan.size:
             raise DataError(
@@ -198,7 +198,7 @@ class Pipeline:
         check_position_bound(stage.position_bound if stage.update_positions else None, self.scan.size)
         return bundle
 
-    def _run_network(self, stage: StageConfig, observer: Observer) -> None:
+    def _run_network(self, stage: NetworkEngine, observer: Observer) -> None:
         bundle = self._load_stage_model(stage)
         calibration = select_calibration(bundle, self.scan)
         if calibration.is_scan_probe:  # the probe as it stands may be better than the file's

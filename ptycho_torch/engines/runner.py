@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ptycho_torch.config.engines import IterativeOptions
 from ptycho_torch.core.observer import Observer
 from ptycho_torch.data.grouping import Indices, make_compact_batches
 from ptycho_torch.engines.constraints import Constraint
@@ -31,35 +32,21 @@ STEP_SCALE_RECOVERY, MIN_STEP_SCALE = 1.2, 1 / 64
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class EngineSchedule:
-    """How long an engine runs, and in what batches."""
+def make_batches(options: IterativeOptions, positions: Tensor, rng: np.random.Generator) -> list[Tensor]:
+    """Return the batches of one epoch as indices (b,) int64, each pattern once.
 
-    epochs: int
-    """Passes over all patterns."""
-
-    batch_size: int
-    """Patterns a batch; engines that need all patterns at once use it for memory only."""
-
-    batches: str = "random"
-    """``random``: each batch from all over the field; ``compact``: each batch a neighbourhood."""
-
-    time_limit: float | None = None
-    """Seconds after which no batch is begun; the schedule of the steps is then by time where that is further on."""
-
-    patience: int | None = None
-    """Epochs without a lower deviance of the held-out pixels after which the run ends, and leaves the estimate of the
-    epoch in which it was lowest."""
-
-    def make_batches(self, positions: Tensor, rng: np.random.Generator) -> list[Tensor]:
-        """The batches of one epoch as indices, each pattern once."""
-        found: list[Indices]
-        if self.batches == "compact":
-            found = make_compact_batches(positions.numpy(), self.batch_size, 1, rng)
-        else:
-            count = math.ceil(len(positions) / self.batch_size)
-            found = np.array_split(rng.permutation(len(positions)), count)  # of even size: none is a small remainder
-        return [torch.from_numpy(indices) for indices in found]
+    Args:
+        options: batch size, and whether a batch is random or compact.
+        positions: (n, 2) scan positions.
+        rng: draws the batches.
+    """
+    size = options.resolve_batch_size(len(positions))
+    batches: list[Indices]
+    if options.batches == "compact":
+        batches = make_compact_batches(positions.numpy(), size, 1, rng)
+    else:  # of equal sizes: the last batch is not a small remainder
+        batches = np.array_split(rng.permutation(len(positions)), math.ceil(len(positions) / size))
+    return [torch.from_numpy(indices) for indices in batches]
 
 
 class Engine(ABC):
@@ -68,8 +55,8 @@ class Engine(ABC):
     reverts_on_divergence = True
     """Whether an error that grows is to be taken back; not for engines whose error is not meant to fall steadily."""
 
-    def __init__(self, measurement: Measurement, state: ReconstructionState) -> None:
-        self.measurement, self.state = measurement, state
+    def __init__(self, measurement: Measurement, state: ReconstructionState, options: IterativeOptions) -> None:
+        self.measurement, self.state, self.options = measurement, state, options
         self.step_scale = 1.0
         """Factor on all steps: halved where they diverge."""
         self.constraint: Constraint | None = None
@@ -158,10 +145,8 @@ class Snapshot(NamedTuple):
 class EngineRunner:
     """A run of an engine in progress; ``held_out`` are pixels that its measurement does not hold."""
 
-    def __init__(
-        self, engine: Engine, schedule: EngineSchedule, seed: int, held_out: HoldoutPixels | None = None
-    ) -> None:
-        self.engine, self.schedule, self.seed, self.held_out = engine, schedule, seed, held_out
+    def __init__(self, engine: Engine, seed: int, held_out: HoldoutPixels | None = None) -> None:
+        self.engine, self.options, self.seed, self.held_out = engine, engine.options, seed, held_out
         self.history = History()
         self._safe: dict[str, Tensor] = {}
         """Everything as it was before the last epoch whose error did not grow."""
@@ -171,7 +156,7 @@ class EngineRunner:
         """That of R for whoever watches, and the epoch after which it is found anew."""
 
     def run(self, observer: Observer, after_epoch: Callable[[], None] | None = None) -> bool:
-        """Run to the end of the schedule.
+        """Run to the end of the options.
 
         Args:
             observer: is told of every epoch.
@@ -183,9 +168,9 @@ class EngineRunner:
         done = len(self.history.r)
         started = time.perf_counter() - (self.history.seconds[-1] if done else 0.0)
         before = self._take_snapshot()
-        observer.start("reconstruction", max(0, self.schedule.epochs - done))
+        observer.start("reconstruction", max(0, self.options.epochs - done))
         try:
-            for epoch in range(done, self.schedule.epochs):
+            for epoch in range(done, self.options.epochs):
                 before = self._take_snapshot()
                 if self._is_patience_exhausted() or not self._run_epoch(epoch, started):
                     break
@@ -204,23 +189,23 @@ class EngineRunner:
 
     def _run_epoch(self, epoch: int, started: float) -> bool:
         """Run the batches of ``epoch``, as far as there is time; False where there was none for a single one."""
-        schedule, measurement = self.schedule, self.engine.measurement
+        options, measurement = self.options, self.engine.measurement
         # A generator for each epoch, so that a run goes on exactly from wherever it was left.
         rng = np.random.default_rng([self.seed, epoch])
-        batches = schedule.make_batches(self.engine.state.positions, rng)
-        self.engine.begin_epoch(epoch, epoch / schedule.epochs)
+        batches = make_batches(options, self.engine.state.positions, rng)
+        self.engine.begin_epoch(epoch, epoch / options.epochs)
         error, seen = 0.0, 0
         for number, indices in enumerate(batches):
-            progress = (epoch + number / len(batches)) / schedule.epochs
-            if schedule.time_limit is not None:
-                spent = (time.perf_counter() - started) / schedule.time_limit
+            progress = (epoch + number / len(batches)) / options.epochs
+            if options.time_limit is not None:
+                spent = (time.perf_counter() - started) / options.time_limit
                 if spent >= 1:
                     break
                 progress = max(progress, spent)
             error += self.engine.step(indices, progress)
             seen += len(indices)
         if seen:
-            self.engine.end_epoch(epoch, (epoch + 1) / schedule.epochs)
+            self.engine.end_epoch(epoch, (epoch + 1) / options.epochs)
             self.engine.apply_constraint()
             self.history.r.append(error / measurement.photons * len(measurement) / seen)
             self.history.seconds.append(time.perf_counter() - started)
@@ -246,7 +231,7 @@ class EngineRunner:
         found = self.held_out.score(state)
         history.held_out_deviance.append(found.deviance)
         history.held_out_floor.append(found.noise_floor)
-        if self.schedule.patience is not None and self._best_epoch() == len(history.held_out_deviance) - 1:
+        if self.options.patience is not None and self._best_epoch() == len(history.held_out_deviance) - 1:
             self._best = state.tensors()
 
     def _best_epoch(self) -> int:
@@ -257,7 +242,7 @@ class EngineRunner:
     def _is_patience_exhausted(self) -> bool:
         """Whether patience is at its end."""
         epochs = len(self.history.held_out_deviance)
-        patience = self.schedule.patience
+        patience = self.options.patience
         return patience is not None and epochs > 0 and epochs - 1 - self._best_epoch() >= patience
 
     def _restore_best(self) -> None:

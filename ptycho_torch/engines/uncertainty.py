@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ptycho_torch.config.engines import StageConfig
+from ptycho_torch.config.engines import PIE
 from ptycho_torch.core.observer import Observer, SilentObserver
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.initialization import fit_object_scale
-from ptycho_torch.engines.registry import make_engine, make_schedule
+from ptycho_torch.engines.registry import make_engine
 from ptycho_torch.engines.runner import EngineRunner
 from ptycho_torch.engines.state import ReconstructionState, make_measurement, make_vacuum_state
 from ptycho_torch.evaluation.alignment import compute_covered_region, fit_complex_scale
@@ -79,12 +79,12 @@ def _refine_object(
 ) -> NDArray[np.complex128]:
     """The object (rows, columns) after a few epochs on the patterns, everything but the object believed."""
     batch_size = min(max(len(scan) // BATCHES_PER_EPOCH, MIN_BATCH_SIZE), MAX_BATCH_SIZE)
-    stage = StageConfig(engine="pie", epochs=REFINEMENT_EPOCHS, batch_size=batch_size)
-    measurement = make_measurement(scan, reconstruction.photons_per_unit, make_noise_model(stage.loss), device)
+    options = PIE(epochs=REFINEMENT_EPOCHS, batch_size=batch_size)
+    measurement = make_measurement(scan, reconstruction.photons_per_unit, make_noise_model(options.loss), device)
     state = _make_state(reconstruction, device)
     state.object = state.object * fit_object_scale(measurement, state)
     # Steps and order of the batches come from a seed of its own: the same patterns give the same doubt.
-    if not EngineRunner(make_engine(measurement, state, stage), make_schedule(stage), seed=0).run(observer):
+    if not EngineRunner(make_engine(measurement, state, options), seed=0).run(observer):
         raise KeyboardInterrupt
     return state.object.cpu().numpy().astype(np.complex128)
 

@@ -9,20 +9,19 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ptycho_torch.config.engines import StageConfig
+from ptycho_torch.config.engines import ENGINES, ITERATIVE_ENGINES
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.constraints import Constraint, read_support
-from ptycho_torch.engines.difference_map import Projections
-from ptycho_torch.engines.pipeline import Pipeline
-from ptycho_torch.engines.registry import ENGINES
+from ptycho_torch.engines.difference_map import ProjectionEngine
+from ptycho_torch.engines.pipeline import PipelineRun
 from ptycho_torch.engines.state import ReconstructionState, make_vacuum_state
 from ptycho_torch.physics.batch import scale_probe_to_photons
 from ptycho_torch.simulation.scan import simulate_measurement
 
-NAMES = sorted(ENGINES)
+NAMES = sorted(ITERATIVE_ENGINES)
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +41,12 @@ def write(path: Path, support: NDArray[Any], **further: Any) -> Path:
     return path
 
 
-def chain_of(scan: Scan, **settings: Any) -> Pipeline:
+def chain_of(scan: Scan, engine: str = "pie", **settings: Any) -> PipelineRun:
     start = make_vacuum_state(
         torch.from_numpy(scan.positions.copy()), scale_probe_to_photons(scan, scan.photons_per_unit or 1.0)
     )
-    return Pipeline(
-        scan, scan.photons_per_unit or 1.0, [StageConfig(**({"epochs": 12, "batch_size": 6} | settings))], start
+    return PipelineRun(
+        scan, scan.photons_per_unit or 1.0, [ENGINES[engine](**({"epochs": 12, "batch_size": 6} | settings))], start
     )
 
 
@@ -125,10 +124,10 @@ def test_the_waves_take_part(engine: str, island: tuple[Scan, NDArray[np.bool_]]
     assert chain.runner is not None
     chain.runner.run(SilentObserver())
     projections = chain.runner.engine
-    assert isinstance(projections, Projections)
+    assert isinstance(projections, ProjectionEngine)
     before = chain.make_reconstruction()
     with torch.no_grad():
-        projections._overlap_object()
+        projections._solve_object()
     lit = before.coverage > 0.01 * before.coverage.max()
     assert (
         np.abs(chain.make_reconstruction().object - before.object)[lit].max()

@@ -10,46 +10,45 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ptycho_torch.config.engines import StageConfig
+from ptycho_torch.config.engines import ENGINES, ITERATIVE_ENGINES, EngineOptions
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.holdout import draw_holdout_pixels, mask_pixels
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.cross_validation import HoldoutPixels
-from ptycho_torch.engines.pipeline import Pipeline
-from ptycho_torch.engines.registry import ENGINES
+from ptycho_torch.engines.pipeline import PipelineRun
 from ptycho_torch.engines.state import make_vacuum_state
 from ptycho_torch.evaluation.fourier_error import compute_fourier_error, predict_photons
 from ptycho_torch.evaluation.metrics import compare_with_truth
 from ptycho_torch.physics.batch import scale_probe_to_photons
 
-NAMES = sorted(ENGINES)
+NAMES = sorted(ITERATIVE_ENGINES)
 CPU = torch.device("cpu")
 OVERFITTING = {"engine": "gradient", "optimizer": "lbfgs"}
 """Quasi-Newton steps, which reach the noise in a dozen epochs."""
 
 
-def stage(**settings: Any) -> StageConfig:
-    return StageConfig(**({"epochs": 5, "batch_size": 8} | settings))
+def stage(engine: str = "pie", **settings: Any) -> EngineOptions:
+    return ENGINES[engine](**({"epochs": 5, "batch_size": 8} | settings))
 
 
 def pixels_of(scan: Scan, share: float = 0.05) -> NDArray[np.bool_]:
     return draw_holdout_pixels(scan, share, np.random.default_rng(0))
 
 
-def chain_of(scan: Scan, *stages: StageConfig, held: NDArray[np.bool_] | None = None) -> Pipeline:
+def chain_of(scan: Scan, *stages: EngineOptions, held: NDArray[np.bool_] | None = None) -> PipelineRun:
     seen = scan if held is None else mask_pixels(scan, held)
     start = make_vacuum_state(torch.from_numpy(scan.positions.copy()), scale_probe_to_photons(seen, 1.0))
-    return Pipeline(scan, 1.0, list(stages), start, held_out=held)
+    return PipelineRun(scan, 1.0, list(stages), start, held_out=held)
 
 
-def finished(chain: Pipeline, observer: SilentObserver | None = None) -> Pipeline:
+def finished(chain: PipelineRun, observer: SilentObserver | None = None) -> PipelineRun:
     while chain.num_finished_stages < len(chain.stages):
         assert chain.run_stage(observer or SilentObserver())
     return chain
 
 
-def nrmse(chain: Pipeline) -> float:
+def nrmse(chain: PipelineRun) -> float:
     assert chain.scan.truth is not None
     return compare_with_truth(chain.make_reconstruction(), chain.scan.truth).nrmse
 
@@ -57,7 +56,7 @@ def nrmse(chain: Pipeline) -> float:
 class Errors(SilentObserver):
     """The true error after each epoch, and ctrl-C in a given one."""
 
-    def __init__(self, chain: Pipeline, interrupt: int | None = None) -> None:
+    def __init__(self, chain: PipelineRun, interrupt: int | None = None) -> None:
         self.chain, self.interrupt = chain, interrupt
         self.errors: list[float] = []
 
@@ -186,5 +185,5 @@ def test_the_history_holds_the_floor(scan_factory: Callable[..., Scan], patterns
 @pytest.mark.parametrize("checked", [False, True])
 def test_patience_without_held_out_pixels_is_refused(dim: Scan, checked: bool) -> None:
     chain = chain_of(dim, stage(patience=2))
-    with pytest.raises(ConfigError, match="--holdout"):
+    with pytest.raises(ConfigError, match="`holdout`"):
         chain.check() if checked else chain.run_stage(SilentObserver())

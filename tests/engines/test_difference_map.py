@@ -6,47 +6,50 @@ import numpy as np
 import pytest
 import torch
 
+from ptycho_torch.config.engines import ProjectionOptions
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.difference_map import DifferenceMap, Projections, ProjectionSettings, Raar
-from ptycho_torch.engines.nuisance import RefinementSettings
-from ptycho_torch.engines.runner import EngineRunner, EngineSchedule
+from ptycho_torch.engines.difference_map import DifferenceMapEngine, ProjectionEngine, RaarEngine
+from ptycho_torch.engines.runner import EngineRunner
 from ptycho_torch.engines.state import make_measurement, make_vacuum_state
 from ptycho_torch.physics.batch import scale_probe_to_photons
 from ptycho_torch.physics.forward import from_object
 from ptycho_torch.physics.noise import make_noise_model
 
-KINDS = [(DifferenceMap, 0.8), (Raar, 0.9)]
+KINDS = [(DifferenceMapEngine, 0.8), (RaarEngine, 0.9)]
 
 
 def engine_of(
-    scan: Scan, kind: type[Projections], relaxation: float, batch: int = 8, learn: bool = False
-) -> Projections:
+    scan: Scan, kind: type[ProjectionEngine], relaxation: float, batch: int = 8, learn: bool = False
+) -> ProjectionEngine:
     measurement = make_measurement(scan, 1.0, make_noise_model("amplitude"), torch.device("cpu"))
     estimate = make_vacuum_state(torch.from_numpy(scan.positions.copy()), scale_probe_to_photons(scan, 1.0))
-    settings = ProjectionSettings(relaxation, refine=RefinementSettings(update_probe=learn))
-    return kind(measurement, estimate, settings, batch)
+    return kind(
+        measurement,
+        estimate,
+        ProjectionOptions(relaxation=relaxation, update_probe=learn, epochs=30, batch_size=batch),
+    )
 
 
-def one_epoch(engine: Projections, progress: float) -> None:
+def one_epoch(engine: ProjectionEngine, progress: float) -> None:
     engine.begin_epoch(0, progress)
     for part in torch.arange(len(engine.measurement)).split(8):
         engine.step(part, progress)
 
 
-def overlap_of(engine: Projections, start: torch.Tensor) -> torch.Tensor:
+def overlap_of(engine: ProjectionEngine, start: torch.Tensor) -> torch.Tensor:
     """The object nearest to the waves of ``engine``, pulled by its floor towards ``start``."""
     optics, everything = engine.optics, torch.arange(len(engine.measurement))
     waves, probes = torch.fft.ifft2(engine.state_dict()["waves"], norm="ortho"), optics.probes(everything)
     light = optics.place(probes.abs().square().sum(1), everything)
-    floor = engine.settings.divisor_floor * light.amax()
+    floor = engine.options.divisor_floor * light.amax()
     return (optics.place((probes.conj() * waves).sum(1), everything) + floor * start) / (light + floor)
 
 
 @pytest.mark.parametrize("modes", [1, 2])
 @pytest.mark.parametrize(("kind", "relaxation"), KINDS)
 def test_the_object_is_always_the_nearest_to_all_waves(
-    kind: type[Projections], relaxation: float, modes: int, scan_factory: Callable[..., Scan]
+    kind: type[ProjectionEngine], relaxation: float, modes: int, scan_factory: Callable[..., Scan]
 ) -> None:
     engine = engine_of(scan_factory(n=30, size=17, modes=modes), kind, relaxation)
     start = engine.state.object
@@ -57,7 +60,7 @@ def test_the_object_is_always_the_nearest_to_all_waves(
 
 @pytest.mark.parametrize(("kind", "relaxation"), KINDS)
 def test_waves_object_and_a_learned_probe_agree_after_every_epoch(
-    kind: type[Projections], relaxation: float, scan_factory: Callable[..., Scan]
+    kind: type[ProjectionEngine], relaxation: float, scan_factory: Callable[..., Scan]
 ) -> None:
     engine = engine_of(scan_factory(n=30, size=17, modes=2), kind, relaxation, learn=True)
     engine.state.probe = engine.state.probe.abs() + 0j  # rough, so that it has much to learn
@@ -74,7 +77,7 @@ def test_waves_object_and_a_learned_probe_agree_after_every_epoch(
 @pytest.mark.parametrize("progress", [0.0, 0.5, 0.95])
 @pytest.mark.parametrize(("kind", "relaxation"), KINDS)
 def test_the_truth_is_a_fixed_point_of_every_phase(
-    kind: type[Projections], relaxation: float, progress: float, scan_factory: Callable[..., Scan]
+    kind: type[ProjectionEngine], relaxation: float, progress: float, scan_factory: Callable[..., Scan]
 ) -> None:
     scan = scan_factory(n=25, size=24, seed=3, photons=0)
     assert scan.truth is not None
@@ -92,13 +95,13 @@ def test_the_truth_is_a_fixed_point_of_every_phase(
 
 
 @pytest.mark.parametrize(("kind", "relaxation"), KINDS)
-def test_first_steps_are_those_of_the_papers(kind: type[Projections], relaxation: float, scan: Scan) -> None:
+def test_first_steps_are_those_of_the_papers(kind: type[ProjectionEngine], relaxation: float, scan: Scan) -> None:
     engine = engine_of(scan, kind, relaxation)
     waves, overlap, corrected = (torch.randn(3, 1, 5, 5, dtype=torch.complex64) for _ in range(3))
     step = corrected - overlap
     expected = {
-        DifferenceMap: waves + relaxation * step,
-        Raar: relaxation * (waves + step) + (1 - relaxation) * overlap,
+        DifferenceMapEngine: waves + relaxation * step,
+        RaarEngine: relaxation * (waves + step) + (1 - relaxation) * overlap,
     }[kind]
     torch.testing.assert_close(engine.compute_next_waves(waves, overlap, corrected, 0.0), expected)
 
@@ -106,7 +109,7 @@ def test_first_steps_are_those_of_the_papers(kind: type[Projections], relaxation
 @pytest.mark.parametrize("learn", [False, True])
 @pytest.mark.parametrize(("kind", "relaxation"), KINDS)
 def test_what_the_loop_keeps_is_never_written_into(
-    kind: type[Projections], relaxation: float, learn: bool, scan: Scan
+    kind: type[ProjectionEngine], relaxation: float, learn: bool, scan: Scan
 ) -> None:
     engine = engine_of(scan, kind, relaxation, learn=learn)
     kept = engine.state.tensors() | engine.state_dict()
@@ -122,12 +125,12 @@ def test_what_the_loop_keeps_is_never_written_into(
 @pytest.mark.parametrize("learn", [False, True])
 @pytest.mark.parametrize(("kind", "relaxation"), KINDS)
 def test_it_stays_finite_where_patterns_hardly_overlap(
-    kind: type[Projections], relaxation: float, learn: bool, scan_factory: Callable[..., Scan]
+    kind: type[ProjectionEngine], relaxation: float, learn: bool, scan_factory: Callable[..., Scan]
 ) -> None:
     dense = scan_factory(n=100, size=24, seed=6)
     sparse = dense.select(np.flatnonzero((np.arange(100) // 10 % 3 == 0) & (np.arange(100) % 3 == 0)))
     engine = engine_of(sparse, kind, relaxation, 4, learn)
-    run = EngineRunner(engine, EngineSchedule(30, 4), seed=0)
+    run = EngineRunner(engine, seed=0)
     assert run.run(SilentObserver())
     assert np.isfinite(run.history.r).all()
     assert run.history.r[-1] < 0.5 * run.history.r[0]

@@ -8,14 +8,14 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from ptycho_torch.config.engines import StageConfig
+from ptycho_torch.config.engines import LSQML, PIE, EngineOptions
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.holdout import draw_holdout_pixels
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.half_scan import make_half_pipelines, split_half_indices
-from ptycho_torch.engines.pipeline import Pipeline
+from ptycho_torch.engines.pipeline import PipelineRun
 from ptycho_torch.engines.state import make_vacuum_state
 from ptycho_torch.evaluation.half_split import correlate_half_scans
 from ptycho_torch.physics.batch import scale_probe_to_photons
@@ -25,12 +25,12 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def chain_of(scan: Scan, *stages: StageConfig) -> Pipeline:
+def chain_of(scan: Scan, *stages: EngineOptions) -> PipelineRun:
     start = make_vacuum_state(torch.from_numpy(scan.positions.copy()), scale_probe_to_photons(scan, 1.0))
-    return Pipeline(scan, 1.0, list(stages), start, held_out=draw_holdout_pixels(scan, 0.05, rng()))
+    return PipelineRun(scan, 1.0, list(stages), start, held_out=draw_holdout_pixels(scan, 0.05, rng()))
 
 
-def finished(chain: Pipeline) -> Reconstruction:
+def finished(chain: PipelineRun) -> Reconstruction:
     while chain.num_finished_stages < len(chain.stages):
         assert chain.run_stage(SilentObserver())
     return chain.make_reconstruction()
@@ -58,7 +58,7 @@ def test_each_half_covers_the_field(scan_factory: Callable[..., Scan], seed: int
 
 
 def test_halves_start_alike_and_leave_the_whole_alone(scan: Scan) -> None:
-    stages = StageConfig(epochs=3, batch_size=8, update_probe=True), StageConfig(engine="lsqml", epochs=2, patience=1)
+    stages = PIE(epochs=3, batch_size=8, update_probe=True), LSQML(epochs=2, patience=1)
     alone, chain = chain_of(scan, *stages), chain_of(scan, *stages)
     halves = make_half_pipelines(chain, rng())
     start = chain.state.probe
@@ -78,12 +78,12 @@ def test_the_patterns_of_one_half_do_not_reach_the_other(scan: Scan) -> None:
     indices = split_half_indices(scan.positions, rng())
     spoilt = scan.amplitudes.copy()
     spoilt[indices[0]] = 3
-    stage = StageConfig(epochs=2, batch_size=8)
+    stage = PIE(epochs=2, batch_size=8)
     probe = scale_probe_to_photons(scan, 1.0)
     found = []
     for amplitudes in (scan.amplitudes, spoilt):
         start = make_vacuum_state(torch.from_numpy(scan.positions.copy()), probe)
-        _, second = make_half_pipelines(Pipeline(replace(scan, amplitudes=amplitudes), 1.0, [stage], start), rng())
+        _, second = make_half_pipelines(PipelineRun(replace(scan, amplitudes=amplitudes), 1.0, [stage], start), rng())
         found.append(finished(second).object.tobytes())
     assert found[0] == found[1]
 
@@ -91,7 +91,7 @@ def test_the_patterns_of_one_half_do_not_reach_the_other(scan: Scan) -> None:
 def test_counting_noise_ends_the_agreement(scan_factory: Callable[..., Scan]) -> None:
     crossings = []
     for photons in (1e2, 1e4, 1e7):
-        chain = chain_of(scan_factory(n=64, photons=photons), StageConfig(epochs=10, batch_size=12))
+        chain = chain_of(scan_factory(n=64, photons=photons), PIE(epochs=10, batch_size=12))
         first, second = make_half_pipelines(chain, rng())
         found = correlate_half_scans(finished(first), finished(second))
         crossings.append(0.5 if found.frc.crossing is None else found.frc.crossing)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from ptycho_torch.config.engines import StageConfig
+from ptycho_torch.config.engines import ENGINES, PIE, EngineOptions
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.initialization import paste_object, set_num_modes
 from ptycho_torch.engines.measurement_model import MeasurementModel
 from ptycho_torch.engines.nuisance import AmbiguityFix, remove_slow_variation
-from ptycho_torch.engines.pipeline import Pipeline
+from ptycho_torch.engines.pipeline import PipelineRun
 from ptycho_torch.engines.state import ReconstructionState, make_measurement, make_vacuum_state
 from ptycho_torch.evaluation.fourier_error import compute_fourier_error
 from ptycho_torch.io.reconstruction import load_reconstruction
@@ -55,13 +55,13 @@ def add_fluctuation(scan: Scan, strength: float) -> tuple[Scan, np.ndarray]:
     return replace(scan, amplitudes=(scan.amplitudes * np.sqrt(factors)[:, None, None]).astype(np.float32)), factors
 
 
-def make_run(scan: Scan, *stages: StageConfig) -> Pipeline:
+def make_run(scan: Scan, *stages: EngineOptions) -> PipelineRun:
     """Return a run from vacuum and the probe of the scan."""
     start = make_vacuum_state(torch.from_numpy(scan.positions), scale_probe_to_photons(scan, 1.0))
-    return Pipeline(scan, 1.0, list(stages), start)
+    return PipelineRun(scan, 1.0, list(stages), start)
 
 
-def reconstruct(scan: Scan, stage: StageConfig) -> Reconstruction:
+def reconstruct(scan: Scan, stage: EngineOptions) -> Reconstruction:
     run = make_run(scan, stage)
     run.run_stage(SilentObserver())
     return run.make_reconstruction()
@@ -71,8 +71,7 @@ def test_a_background_is_recovered_and_lowers_r(noiseless: Scan) -> None:
     added = np.float32(0.01 * np.square(noiseless.amplitudes).mean())
     scan = replace(noiseless, amplitudes=np.sqrt(np.square(noiseless.amplitudes) + added).astype(np.float32))
     without, refined = (
-        reconstruct(scan, StageConfig(engine="pie", epochs=60, batch_size=6, update_background=update))
-        for update in (False, True)
+        reconstruct(scan, PIE(epochs=60, batch_size=6, update_background=update)) for update in (False, True)
     )
     r_without, r_refined = (
         compute_fourier_error(result, scan, photons_per_unit=1.0).r for result in (without, refined)
@@ -103,7 +102,7 @@ def test_fluctuating_intensities_are_recovered(
 ) -> None:
     scan, factors = add_fluctuation(noiseless, 0.1)
     without, refined = (
-        reconstruct(scan, StageConfig(engine=engine, loss=loss, epochs=60, batch_size=6, update_intensity=update))
+        reconstruct(scan, ENGINES[engine](loss=loss, epochs=60, batch_size=6, update_intensity=update))
         for update in (False, True)
     )
     assert without.intensities is None
@@ -122,7 +121,7 @@ def test_intensities_are_independent_of_incoherent_modes(scan_factory: Callable[
     # A second mode is in every pattern alike; the intensity of a fluctuating source is not.
     steady = scan_factory(n=64, size=24, seed=2, modes=2, photons=1e6)
     scan, factors = add_fluctuation(steady, 0.1)
-    stage = StageConfig(engine="pie", epochs=60, batch_size=8, update_probe=True, update_intensity=True)
+    stage = PIE(epochs=60, batch_size=8, update_probe=True, update_intensity=True)
     result = reconstruct(scan, stage)
     assert result.intensities is not None
     assert np.std(result.intensities / factors) < 0.3 * np.std(factors)
@@ -134,8 +133,8 @@ def test_intensities_are_independent_of_incoherent_modes(scan_factory: Callable[
 def test_a_resumed_run_keeps_the_intensities(noiseless: Scan, engine: str, tmp_path: Path) -> None:
     scan, _ = add_fluctuation(noiseless, 0.1)
     stages = (
-        StageConfig(engine=engine, epochs=6, batch_size=6, update_intensity=True),
-        StageConfig(engine="pie", epochs=2, batch_size=6),  # keeps the intensities of the first stage
+        ENGINES[engine](epochs=6, batch_size=6, update_intensity=True),
+        PIE(epochs=2, batch_size=6),  # keeps the intensities of the first stage
     )
     uninterrupted, interrupted, resumed = (make_run(scan, *stages) for _ in range(3))
 
@@ -159,7 +158,7 @@ def test_a_resumed_run_keeps_the_intensities(noiseless: Scan, engine: str, tmp_p
 
 
 def test_a_steady_source_gives_equal_intensities(noiseless: Scan) -> None:
-    result = reconstruct(noiseless, StageConfig(engine="pie", epochs=60, batch_size=6, update_intensity=True))
+    result = reconstruct(noiseless, PIE(epochs=60, batch_size=6, update_intensity=True))
     assert result.intensities is not None
     assert np.std(result.intensities) < 0.01
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from ptycho_torch.config.engines import StageConfig
+from ptycho_torch.config.engines import ENGINES
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.initialization import paste_object
 from ptycho_torch.engines.measurement_model import ExitWaveUpdate, MeasurementModel
-from ptycho_torch.engines.pipeline import Pipeline
+from ptycho_torch.engines.pipeline import PipelineRun
 from ptycho_torch.engines.position_refinement import PositionRefiner
 from ptycho_torch.engines.state import ReconstructionState, make_measurement, make_vacuum_state
 from ptycho_torch.physics.batch import scale_probe_to_photons
@@ -47,11 +47,11 @@ def make_model(scan: Scan, state: ReconstructionState) -> MeasurementModel:
 
 
 def refine_positions(
-    scan: Scan, state: ReconstructionState, photons_per_unit: float = 1.0, **settings: object
+    scan: Scan, state: ReconstructionState, photons_per_unit: float = 1.0, engine: str = "pie", **settings: object
 ) -> np.ndarray:
     """Return the positions after one stage with ``settings``."""
-    stage = StageConfig(update_positions=True, **settings)  # type: ignore[arg-type]
-    run = Pipeline(scan, photons_per_unit, [stage], state)
+    stage = ENGINES[engine](update_positions=True, **settings)  # type: ignore[arg-type]
+    run = PipelineRun(scan, photons_per_unit, [stage], state)
     run.run_stage(SilentObserver())
     return run.make_reconstruction().positions
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ptycho_torch.config.engines import StageConfig
+from ptycho_torch.config.engines import ENGINES
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.initialization import make_gaussian_probe
-from ptycho_torch.engines.pipeline import Pipeline
+from ptycho_torch.engines.pipeline import PipelineRun
 from ptycho_torch.engines.probe_estimation import estimate_curvature, estimate_width
 from ptycho_torch.engines.state import make_vacuum_state
 from ptycho_torch.evaluation.metrics import compare_with_truth
@@ -84,7 +84,7 @@ def test_an_object_is_found_by_patterns_alone(engine: str) -> None:
     start = make_gaussian_probe(scan, None, np.random.default_rng(0))
     lit = scale_probe_to_photons(replace(scan, probe=start), 1.0)
     estimate = make_vacuum_state(torch.from_numpy(scan.positions.copy()), lit, 2)
-    chain = Pipeline(scan, 1.0, [StageConfig(engine=engine, epochs=30, update_probe=True)], estimate, 0)
+    chain = PipelineRun(scan, 1.0, [ENGINES[engine](epochs=30, update_probe=True)], estimate, 0)
     chain.run_stage(SilentObserver())
     assert scan.truth is not None
     found = compare_with_truth(

@@ -1,16 +1,23 @@
-"""Engines by name: a setting that an engine would ignore is refused."""
+"""Engines by name: their options, and the refusal of a setting that an engine does not use."""
 
 from typing import Any
 
 import pytest
 
-from ptycho_torch.config.engines import StageConfig
+from ptycho_torch.config.engines import (
+    ENGINES,
+    ITERATIVE_ENGINES,
+    Gradient,
+    iterate_settings,
+    make_engine_options,
+    parse_stage,
+)
 from ptycho_torch.core.errors import ConfigError
-from ptycho_torch.engines.registry import ENGINES, check_engine, is_setting_used
+from ptycho_torch.engines.registry import ITERATIVE_ENGINE_CLASSES
 
 
 @pytest.mark.parametrize(
-    ("engine", "settings", "instead"),
+    ("engine", "settings", "alternatives"),
     [
         ("lsqml", {"tv": 1e-3}, "gradient"),
         ("pie", {"optimizer": "adam"}, "gradient"),
@@ -24,27 +31,37 @@ from ptycho_torch.engines.registry import ENGINES, check_engine, is_setting_used
         ("neural", {"position_method": "correlation"}, "pie"),
     ],
 )
-def test_a_setting_without_effect_is_refused(engine: str, settings: dict[str, Any], instead: str) -> None:
-    with pytest.raises(ConfigError, match=rf"--{next(iter(settings))} .*{engine} .*{instead}"):
-        check_engine(StageConfig(engine=engine, **settings))
+def test_a_setting_that_the_engine_does_not_use_is_refused(
+    engine: str, settings: dict[str, Any], alternatives: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"`{next(iter(settings))}` .*{engine} .*{alternatives}"):
+        make_engine_options(engine, settings)
 
 
-@pytest.mark.parametrize("engine", [*ENGINES, "neural"])
-def test_defaults_are_for_every_engine(engine: str) -> None:
-    check_engine(StageConfig(engine=engine))
-
-
-def test_what_entries_name_are_settings() -> None:
-    known = vars(StageConfig()).keys()
-    assert {name for entry in ENGINES.values() for name in entry.specific_settings} <= known
+def test_every_iterative_engine_has_a_class() -> None:
+    assert {options.engine for options in ITERATIVE_ENGINE_CLASSES} == set(ITERATIVE_ENGINES)
+    assert {"neural", *ITERATIVE_ENGINES} == set(ENGINES)
 
 
 @pytest.mark.parametrize("name", ["epochs", "time_limit", "update_probe", "support", "max_amplitude"])
-def test_what_no_engine_names_every_iterative_one_uses(name: str) -> None:
-    assert all(is_setting_used(engine, name) for engine in ENGINES)
-    assert not is_setting_used("neural", name)
+def test_iterative_engines_share_settings(name: str) -> None:
+    engines = {
+        engine for engine, options in ENGINES.items() if name in {field.name for field in iterate_settings(options)}
+    }
+    assert engines == set(ITERATIVE_ENGINES)
 
 
-def test_a_momentum_that_the_optimiser_lacks_is_refused() -> None:
+def test_lbfgs_refuses_a_momentum() -> None:
     with pytest.raises(ConfigError, match="lbfgs has none"):
-        StageConfig(engine="gradient", optimizer="lbfgs", momentum=0.5)
+        Gradient(optimizer="lbfgs", momentum=0.5)
+
+
+@pytest.mark.parametrize("name", ["decay_start", "model"])
+def test_text_cannot_set_an_internal_setting(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown setting {name}"):
+        parse_stage(f"pie:{name}=1", "then")
+
+
+def test_the_text_of_a_stage_gives_its_options() -> None:
+    options = parse_stage("gradient:epochs=7, batch-size=16,update_probe,tv=1e-3", "then")
+    assert options == Gradient(epochs=7, batch_size=16, update_probe=True, tv=1e-3)

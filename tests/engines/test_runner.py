@@ -9,25 +9,24 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ptycho_torch.config.engines import StageConfig
+from ptycho_torch.config.engines import ENGINES, ITERATIVE_ENGINES, EngineOptions
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.pipeline import Pipeline
-from ptycho_torch.engines.registry import ENGINES
+from ptycho_torch.engines.pipeline import PipelineRun
 from ptycho_torch.engines.state import make_vacuum_state
 from ptycho_torch.evaluation.fourier_error import compute_fourier_error
 from ptycho_torch.evaluation.metrics import compare_with_truth
 from ptycho_torch.physics.batch import scale_probe_to_photons
 from ptycho_torch.physics.noise import NOISE_MODELS
 
-NAMES = sorted(ENGINES)
+NAMES = sorted(ITERATIVE_ENGINES)
 EPOCHS = 12
 
 
 def chain_of(
-    scan: Scan, *stages: StageConfig, obj: NDArray[Any] | None = None, photons_per_unit: float = 1.0
-) -> Pipeline:
+    scan: Scan, *stages: EngineOptions, obj: NDArray[Any] | None = None, photons_per_unit: float = 1.0
+) -> PipelineRun:
     """A chain from ones, with the probe's power as it was simulated; ``obj`` (origin (0, 0)) to start from another."""
     probe = (
         torch.from_numpy(scan.probe) * photons_per_unit**0.5
@@ -38,18 +37,18 @@ def chain_of(
     if obj is not None:
         (top, left), (rows, columns) = estimate.canvas
         estimate.object = torch.from_numpy(obj[top : top + rows, left : left + columns].astype(np.complex64))
-    return Pipeline(scan, photons_per_unit, list(stages), estimate)
+    return PipelineRun(scan, photons_per_unit, list(stages), estimate)
 
 
-def reconstructed(scan: Scan, *stages: StageConfig, **settings: Any) -> Reconstruction:
+def reconstructed(scan: Scan, *stages: EngineOptions, **settings: Any) -> Reconstruction:
     chain = chain_of(scan, *stages, **settings)
     while chain.num_finished_stages < len(stages):
         assert chain.run_stage(SilentObserver())
     return chain.make_reconstruction()
 
 
-def stage(engine: str, **settings: Any) -> StageConfig:
-    return StageConfig(**({"engine": engine, "epochs": EPOCHS, "batch_size": 8} | settings))
+def stage(engine: str, **settings: Any) -> EngineOptions:
+    return ENGINES[engine](**({"epochs": EPOCHS, "batch_size": 8} | settings))
 
 
 def nrmse(result: Reconstruction, scan: Scan) -> float:
@@ -147,7 +146,9 @@ def test_the_unit_of_the_amplitudes_does_not_matter(engine: str, scan: Scan) -> 
     plain = replace(scan, photons_per_unit=None)
     first = reconstructed(plain, stage(engine, epochs=4))
     probe = scale_probe_to_photons(other, 16.0)
-    chain = Pipeline(other, 16.0, [stage(engine, epochs=4)], make_vacuum_state(torch.from_numpy(scan.positions), probe))
+    chain = PipelineRun(
+        other, 16.0, [stage(engine, epochs=4)], make_vacuum_state(torch.from_numpy(scan.positions), probe)
+    )
     chain.run_stage(SilentObserver())
     np.testing.assert_allclose(chain.make_reconstruction().object, first.object, atol=2e-4)
 
