@@ -6,7 +6,6 @@
 """
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.npz import load_scan
 from ptycho_torch.io.reconstruction import load_reconstruction
-from ptycho_torch.plotting.report import METRICS, format_value
-from ptycho_torch.plotting.result_folder import evaluate_result, write_evaluation
+from ptycho_torch.evaluation.metric_table import METRICS, format_value
+from ptycho_torch.evaluation.scores import apply_refined_positions, evaluate_result
+from ptycho_torch.plotting.result_folder import write_evaluation
 
 log = logging.getLogger("ptycho_torch.evaluate")  # __name__ is "__main__" under python -m
 
@@ -63,20 +63,6 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict[str, Any]:
     return write_evaluation(
         make_output_dir(config.output_dir), reconstruction, evaluation, command=command, report=config.report
     )
-
-
-def apply_refined_positions(scan: Scan, reconstruction: Reconstruction) -> Scan:
-    """``scan`` at the positions that the reconstruction found, by which alone its patterns can be judged.
-
-    Raises:
-        DataError: it has another number of patterns.
-    """
-    if len(scan) != len(reconstruction.positions):
-        raise DataError(
-            f"{scan.source}: {len(scan)} patterns, and the reconstruction has refined positions of "
-            f"{len(reconstruction.positions)}; give the scan that was reconstructed"
-        )
-    return replace(scan, positions=reconstruction.positions)
 
 
 def _select_photons_per_unit(config: EvaluateConfig, reconstruction: Reconstruction, scan: Scan | None) -> float:

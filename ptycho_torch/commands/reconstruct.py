@@ -44,7 +44,8 @@ from ptycho_torch.engines.pipeline import PipelineRun
 from ptycho_torch.evaluation.half_split import HalfScanCorrelation, correlate_half_scans, read_pixel_size
 from ptycho_torch.io.inputs import read_positions
 from ptycho_torch.io.npz import load_scan
-from ptycho_torch.plotting.result_folder import make_stage_images, write_results
+from ptycho_torch.plotting.report_images import make_half_scan_image, make_stage_images
+from ptycho_torch.plotting.result_folder import write_results
 
 log = logging.getLogger("ptycho_torch.reconstruct")  # __name__ is __main__ under python -m
 
@@ -215,7 +216,7 @@ def _write_results(
 
     pictures = []
     if config.report:
-        pictures = [*([half_scan.make_report_image()] if half_scan else []), *make_stage_images(stages)]
+        pictures = [*([make_half_scan_image(half_scan)] if half_scan else []), *make_stage_images(stages)]
     return write_results(
         config.output_dir,
         result,
@@ -224,7 +225,7 @@ def _write_results(
         command=command,
         report=config.report,
         extra_images=pictures,
-        found=held_out | (half_scan.to_metrics() if half_scan else {}),
+        extra_metrics=held_out | (half_scan.to_metrics() if half_scan else {}),
     )
 
 

@@ -42,7 +42,9 @@ class RingCorrelation(NamedTuple):
         return _find_crossing(self.frequency, self.correlation - level)
 
 
-def ring_correlation(first: NDArray[np.complexfloating], second: NDArray[np.complexfloating]) -> RingCorrelation:
+def compute_ring_correlation(
+    first: NDArray[np.complexfloating], second: NDArray[np.complexfloating]
+) -> RingCorrelation:
     """Correlate two complex images of one square.
 
     FRC(ring) = Re Σ F₁·F₂* / √(Σ|F₁|² Σ|F₂|²), on the complex fields: where a phase is missing the fields differ, so a

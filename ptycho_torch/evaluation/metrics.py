@@ -9,7 +9,12 @@ from numpy.typing import NDArray
 
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.evaluation.alignment import Alignment, OverlapRegion, align, crop_to_overlap, fit_complex_scale
-from ptycho_torch.evaluation.frc import MIN_SQUARE_SIDE_PX, RingCorrelation, find_largest_square, ring_correlation
+from ptycho_torch.evaluation.frc import (
+    MIN_SQUARE_SIDE_PX,
+    RingCorrelation,
+    compute_ring_correlation,
+    find_largest_square,
+)
 
 SSIM_WINDOW_PX = 7
 """Side of the window of structural similarity, in pixels (Wang et al., IEEE Trans. Image Process. 13, 600, 2004)."""
@@ -156,4 +161,4 @@ def _correlate_largest_square(
     square = find_largest_square(region)
     if truth[square].shape[0] < MIN_SQUARE_SIDE_PX:
         return None
-    return ring_correlation(rec[square], truth[square])
+    return compute_ring_correlation(rec[square], truth[square])

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import DataError
-from ptycho_torch.evaluation.frc import compute_half_bit_threshold, find_largest_square, ring_correlation
+from ptycho_torch.evaluation.frc import compute_half_bit_threshold, compute_ring_correlation, find_largest_square
 
 Complex = NDArray[np.complex128]
 
@@ -27,7 +27,7 @@ def band(image: Complex, low: float, high: float) -> Complex:
 
 @pytest.mark.parametrize("side", [16, 33, 64])
 def test_equal_images_correlate_everywhere(side: int) -> None:
-    found = ring_correlation(noise(0, side), noise(0, side))
+    found = compute_ring_correlation(noise(0, side), noise(0, side))
     np.testing.assert_allclose(found.correlation, 1, atol=1e-10)
     assert (found.crossing, found.resolution) == (None, None)
     np.testing.assert_allclose(found.frequency, np.arange(1, side // 2 + 1) / side)
@@ -35,7 +35,7 @@ def test_equal_images_correlate_everywhere(side: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_unrelated_images_correlate_nowhere(seed: int) -> None:
-    found = ring_correlation(noise(seed, 65), noise(100 + seed, 65))
+    found = compute_ring_correlation(noise(seed, 65), noise(100 + seed, 65))
     assert np.abs(found.correlation[4:]).max() < 0.4
     assert abs(found.correlation[4:].mean()) < 0.05
     assert (found.correlation > found.threshold).sum() <= 1
@@ -46,7 +46,7 @@ def test_unrelated_images_correlate_nowhere(seed: int) -> None:
 def test_the_crossing_is_where_the_agreement_ends(side: int, cutoff: float) -> None:
     common = noise(1, side)
     first = band(common, 0, cutoff) + band(noise(2, side), cutoff, 2)
-    found = ring_correlation(first, common)
+    found = compute_ring_correlation(first, common)
     assert found.crossing is not None
     assert found.crossing == pytest.approx(cutoff, abs=1.5 / side)
     assert found.resolution == pytest.approx(0.5 / found.crossing)
@@ -55,15 +55,17 @@ def test_the_crossing_is_where_the_agreement_ends(side: int, cutoff: float) -> N
 @pytest.mark.parametrize("factor", [3, 0.001])
 def test_scale_does_not_count_but_phase_does(factor: float) -> None:
     image = noise(0, 32)
-    np.testing.assert_allclose(ring_correlation(factor * image, image).correlation, 1, atol=1e-10)
-    np.testing.assert_allclose(ring_correlation(image * np.exp(0.5j), image).correlation, np.cos(0.5), atol=1e-10)
-    np.testing.assert_allclose(ring_correlation(-image, image).correlation, -1, atol=1e-10)
+    np.testing.assert_allclose(compute_ring_correlation(factor * image, image).correlation, 1, atol=1e-10)
+    np.testing.assert_allclose(
+        compute_ring_correlation(image * np.exp(0.5j), image).correlation, np.cos(0.5), atol=1e-10
+    )
+    np.testing.assert_allclose(compute_ring_correlation(-image, image).correlation, -1, atol=1e-10)
 
 
 @pytest.mark.parametrize("flat", [1, 5j, 0])
 def test_a_flat_image_correlates_with_nothing(sample_object: Callable[..., Complex], flat: complex) -> None:
     truth = sample_object(np.arange(48), np.arange(48))
-    found = ring_correlation(np.full((48, 48), flat, np.complex128), truth)
+    found = compute_ring_correlation(np.full((48, 48), flat, np.complex128), truth)
     np.testing.assert_array_equal(found.correlation, 0)
     assert (found.crossing, found.resolution) == (0, None)
 
@@ -71,13 +73,13 @@ def test_a_flat_image_correlates_with_nothing(sample_object: Callable[..., Compl
 def test_a_flat_phase_gives_no_agreement_for_a_phase_object(sample_object: Callable[..., Complex]) -> None:
     """The true amplitude without the phase: a picture that a correlation of amplitudes would call perfect."""
     truth = sample_object(np.arange(64), np.arange(64))
-    found = ring_correlation(np.abs(truth).astype(complex), truth)
+    found = compute_ring_correlation(np.abs(truth).astype(complex), truth)
     assert np.mean(found.correlation < found.threshold) > 0.8
 
 
 @pytest.mark.parametrize("change", [np.conj, np.transpose, lambda image: image[::-1], lambda image: image[:, ::-1]])
 def test_a_wrong_orientation_gives_no_agreement(change: Callable[[Complex], Complex]) -> None:
-    found = ring_correlation(change(noise(0, 64)), noise(0, 64))
+    found = compute_ring_correlation(change(noise(0, 64)), noise(0, 64))
     assert (found.correlation > found.threshold).sum() <= 1
 
 
@@ -92,7 +94,7 @@ def test_the_threshold_is_half_a_bit() -> None:
 @pytest.mark.parametrize("shapes", [((8, 9), (8, 9)), ((16, 16), (18, 18)), ((7, 7), (7, 7))])
 def test_other_shapes_are_refused(shapes: tuple[Any, Any]) -> None:
     with pytest.raises(DataError, match="expected equal squares of at least 8"):
-        ring_correlation(np.ones(shapes[0]) + 0j, np.ones(shapes[1]) + 0j)
+        compute_ring_correlation(np.ones(shapes[0]) + 0j, np.ones(shapes[1]) + 0j)
 
 
 @pytest.mark.parametrize("seed", range(5))

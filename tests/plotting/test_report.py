@@ -1,4 +1,4 @@
-"""The report: one file, wholly readable without a network, in a real browser."""
+"""The report: one self-contained file, checked as text and in a browser."""
 
 import base64
 import html
@@ -13,8 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ptycho_torch.plotting.report import METRICS, ReportImage, format_value, render_report
-from ptycho_torch.plotting.result_folder import evaluate_result, write_evaluation
+from ptycho_torch.evaluation.half_split import correlate_half_scans
+from ptycho_torch.evaluation.metric_table import METRICS, format_value
+from ptycho_torch.evaluation.scores import collect_metrics, evaluate_result
+from ptycho_torch.plotting.report import ReportImage, render_report
+from ptycho_torch.plotting.report_images import make_half_scan_image
+from ptycho_torch.plotting.result_folder import write_evaluation
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PIXEL = base64.b64decode(
@@ -25,16 +29,16 @@ COMMAND = "python -m ptycho_torch.evaluate 'a & b <c>.npz' --output_dir D"
 
 @pytest.fixture(scope="module")
 def report(simulated_case: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report with everything in it."""
+    """A report with every kind of image."""
     folder = tmp_path_factory.mktemp("report")
-    judgement = evaluate_result(
+    evaluation = evaluate_result(
         simulated_case.reconstruction, simulated_case.scan, photons_per_unit=2.5, truth=simulated_case.truth
     )
-    write_evaluation(folder, simulated_case.reconstruction, judgement, command=COMMAND)
+    write_evaluation(folder, simulated_case.reconstruction, evaluation, command=COMMAND)
     return folder / "report.html"
 
 
-def test_nothing_points_outside_the_file(report: Path) -> None:
+def test_the_report_loads_nothing_from_elsewhere(report: Path) -> None:
     text = report.read_text(encoding="utf-8")
     assert re.findall(r"https?://|//cdn|@import|url\(|<script|<link|<iframe", text) == []
     sources = re.findall(r'src="([^"]{0,30})', text)
@@ -42,7 +46,7 @@ def test_nothing_points_outside_the_file(report: Path) -> None:
     assert all(source.startswith("data:image/png;base64,") for source in sources)
 
 
-def test_it_shows_every_picture_and_the_command(report: Path) -> None:
+def test_the_report_has_every_image_and_the_command(report: Path) -> None:
     text = report.read_text(encoding="utf-8")
     titles = re.findall(r"<figure[^>]*><h2>([^<]+)</h2>", text)
     assert titles == [
@@ -56,16 +60,16 @@ def test_it_shows_every_picture_and_the_command(report: Path) -> None:
     assert f"<pre>{html.escape(COMMAND)}</pre>" in text
     assert "<c>" not in text
     assert "the truth itself" in text
-    for label in ("R, noise floor", "NRMSE, scanned box", "FRC crossing", "photons a pattern"):
+    for label in ("R, noise floor", "NRMSE, scanned box", "FRC crossing", "photons per pattern"):
         assert label in text
 
 
-def test_what_is_written_into_it_is_escaped() -> None:
+def test_text_is_escaped() -> None:
     nasty = '<script>alert("x")</script>'
     page = render_report(
         title=nasty,
         subtitle=nasty,
-        pictures=[ReportImage(nasty, PIXEL, nasty)],
+        images=[ReportImage(nasty, PIXEL, nasty)],
         metrics={"r": 0.5},
         command=nasty,
         origin={nasty: nasty},
@@ -74,26 +78,23 @@ def test_what_is_written_into_it_is_escaped() -> None:
     assert page.count("&lt;script&gt;") >= 7
 
 
-def test_every_metric_that_can_arise_is_explained(simulated_case: Any) -> None:
-    from ptycho_torch.evaluation.half_split import correlate_half_scans
-    from ptycho_torch.plotting.result_folder import collect_metrics
-
-    stated = np.full(simulated_case.reconstruction.object.shape, 0.1, np.float32)
-    reconstruction = replace(simulated_case.reconstruction, uncertainty=stated)
-    judgement = evaluate_result(
+def test_every_metric_is_defined(simulated_case: Any) -> None:
+    uncertainty = np.full(simulated_case.reconstruction.object.shape, 0.1, np.float32)
+    reconstruction = replace(simulated_case.reconstruction, uncertainty=uncertainty)
+    evaluation = evaluate_result(
         reconstruction,
         simulated_case.scan,
         photons_per_unit=2.5,
         truth=simulated_case.truth,
         validation=simulated_case.scan.positions[:, 0].argsort()[:5],
     )
-    metrics = collect_metrics(reconstruction, judgement)
-    metrics |= correlate_half_scans(
-        simulated_case.reconstruction, simulated_case.reconstruction, pixel_size=1e-8
-    ).to_metrics()
+    metrics = collect_metrics(reconstruction, evaluation)
+    halves = correlate_half_scans(simulated_case.reconstruction, simulated_case.reconstruction, pixel_size=1e-8)
+    assert make_half_scan_image(halves).png.startswith(b"\x89PNG")
+    metrics |= halves.to_metrics()
     held_out = {"held_out_deviance", "held_out_deviance_floor", "held_out_pixels"}
     assert set(metrics) | held_out == set(METRICS)
-    assert all(figure.label and figure.meaning for figure in METRICS.values())
+    assert all(info.label and info.meaning for info in METRICS.values())
 
 
 @pytest.mark.parametrize(
@@ -108,13 +109,13 @@ def test_every_metric_that_can_arise_is_explained(simulated_case: Any) -> None:
         (1.5e-9, "1.5e-09"),
     ],
 )
-def test_numbers_are_readable(value: Any, text: str) -> None:
+def test_numbers_have_four_digits_and_separated_thousands(value: Any, text: str) -> None:
     assert format_value(value) == text
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs a browser: chromium, chromium-browser or google-chrome")
-def test_a_browser_shows_all_images(report: Path, tmp_path: Path) -> None:
-    """A copy of the page tells, once it is loaded, how large its images came out and how wide the page is."""
+def test_a_browser_draws_all_images(report: Path, tmp_path: Path) -> None:
+    """A script in a copy of the page records the widths of the images and of the page."""
     probe = (
         "<script>addEventListener('load', () => { document.body.dataset.widths = "
         "[...document.images].map(image => image.naturalWidth).join(); "
