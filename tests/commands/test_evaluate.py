@@ -128,7 +128,7 @@ def test_another_unit_is_warned_of(files: Path, tmp_path: Path, run_main: Callab
         (("text.npz", "--scan", "scan.npz", "--output_dir", "OUT"), "text.npz"),
         (("cut.npz", "--scan", "scan.npz", "--output_dir", "OUT"), "cut.npz"),
         (("pickle.npz", "--scan", "scan.npz", "--output_dir", "OUT"), "pickle.npz"),
-        (("scan.npz", "--scan", "scan.npz", "--output_dir", "OUT"), "reconstruction.npz that inference wrote"),
+        (("scan.npz", "--scan", "scan.npz", "--output_dir", "OUT"), "give a reconstruction.npz"),
         (("rec.npz", "--scan", "rec.npz", "--output_dir", "OUT"), "diffraction"),
         (("rec.npz", "--scan", "none.npz", "--output_dir", "OUT"), "none.npz"),
         (("rec.npz", "--truth", "no_truth.npz", "--output_dir", "OUT"), "no objectGuess"),
