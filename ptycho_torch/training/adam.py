@@ -1,7 +1,7 @@
-"""Adam (Kingma & Ba, ICLR 2015) by torch's own fused kernel, with a step that each call gives.
+"""Adam (Kingma & Ba, ICLR 2015) by torch's fused kernel, with a learning rate per call.
 
-The objects of ``torch.optim`` import torch's compiler at their first use, which takes longer than a short training. The
-function behind them does not, and one state a weight is all that a checkpoint needs.
+The optimizer classes of ``torch.optim`` import torch's compiler at their first use, which takes longer than a short
+training. The function that they call does not. A checkpoint needs one state per parameter.
 """
 
 from typing import NamedTuple
@@ -15,15 +15,19 @@ EPSILON = 1e-8
 
 
 class ParameterGroup(NamedTuple):
-    """Weights that share a step."""
+    """Parameters with a common learning rate."""
 
     weights: list[Tensor]
     scale: float
-    """Their step as a multiple of the one that is given."""
+    """Their learning rate as a multiple of the base rate."""
 
 
 class Adam:
-    """Moments of the gradients of some weights, and the steps that follow from them."""
+    """Adam for groups of parameters.
+
+    Args:
+        groups: parameters, changed in place, and their relative learning rates.
+    """
 
     def __init__(self, groups: list[ParameterGroup]) -> None:
         self.groups = groups
@@ -38,28 +42,28 @@ class Adam:
         ]
 
     def zero_grad(self) -> None:
-        """Forget the gradients of the last batch."""
+        """Delete the gradients of the last batch."""
         for weight in self.weights:
             weight.grad = None
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """Move every weight that has a gradient by about ``rate`` times the scale of its group."""
+        """Update every parameter that has a gradient, by about ``rate`` times the scale of its group."""
         first = 0
         for group in self.groups:
             states = self._state[first : first + len(group.weights)]
             first += len(group.weights)
             pairs = zip(group.weights, states, strict=True)
-            moving = [(weight, state) for weight, state in pairs if weight.grad is not None]
-            if not moving:
+            updated = [(weight, state) for weight, state in pairs if weight.grad is not None]
+            if not updated:
                 continue
             adam(
-                [weight for weight, _ in moving],
-                [weight.grad for weight, _ in moving if weight.grad is not None],
-                [state["exp_avg"] for _, state in moving],
-                [state["exp_avg_sq"] for _, state in moving],
+                [weight for weight, _ in updated],
+                [weight.grad for weight, _ in updated if weight.grad is not None],
+                [state["exp_avg"] for _, state in updated],
+                [state["exp_avg_sq"] for _, state in updated],
                 [],
-                [state["step"] for _, state in moving],
+                [state["step"] for _, state in updated],
                 fused=True,
                 amsgrad=False,
                 beta1=BETAS[0],
@@ -71,15 +75,15 @@ class Adam:
             )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All moments by ``index.name``, for a checkpoint."""
-        return {f"{index}.{name}": tensor for index, one in enumerate(self._state) for name, tensor in one.items()}
+        """Return all moments by ``index.name``, for a checkpoint."""
+        return {f"{index}.{name}": tensor for index, state in enumerate(self._state) for name, tensor in state.items()}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what :meth:`state_dict` gave.
+        """Restore the moments that :meth:`state_dict` returned.
 
         Raises:
             KeyError: a tensor is missing.
-            RuntimeError: one is of another shape.
+            RuntimeError: a tensor has another shape.
         """
         for name, tensor in self.state_dict().items():
-            tensor.copy_(tensors[name])  # in place: it keeps the memory layout of its weight
+            tensor.copy_(tensors[name])  # in place, to keep the memory layout of the parameter

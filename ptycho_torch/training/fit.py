@@ -306,7 +306,5 @@ def make_training_record(
         "epochs": len(trainer.history),
         "history": make_history_columns(trainer.history),
         "validation": validation.description,
-        "seen": [
-            report._asdict() | {"collapsed": report.is_collapsed, "told": report.description()} for report in reports
-        ],
+        "seen": [report.to_record() for report in reports],
     }

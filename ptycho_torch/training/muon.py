@@ -1,8 +1,8 @@
-"""Muon (Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024): Momentum, orthogonalised.
+"""Muon (Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024): orthogonalized momentum.
 
-A kernel is a matrix from what it sees to what it says. Its gradient is ruled by a few strong directions, and Adam's
-steps, pixel by pixel, follow them. Here a step is the nearest matrix whose singular values are all alike, so that the
-weak directions, in which fine detail is learned, move as far as the strong ones.
+A kernel is a matrix from its inputs to its outputs. A few large singular values dominate its gradient, and the
+element-wise steps of Adam follow them. A step of Muon is the nearest matrix with equal singular values. It also changes
+the kernel along weak directions, where fine detail is learned.
 """
 
 from collections.abc import Sequence
@@ -14,88 +14,95 @@ from torch import Tensor
 MOMENTUM = 0.95
 
 NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic iteration, chosen by its authors to lift small singular values fast: they end at 0.7 to 1.2, not 1."""
+"""Coefficients of the quintic iteration. They raise small singular values fast, to 0.7 to 1.2 instead of 1."""
 
 NEWTON_SCHULZ_ITERATIONS = 5
 
 SIDE_MULTIPLE = 32
-"""Squares whose sides round up to the same multiple of this are iterated together: few calls, little padding."""
+"""Square matrices whose sides round up to the same multiple are iterated together: few calls, little padding."""
 
 MIN_NORM = 1e-12
-"""Norm below which a matrix counts for less than the others: its square would be rounded to zero, and it explode."""
+"""Smallest norm that is normalized to one: the square of a smaller one would underflow, and the step diverge."""
 
 
 class KernelGroup(NamedTuple):
-    """Weights that share a step: of at least two axes, the first against all others."""
+    """Kernels with a common learning rate. Each has at least two axes; the first one counts outputs."""
 
     weights: list[Tensor]
     scale: float
-    """Their step as a multiple of the one that is given."""
+    """Their learning rate as a multiple of the base rate."""
 
 
 class Muon:
-    """Running means of the gradients of some kernels, and the steps that follow from them."""
+    """Muon for a group of kernels.
+
+    Args:
+        kernels: changed in place.
+    """
 
     def __init__(self, kernels: KernelGroup) -> None:
         self.weights, self.scale = kernels
         self._means = [torch.zeros_like(weight) for weight in self.weights]
 
     def zero_grad(self) -> None:
-        """Forget the gradients of the last batch."""
+        """Delete the gradients of the last batch."""
         for weight in self.weights:
             weight.grad = None
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """Move every kernel that has a gradient by a matrix of singular values of about ``rate`` times the scale."""
-        moving = [
+        """Update every kernel with a gradient by a matrix with singular values of about ``rate`` times the scale."""
+        updated = [
             (weight, mean) for weight, mean in zip(self.weights, self._means, strict=True) if weight.grad is not None
         ]
         lookahead = []
-        for weight, mean in moving:
+        for weight, mean in updated:
             assert weight.grad is not None
             mean.lerp_(weight.grad, 1 - MOMENTUM)
-            lookahead.append(_to_matrix(weight.grad.lerp(mean, MOMENTUM)))  # Nesterov's
-        for (weight, _), matrix in zip(moving, orthogonalize(lookahead), strict=True):
+            lookahead.append(_to_matrix(weight.grad.lerp(mean, MOMENTUM)))  # Nesterov momentum
+        for (weight, _), matrix in zip(updated, orthogonalize(lookahead), strict=True):
             size = rate * self.scale * max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
             weight.sub_(_to_kernel(matrix, weight.shape), alpha=size)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All running means by index, for a checkpoint."""
+        """Return all running means by index, for a checkpoint."""
         return {str(index): mean for index, mean in enumerate(self._means)}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what :meth:`state_dict` gave.
+        """Restore the running means that :meth:`state_dict` returned.
 
         Raises:
             KeyError: a tensor is missing.
-            RuntimeError: one is of another shape.
+            RuntimeError: a tensor has another shape.
         """
         for name, tensor in self.state_dict().items():
-            tensor.copy_(tensors[name])  # in place: it keeps the memory layout of its weight
+            tensor.copy_(tensors[name])  # in place, to keep the memory layout of the kernel
 
 
 def _to_matrix(kernel: Tensor) -> Tensor:
-    """``kernel``, its first axis against all others, in the order in which those of images lie in memory."""
+    """Return ``kernel`` as a matrix, its first axis against all others in the memory order of channels-last kernels."""
     return (kernel.permute(0, 2, 3, 1) if kernel.dim() == 4 else kernel).flatten(1)
 
 
 def _to_kernel(matrix: Tensor, shape: torch.Size) -> Tensor:
-    """The inverse of :func:`_to_matrix`, a view."""
+    """Return a view of ``matrix`` as a kernel: the inverse of :func:`_to_matrix`."""
     if len(shape) != 4:
         return matrix.view(shape)
     return matrix.view(shape[0], shape[2], shape[3], shape[1]).permute(0, 3, 1, 2)
 
 
 def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """About U Vᵀ of each matrix U S Vᵀ (rows, columns), by a Newton–Schulz iteration; zero stays zero.
+    """Return approximately U Vᵀ of each matrix U S Vᵀ, by a Newton–Schulz iteration; a zero matrix stays zero.
 
-    Each step of the iteration is a polynomial in X Xᵀ times X, so that it runs on the small squares alone, of all
-    matrices of about a size at once, and the product with the matrix comes last.
+    Each step of the iteration is a polynomial in X Xᵀ times X. Therefore it runs on the small square matrices, for all
+    matrices of similar size at once, and the product with X comes last.
+
+    Args:
+        matrices: each (rows, columns).
     """
     wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T for matrix in matrices]
     wide = [matrix / matrix.norm().clamp_min(MIN_NORM) for matrix in wide]
-    found = list(wide)
+    results = list(wide)
     sides = [-(-len(matrix) // SIDE_MULTIPLE) * SIDE_MULTIPLE for matrix in wide]
     for side in dict.fromkeys(sides):
         same_side = [index for index, own in enumerate(sides) if own == side]
@@ -105,12 +112,14 @@ def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
             torch.mm(wide[index], wide[index].T, out=square[:short, :short])
         for index, factor in zip(same_side, _compute_factors(squares), strict=True):
             short = len(wide[index])
-            found[index] = factor[:short, :short] @ wide[index]
-    return [one if one.shape == matrix.shape else one.T for one, matrix in zip(found, matrices, strict=True)]
+            results[index] = factor[:short, :short] @ wide[index]
+    return [
+        result if result.shape == matrix.shape else result.T for result, matrix in zip(results, matrices, strict=True)
+    ]
 
 
 def _compute_factors(squares: Tensor) -> Tensor:
-    """What brings each matrix X to about U Vᵀ when multiplied from the left, from X Xᵀ (n, side, side)."""
+    """Return the left factors that map each matrix X to about U Vᵀ, from X Xᵀ (n, side, side)."""
     a, b, c = NEWTON_SCHULZ_COEFFICIENTS
     scaled = a * torch.eye(squares.shape[-1], dtype=squares.dtype, device=squares.device)
     factors = None

@@ -1,8 +1,8 @@
-"""How weights move: Muon for kernels, Adam for the rest, a rate that falls for ever, and a running mean of it all.
+"""Optimizer of the trainings: Muon for kernels, Adam for other parameters, a decaying learning rate, averaged weights.
 
-The learning rate falls with the square root of the steps, and what counts is a running mean of the weights whose
-memory is a fixed share of the steps so far. Nothing depends on how many steps are still to come, so that a training may
-be continued to any length with the same bytes as one that was never interrupted.
+The learning rate falls with the square root of the steps. The result is a running mean of the weights over a fixed
+fraction of the steps so far. Neither depends on the number of steps to come. A training that is continued to any length
+has the bytes of one that was never interrupted.
 """
 
 import math
@@ -19,26 +19,26 @@ from ptycho_torch.training.adam import Adam, ParameterGroup
 from ptycho_torch.training.muon import KernelGroup, Muon
 
 KERNEL_RATE_FACTOR = 20 / 3
-"""Muon's step for the kernels as a multiple of Adam's for the biases."""
+"""Learning rate of Muon for the kernels as a multiple of the rate of Adam for the biases."""
 
 PROBE_RATE_FACTOR = 100.0
-"""Adam's step for the probe (√photons) as a multiple of that for the biases."""
+"""Learning rate of the probe (√photons) as a multiple of the rate of the biases."""
 
 POSITION_RATE_FACTOR = 60.0
-"""Adam's step for the positions (pixels) as a multiple of that for the biases."""
+"""Learning rate of the positions (pixels) as a multiple of the rate of the biases."""
 
 BACKGROUND_RATE_FACTOR = 30.0
-"""Adam's step for a background (photons) as a multiple of that for the biases."""
+"""Learning rate of the background (photons) as a multiple of the rate of the biases."""
 
 POSITION_DELAY_STEPS = 100
-"""Steps after which positions and backgrounds move: before, the object is too rough to tell."""
+"""Steps during which positions and backgrounds stay fixed, because the object is still too inaccurate."""
 
 DECAY_STEPS = 100
 """Steps t after which the learning rate falls as 1/√(1 + t / DECAY_STEPS)."""
 
 
 class LearningRateSchedule(NamedTuple):
-    """How large the steps are."""
+    """Learning rate by step: a linear warm-up, then a decay with the square root of the steps."""
 
     learning_rate: float
     """Largest step of Adam for the network's biases; Muon's for its kernels is :data:`KERNEL_RATE_FACTOR` times it."""
@@ -48,12 +48,12 @@ class LearningRateSchedule(NamedTuple):
 
 
 class Optimizer:
-    """Moves the weights of ``model`` in place, and keeps their running mean.
+    """Optimizer of the parameters of a model, with the running mean of its weights.
 
     Args:
-        model: its network learns, and of what belongs to its scans whatever asks for gradients.
-        pace: how large the steps are.
-        ranks: the processes that each have a part of the loss, and all make the same steps.
+        model: changed in place: its network, and the parameters of its scans that require gradients.
+        schedule: learning rate by step.
+        process_group: the processes that each compute a part of the loss; all make the same steps.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Optimizer:
         probe_parameters = [parts for parts in model.probe_parameters if parts.requires_grad]
         if probe_parameters:
             groups.append(ParameterGroup(probe_parameters, PROBE_RATE_FACTOR))
-        sources = range(len(model.probe_parameters))
-        shifts = [parts for source in sources if (parts := model.get_position_offsets(source)) is not None]
-        backgrounds = [parts for source in sources if (parts := model.get_background(source)) is not None]
-        groups += [ParameterGroup(shifts, POSITION_RATE_FACTOR), ParameterGroup(backgrounds, BACKGROUND_RATE_FACTOR)]
-        self._delayed = [*shifts, *backgrounds]
+        scans = range(len(model.probe_parameters))
+        offsets = [parts for scan in scans if (parts := model.get_position_offsets(scan)) is not None]
+        backgrounds = [parts for scan in scans if (parts := model.get_background(scan)) is not None]
+        groups += [ParameterGroup(offsets, POSITION_RATE_FACTOR), ParameterGroup(backgrounds, BACKGROUND_RATE_FACTOR)]
+        self._delayed = [*offsets, *backgrounds]
         self.adam = Adam(groups)
         self.averaged_weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         self._weights = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
@@ -82,12 +82,17 @@ class Optimizer:
         return self.schedule.learning_rate * warm / math.sqrt(1 + self.steps / DECAY_STEPS)
 
     def zero_grad(self) -> None:
-        """Forget the gradients of the last batch."""
+        """Delete the gradients of the last batch."""
         self.muon.zero_grad()
         self.adam.zero_grad()
 
     def backward_and_step(self, loss: Tensor, constrain: Callable[[], None] = lambda: None) -> None:
-        """One step down the gradient of ``loss``, this rank's part; ``constrain`` then brings back what strayed."""
+        """Make one step.
+
+        Args:
+            loss: this process's part of the loss.
+            constrain: projects the parameters into their bounds after the step.
+        """
         self.zero_grad()
         loss.backward()
         self.steps += 1
@@ -106,7 +111,7 @@ class Optimizer:
 
     @contextmanager
     def use_averaged_weights(self) -> Iterator[PtychoModel]:
-        """The model with the averaged weights, for as long as the context lasts."""
+        """Return a context in which the model has the averaged weights."""
         training = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         self.model.load_state_dict(self.averaged_weights)
         self.model.eval()
@@ -116,18 +121,18 @@ class Optimizer:
             self.model.load_state_dict(training)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that :meth:`load_state_dict` needs besides the number of steps, by name."""
+        """Return all tensors of the state by name; :meth:`load_state_dict` also needs the number of steps."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"average.{name}": tensor for name, tensor in self.averaged_weights.items()}
         tensors |= {f"muon.{name}": tensor for name, tensor in self.muon.state_dict().items()}
         return tensors | {f"adam.{name}": tensor for name, tensor in self.adam.state_dict().items()}
 
     def load_state_dict(self, tensors: dict[str, Tensor], steps: int) -> None:
-        """Take back what :meth:`state_dict` gave after ``steps`` steps.
+        """Restore the state that :meth:`state_dict` returned after ``steps`` steps.
 
         Raises:
             KeyError: a tensor is missing.
-            RuntimeError: one is of another shape.
+            RuntimeError: a tensor has another shape.
         """
         self.model.load_state_dict(_select_prefix(tensors, "model."), strict=True)
         self.averaged_weights = {

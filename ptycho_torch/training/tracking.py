@@ -1,4 +1,4 @@
-"""Trackers: where figures and pictures of a training go besides ``history.csv``."""
+"""Trackers: records of a training in MLflow or TensorBoard, in addition to ``history.csv``."""
 
 import logging
 import os
@@ -13,25 +13,28 @@ from ptycho_torch.core.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+PACKAGES = {"mlflow": "mlflow-skinny", "tensorboard": "ptycho-torch[tensorboard]"}
+"""Package or extra to install for each tracker."""
+
 
 class Tracker(Protocol):
-    """Follows one training run."""
+    """Receiver of the records of one training."""
 
     def log_parameters(self, values: dict[str, Any]) -> None:
-        """The resolved configuration."""
+        """Record the resolved configuration."""
 
     def log_metrics(self, epoch: int, values: dict[str, float]) -> None:
-        """The figures of one epoch."""
+        """Record the losses of one epoch."""
 
     def log_artifact(self, path: Path) -> None:
-        """A file worth keeping with the run, such as a picture."""
+        """Record a file, such as an image of the result."""
 
     def finish(self, completed: bool) -> None:
-        """The run is over."""
+        """End the record."""
 
 
 class NullTracker:
-    """Keeps nothing."""
+    """A tracker that records nothing."""
 
     def log_parameters(self, values: dict[str, Any]) -> None:
         del values
@@ -47,9 +50,9 @@ class NullTracker:
 
 
 class MlflowTracker:
-    """MLflow, in a SQLite store under the output folder unless ``MLFLOW_TRACKING_URI`` says otherwise.
+    """MLflow: an SQLite store under the output folder, or the store of ``MLFLOW_TRACKING_URI``.
 
-    Speaks through an ``MlflowClient`` of its own, so that MLflow's process-wide state stays as it is.
+    It uses an ``MlflowClient`` of its own, which leaves the process-wide state of MLflow unchanged.
     """
 
     EXPERIMENT_NAME = "ptycho_torch"
@@ -57,18 +60,20 @@ class MlflowTracker:
     def __init__(self, folder: Path) -> None:
         from mlflow import MlflowClient
 
-        # After the import, which sets levels of its own: both tell of each table of a new store.
+        # After the import, which sets the levels: both packages log each table of a new store.
         logging.getLogger("alembic").setLevel(logging.WARNING)
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         _check_reachable(uri)
         store = (folder / "mlflow.db").resolve()
         if not uri and set(str(store)) & set("?#%"):
-            raise OSError(f"{store} holds a ?, # or %, which the address of an SQLite store cannot hold")
+            raise OSError(f"{store} contains a ?, # or %, which the address of an SQLite store cannot contain")
         self._client = MlflowClient(uri or f"sqlite:///{store}")
-        found = self._client.get_experiment_by_name(self.EXPERIMENT_NAME)
+        existing = self._client.get_experiment_by_name(self.EXPERIMENT_NAME)
         artifacts = None if uri else (folder / "mlruns").resolve().as_uri()
-        experiment = found.experiment_id if found else self._client.create_experiment(self.EXPERIMENT_NAME, artifacts)
+        experiment = (
+            existing.experiment_id if existing else self._client.create_experiment(self.EXPERIMENT_NAME, artifacts)
+        )
         self._run = self._client.create_run(experiment, run_name=folder.name).info.run_id
 
     def log_parameters(self, values: dict[str, Any]) -> None:
@@ -116,7 +121,12 @@ class TensorboardTracker:
 
 
 class GuardedTracker:
-    """Passes everything on to another tracker, until that fails: then one warning, and silence. Never the run."""
+    """A wrapper that disables a failing tracker after one warning, because a tracker must not end a training.
+
+    Args:
+        name: name of the tracker, for the warning.
+        make: makes the tracker.
+    """
 
     def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
         self._name = name
@@ -141,15 +151,19 @@ class GuardedTracker:
         except list_tracker_errors() as error:
             self._tracker = NullTracker()
             reason = " ".join(str(error).split())[:200]
-            log.warning("the tracker %s is left out of this run: %s; history.csv has the figures", self._name, reason)
+            log.warning(
+                "the tracker %s failed and is disabled for this run: %s; history.csv contains the losses",
+                self._name,
+                reason,
+            )
 
 
 def list_tracker_errors() -> tuple[type[Exception], ...]:
-    """What a tracker may raise when its store is out of reach."""
+    """Return the exceptions that a tracker raises if its store is unreachable."""
     import sys
 
-    failures: list[type[Exception]] = [OSError, ImportError]  # the latter: the driver of a database is not installed
-    # Only libraries that are loaded can have raised.
+    failures: list[type[Exception]] = [OSError, ImportError]  # ImportError: the driver of a database is not installed
+    # Only an imported library can have raised.
     for module, name in (("mlflow.exceptions", "MlflowException"), ("sqlalchemy.exc", "SQLAlchemyError")):
         if module in sys.modules:
             failures.append(getattr(sys.modules[module], name))
@@ -157,7 +171,7 @@ def list_tracker_errors() -> tuple[type[Exception], ...]:
 
 
 def _check_reachable(uri: str | None) -> None:
-    """Raise ConnectionError at once if the server of ``uri`` takes no connection: MLflow itself retries for minutes."""
+    """Raise ConnectionError if the server of ``uri`` accepts no connection; MLflow itself retries for minutes."""
     import socket
 
     try:
@@ -165,15 +179,19 @@ def _check_reachable(uri: str | None) -> None:
         if parts.scheme not in ("http", "https"):
             return
         if not parts.hostname:
-            raise ValueError("it names no host")
+            raise ValueError("it has no host")
         port = parts.port or (443 if parts.scheme == "https" else 80)
         socket.create_connection((parts.hostname, port), timeout=3).close()
     except (OSError, ValueError) as error:
-        raise ConnectionError(f"MLFLOW_TRACKING_URI {uri} takes no connection ({error})") from error
+        raise ConnectionError(f"MLFLOW_TRACKING_URI {uri} accepts no connection ({error})") from error
 
 
 def make_tracker(name: str, folder: Path) -> Tracker:
-    """The tracker called ``name``, writing under ``folder``. ``csv`` and ``none`` keep nothing besides history.csv.
+    """Make a tracker that writes under ``folder``.
+
+    Args:
+        name: mlflow, tensorboard, or csv or none for no record besides history.csv.
+        folder: output folder of the training.
 
     Raises:
         ConfigError: the library behind the tracker is not installed.
@@ -181,5 +199,9 @@ def make_tracker(name: str, folder: Path) -> Tracker:
     if name in ("csv", "none"):
         return NullTracker()
     if find_spec(name) is None:
-        raise ConfigError(f"--logger {name} needs the package {name}: pip install {name}, or choose --logger csv")
+        package = PACKAGES[name]
+        raise ConfigError(
+            f"`logger` is {name}, and its package is not installed; install it with pip install '{package}', or set "
+            "`logger` to csv"
+        )
     return GuardedTracker(name, lambda: MlflowTracker(folder) if name == "mlflow" else TensorboardTracker(folder))

@@ -1,4 +1,4 @@
-"""The check at training's end: a network that sees nothing, one that sees, and a sample with nothing to see."""
+"""The collapse check: a collapsed network, a network without collapse, and a featureless sample."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,15 +16,15 @@ from ptycho_torch.models.registry import NetworkConfig
 from ptycho_torch.models.saved_model import load_model
 from ptycho_torch.physics.batch import make_batch, scale_probe_to_photons
 from ptycho_torch.physics.patches import extract_patches
+from ptycho_torch.training.batches import PatternGroups
 from ptycho_torch.training.collapse_check import CollapseReport, check_collapse
-from ptycho_torch.training.trainer import PatternGroups
 
 Command = Callable[..., Any]
 Train = Callable[..., Path]
 
 
 def flat_scan(scan: Scan, photons: float, fluctuation: float = 0.0) -> Scan:
-    """The same positions and probe over nothing, counted; the source may fluctuate."""
+    """Return a scan of vacuum with the same positions and probe, Poisson counts, and a fluctuating flux."""
     rng = np.random.default_rng(3)
     expected = np.square(np.abs(np.fft.fft2(scan.probe, norm="ortho"))).sum(0)
     brightness = rng.uniform(1 - fluctuation, 1 + fluctuation, (len(scan), 1, 1))
@@ -33,7 +33,7 @@ def flat_scan(scan: Scan, photons: float, fluctuation: float = 0.0) -> Scan:
 
 
 def with_mask(scan: Scan) -> Scan:
-    """Dead pixels that hold nonsense."""
+    """Return the scan with masked pixels of arbitrary values."""
     mask = np.random.default_rng(1).random((24, 24)) > 0.1
     return replace(scan, mask=mask, amplitudes=np.where(mask, scan.amplitudes, np.float32(77)))
 
@@ -42,8 +42,8 @@ def patterns_of(scan: Scan) -> PatternGroups:
     return PatternGroups(make_batch(scan, 1.0), np.arange(len(scan))[:, None], scan.positions)
 
 
-class Answers(torch.nn.Module):
-    """A network that answers with given patches, in order."""
+class FixedPatches(torch.nn.Module):
+    """A network that returns given patches."""
 
     def __init__(self, patches: torch.Tensor, scan: Scan) -> None:
         super().__init__()
@@ -58,94 +58,100 @@ class Answers(torch.nn.Module):
         return torch.ones_like(amplitudes) + 0j
 
 
-def untrained(scan: Scan, network: str = "lifted_unet") -> PtychoModel:
-    """Weights of zero in the last layer: vacuum everywhere, before any step of physics."""
+def make_untrained_model(scan: Scan, network: str = "lifted_unet") -> PtychoModel:
+    """Make a model with zero weights in the last layer: vacuum before any data-consistency step."""
     return PtychoModel(NetworkConfig(network, width=4), scale_probe_to_photons(scan, 1.0))
 
 
 @pytest.mark.parametrize("photons", [2e3, 2e4, 1e6])
 @pytest.mark.parametrize("change", [lambda scan: scan, with_mask], ids=["bare", "masked"])
 @pytest.mark.parametrize("network", ["lifted_unet", "stepped_unet", "refined_unet"])
-def test_a_network_of_zero_weights_has_collapsed(
+def test_untrained_network_is_collapsed(
     network: str, photons: float, change: Callable[[Scan], Scan], scan_factory: Callable[..., Scan]
 ) -> None:
-    """Also where steps of physics make a picture, for which nothing had to be learned."""
+    """Also with data-consistency steps, which reconstruct structure without training."""
     scan = change(scan_factory(photons=photons))
-    found = check_collapse(untrained(scan, network), patterns_of(scan))
-    assert found.is_collapsed
-    assert found.description().startswith("the picture is flat" if network == "lifted_unet" else "the picture ")
-    assert found.r >= found.r_untaught * (1 - 1e-6), "no constant is better than the best"
-    assert found.likeness == pytest.approx(1, abs=1e-3) or network == "lifted_unet"
+    report = check_collapse(make_untrained_model(scan, network), patterns_of(scan))
+    assert report.is_collapsed
+    assert report.description().startswith(
+        "collapsed: the object is constant" if network == "lifted_unet" else "collapsed"
+    )
+    assert report.r >= report.r_untrained * (1 - 1e-6)
+    assert report.untrained_correlation == pytest.approx(1, abs=1e-3) or network == "lifted_unet"
 
 
 @pytest.mark.parametrize("photons", [2e3, 2e4])
 @pytest.mark.parametrize("modes", [1, 2])
-def test_the_truth_has_not(photons: float, modes: int, scan_factory: Callable[..., Scan]) -> None:
+def test_true_object_is_not_collapsed(photons: float, modes: int, scan_factory: Callable[..., Scan]) -> None:
     scan = scan_factory(photons=photons, modes=modes)
-    model, batch = untrained(scan), make_batch(scan, 1.0)
+    model, batch = make_untrained_model(scan), make_batch(scan, 1.0)
     truth = extract_patches(torch.from_numpy(scan.truth), batch.corners, 24)
-    lit = torch.from_numpy(scan.probe).abs().square().sum(0)
-    absorbed = float((truth.abs().square() * lit).sum() / lit.sum() / len(scan))  # the probe has the patterns' power
-    model.network = Answers(truth / absorbed**0.5, scan)
-    found = check_collapse(model, patterns_of(scan))
-    assert not found.is_collapsed
-    assert found.explained_share > 0.85
-    assert found.r == pytest.approx(found.r_floor, rel=0.1)
-    assert "sees the sample" in found.description()
+    power = torch.from_numpy(scan.probe).abs().square().sum(0)
+    transmitted = float(
+        (truth.abs().square() * power).sum() / power.sum() / len(scan)
+    )  # the probe has the power of the patterns
+    model.network = FixedPatches(truth / transmitted**0.5, scan)
+    report = check_collapse(model, patterns_of(scan))
+    assert not report.is_collapsed
+    assert report.explained_share > 0.85
+    assert report.r == pytest.approx(report.r_floor, rel=0.1)
+    assert report.description().startswith("no collapse")
 
 
 @pytest.mark.parametrize("photons", [500.0, 2e4, 1e6])
 @pytest.mark.parametrize("fluctuation", [0.0, 0.3])
 @pytest.mark.parametrize("wrong", [False, True], ids=["right probe", "wrong probe"])
-def test_a_flat_sample_is_no_collapse(photons: float, fluctuation: float, wrong: bool, scan: Scan) -> None:
-    """Whatever the probe in the file: a flat sample gives the same pattern everywhere."""
+def test_featureless_sample_is_not_reported_as_collapse(
+    photons: float, fluctuation: float, wrong: bool, scan: Scan
+) -> None:
+    """A featureless sample gives the same pattern at all positions, whatever probe the file contains."""
     flat = flat_scan(scan, photons, fluctuation)
     if wrong:
         flat = replace(flat, probe=np.abs(flat.probe).astype(np.complex64))
-    found = check_collapse(untrained(flat), patterns_of(flat))
-    assert not found.is_collapsed
-    assert found.texture == pytest.approx(1, abs=5 * found.texture_error + 0.01)
-    assert found.description().startswith("the sample is flat")
+    report = check_collapse(make_untrained_model(flat), patterns_of(flat))
+    assert not report.is_collapsed
+    assert report.texture == pytest.approx(1, abs=5 * report.texture_error + 0.01)
+    assert report.description().startswith("featureless sample")
 
 
-def test_noise_for_a_picture_is_told_apart_from_a_flat_one(scan: Scan) -> None:
-    model = untrained(scan)
+def test_noise_as_object_is_distinguished_from_a_constant_object(scan: Scan) -> None:
+    model = make_untrained_model(scan)
     noise = torch.randn(36, 24, 24, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
-    model.network = Answers(1 + 2 * noise, scan)
-    found = check_collapse(model, patterns_of(scan))
-    assert found.is_collapsed
-    assert found.description().startswith("the picture explains the patterns no better")
+    model.network = FixedPatches(1 + 2 * noise, scan)
+    report = check_collapse(model, patterns_of(scan))
+    assert report.is_collapsed
+    assert report.description().startswith("collapsed: the object explains the patterns no better")
 
 
 @pytest.mark.parametrize(
     ("changed", "collapsed"),
     [
         ({}, False),
-        ({"spread": 0.1}, True),  # flat at any dose
-        ({"likeness": 0.95}, True),  # what an untaught one says
-        ({"r": 0.8}, True),  # far worse than an untaught one
-        ({"r_floor": 0.1}, True),  # at a dose that tells
+        ({"spread": 0.1}, True),  # constant
+        ({"untrained_correlation": 0.95}, True),  # equal to the untrained network
+        ({"r": 0.8}, True),  # far worse than the untrained network
+        ({"r_floor": 0.1}, True),  # R is not mostly noise
         ({"r": 0.35}, False),
     ],
 )
-def test_few_photons_do_not_tell(changed: dict[str, float], collapsed: bool) -> None:
-    """A good picture may explain them worse than steps of physics that draw their noise, as here: NRMSE 0.3."""
+def test_report_is_undecided_at_low_dose(changed: dict[str, float], collapsed: bool) -> None:
+    """A good object (here NRMSE 0.3) may have a larger R than data-consistency steps that fit the noise."""
     measured = CollapseReport(
-        0.5904, 0.582, 0.3248, spread=1.7, lift_spread=1.0, likeness=0.5, texture=2.0, texture_error=0.01
+        0.5904, 0.582, 0.3248, spread=1.7, lift_spread=1.0, untrained_correlation=0.5, texture=2.0, texture_error=0.01
     )
-    found = measured._replace(**changed)
-    assert found.is_collapsed is collapsed
-    assert ("the picture " in found.description()) is collapsed
-    assert ("do not tell" in found.description()) is (not changed)
+    report = measured._replace(**changed)
+    assert report.is_collapsed is collapsed
+    assert report.description().startswith("collapsed") is collapsed
+    assert report.description().startswith("too few photons") is (not changed)
 
 
-def test_one_pattern_says_nothing(scan: Scan) -> None:
+def test_single_pattern_is_not_reported_as_collapse(scan: Scan) -> None:
     alone = scan.select(np.array([5]))
-    assert not check_collapse(untrained(alone), patterns_of(alone)).is_collapsed
+    assert not check_collapse(make_untrained_model(alone), patterns_of(alone)).is_collapsed
 
 
-def test_a_training_says_so(tmp_path: Path, scan: Scan, scan_file: Path, run_main: Command) -> None:
-    """In one warning, in the printed line and in the bundle; a good one and one on nothing do not warn."""
+def test_train_warns_of_a_collapse(tmp_path: Path, scan: Scan, scan_file: Path, run_main: Command) -> None:
+    """In one warning, in the printed line and in the provenance; other trainings do not warn."""
     save_scan(tmp_path / "flat.npz", flat_scan(scan, 2e4))
     common = ("--width", 8, "--batch_size", 6, "--max_epochs", 12, "--disable_mlflow", "--device", "cpu")
     for name, file, words in (
@@ -155,16 +161,16 @@ def test_a_training_says_so(tmp_path: Path, scan: Scan, scan_file: Path, run_mai
     ):
         outcome = run_main("train", "--train_data_file", file, "--output_dir", tmp_path / name, *common, *words)
         assert outcome.code == 0
-        (kept,) = load_model(tmp_path / name).provenance["seen"]
-        assert kept["collapsed"] is (name == "collapsed")
-        assert outcome.err.count("the picture ") == (name == "collapsed")
-        assert ("the picture " in outcome.out) is (name == "collapsed")
-        assert ("the sample is flat" in outcome.out) is (name == "flat")
+        (report,) = load_model(tmp_path / name).provenance["seen"]
+        assert report["collapsed"] is (name == "collapsed")
+        assert outcome.err.count("collapsed: ") == (name == "collapsed")
+        assert ("collapsed: " in outcome.out) is (name == "collapsed")
+        assert ("featureless sample" in outcome.out) is (name == "flat")
     quiet = run_main("train", "--train_data_file", scan_file, "--output_dir", tmp_path / "q", *common, "--quiet")
     assert quiet == (0, "", "")
 
 
-def test_a_training_that_hardly_began_does_not_warn(tmp_path: Path, scan_file: Path, run_main: Command) -> None:
+def test_train_does_not_warn_before_the_end_of_the_warm_up(tmp_path: Path, scan_file: Path, run_main: Command) -> None:
     words = ("--train_data_file", scan_file, "--output_dir", tmp_path / "m", "--width", 4, "--disable_mlflow")
     assert run_main("train", *words, "--max_epochs", 1, "--quiet") == (0, "", "")
-    assert load_model(tmp_path / "m").provenance["seen"][0]["told"].startswith("the picture ")
+    assert load_model(tmp_path / "m").provenance["seen"][0]["told"].startswith("collapsed")

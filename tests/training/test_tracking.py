@@ -76,7 +76,7 @@ def test_a_folder_that_no_store_can_be_in(
 ) -> None:
     """In the address of an SQLite store these mean something else: its file would lie elsewhere, or nowhere."""
     folder = train_model(tmp_path / name, logger="mlflow")
-    assert "holds a ?, # or %" in caplog.text
+    assert "contains a ?, # or %" in caplog.text
     assert (folder / "bundle.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -101,7 +101,7 @@ def test_a_tracker_out_of_reach_costs_a_warning(
     with caplog.at_level(logging.WARNING, "ptycho_torch"):
         folder = train_model(tmp_path / "model", logger="mlflow")
     assert time.monotonic() - started < 20
-    assert sum("mlflow is left out of this run" in record.getMessage() for record in caplog.records) == 1
+    assert sum("the tracker mlflow failed and is disabled" in record.getMessage() for record in caplog.records) == 1
     assert (folder / "bundle.json").is_file()
     assert len((folder / "history.csv").read_text().splitlines()) == 2
 
@@ -126,7 +126,7 @@ def test_a_tracker_that_fails_later_costs_a_warning(caplog: pytest.LogCaptureFix
     tracker.log_artifact(Path("picture.png"))
     tracker.finish(True)
     assert [record.getMessage() for record in caplog.records] == [
-        "the tracker failing is left out of this run: the disk is full; history.csv has the figures"
+        "the tracker failing failed and is disabled for this run: the disk is full; history.csv contains the losses"
     ]
 
 
