@@ -149,7 +149,7 @@ def part(found: Reconstruction, low: np.ndarray, high: np.ndarray) -> Reconstruc
     return replace(found, object=found.object[cut], coverage=found.coverage[cut], origin_yx=low)
 
 
-LIKE_STAR = ("--min_photons", 1e5, "--max_photons", 2e6, "--min_overlap", 0.6, "--masked", 0)
+LIKE_STAR = ("--min_photons", 1e5, "--max_photons", 2e6, "--min_overlap", 0.6, "--masked_fraction", 0)
 """What is known of the star before it is seen: about its dose, its overlap, and that no pixel is dead."""
 
 

@@ -4,7 +4,8 @@ import sys
 from collections.abc import Sequence
 
 from ptycho_torch import __version__
-from ptycho_torch.cli.launcher import COMMANDS, make_main
+from ptycho_torch.cli.commands import COMMANDS
+from ptycho_torch.cli.launcher import make_main
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ def format_message(message: str, config_type: type[Any] | None = None) -> str:
             argument; any other quoted text only loses its backticks. None: no setting has a flag.
     """
     fields = dataclasses.fields(config_type) if config_type else ()
-    flags = {field.name: format_flag(field) for field in fields}
+    flags = {"config": "--config"} | {field.name: format_flag(field) for field in fields}
     return _QUOTED.sub(lambda match: flags.get(match[1], match[1]), message)
 
 

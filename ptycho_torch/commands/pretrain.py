@@ -111,7 +111,7 @@ def _make_dataset(config: PretrainConfig) -> SimulatedDataset:
         variation=config.probe_variation,
         photons=(config.min_photons, config.max_photons),
         overlap=(config.min_overlap, config.max_overlap),
-        masked=config.masked,
+        masked=config.masked_fraction,
         power_error=PROBE_POWER_LOG_SIGMA,
     )
     if config.objects:
@@ -130,7 +130,7 @@ def _read_probes(config: PretrainConfig) -> list[NDArray[Any]]:
 def _make_settings(config: PretrainConfig, device: torch.device) -> PretrainerSettings:
     precision = select_precision(config.precision, device)
     return PretrainerSettings(
-        LearningRateSchedule(config.learning_rate, DEFAULT_WARM_UP_STEPS), config.lessons, config.time_limit, precision
+        LearningRateSchedule(config.learning_rate, DEFAULT_WARM_UP_STEPS), config.steps, config.time_limit, precision
     )
 
 

@@ -6,8 +6,8 @@
 A run is named by settings of train; ``epochs`` is short for ``max_epochs``. Two settings differ from train's defaults:
 the device is the CPU, with CUDA hidden, and the logger is csv, because a tracker's database would blur the times.
 ``scope.json`` and ``scope.md`` are written after each run; ``runs/<k>/`` keeps the log, the history and the stage
-times of run k, and with ``--keep`` all that it wrote. The exit code is 1 when a run failed or was stopped. Nothing
-else should run on the machine meanwhile.
+times of run k, and with `keep_outputs` all files of the run. The exit code is 1 when a run failed or was stopped.
+Nothing else should run on the machine meanwhile.
 """
 
 import csv
@@ -24,6 +24,7 @@ from typing import Any
 
 from ptycho_torch.commands.base import Invocation
 from ptycho_torch.config.train import TrainConfig
+from ptycho_torch.config.values import setting_aliases
 from ptycho_torch.config.workflow import SweepConfig
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.core.files import make_output_dir, write_json, write_text
@@ -40,7 +41,7 @@ RESERVED_SETTINGS = ("train_data_file", "output_dir", "device")
 
 LOG_FILE = "log.txt"
 KEPT_FILES = {LOG_FILE, "history.csv", "timing.json", "config.yaml"}
-"""What stays of a run without ``--keep``."""
+"""What stays of a run without `keep_outputs`."""
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Variables that times depend on; the runs inherit them."""
@@ -65,7 +66,7 @@ def sweep(config: SweepConfig, observer: Observer | None = None) -> RuntimeRepor
     make_output_dir(folder)
     scan = str(config.train_data_file)
     scope = RuntimeReport(
-        scan, about, describe_headers(found), _describe_machine(config), config.limit, len(runs), rows=[]
+        scan, about, describe_headers(found), _describe_machine(config), config.timeout, len(runs), rows=[]
     )
     observer = observer or SilentObserver()
     observer.start("sweep", len(runs))
@@ -89,10 +90,12 @@ def parse_run_settings(text: str) -> dict[str, str]:
         ConfigError: it is empty or malformed, or names a setting that is unknown, typed twice or the sweep's own.
     """
     known = {field.name for field in dataclasses.fields(TrainConfig)} - set(RESERVED_SETTINGS)
+    aliases = SETTING_ALIASES | setting_aliases(TrainConfig)
     settings: dict[str, str] = {}
     for part in text.split(","):
         typed, _, value = (piece.strip() for piece in part.partition("="))
-        name = SETTING_ALIASES.get(typed, typed).replace("-", "_")
+        name = typed.replace("-", "_")
+        name = aliases.get(name, name)
         if not typed or not value:
             raise ConfigError(
                 f"--run {text!r}: {part!r} is not name=value; expected settings of train such as "
@@ -136,13 +139,13 @@ def _run_training(config: SweepConfig, folder: Path, settings: dict[str, str]) -
     environment = {"CUDA_VISIBLE_DEVICES": ""} if config.device == "cpu" else {}
     try:
         measured = run_measured(
-            [sys.executable, *words], folder / LOG_FILE, limit=config.limit, environment=environment
+            [sys.executable, *words], folder / LOG_FILE, limit=config.timeout, environment=environment
         )
         files = {str(path.relative_to(folder)): path.stat().st_size for path in _list_files(folder)}
-        failure = _describe_failure(measured, folder, config.limit)
+        failure = _describe_failure(measured, folder, config.timeout)
         work = None if failure else _read_work(folder)
     finally:
-        if not config.keep:
+        if not config.keep_outputs:
             _remove_outputs(folder)
     assignments = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
     return RunRecord(

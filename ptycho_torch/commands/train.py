@@ -101,7 +101,7 @@ def train(
     sources = _load_training_scans(config, device)
     clock.record("load")
     groups, validation = _make_pattern_groups(config, sources)
-    initial = load_model(config.init) if config.init else None
+    initial = load_model(config.init_model) if config.init_model else None
     network = _collect_network_settings(config)
     check_initial_model(initial, sources[0].scan.size, network)
     settings = _make_settings(config, device, sources, groups, initial)

@@ -1,4 +1,4 @@
-"""What every settings class shares: the option field, checks, and the settings common to all commands."""
+"""Foundation of all settings classes: the option field, checks of values, and the settings common to all commands."""
 
 import dataclasses
 import math
@@ -12,19 +12,69 @@ Measurement = Literal["amplitude", "counts"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16"]
 
-DEVICE_HELP = "device to compute on (--accelerator is an alias); auto takes CUDA, then MPS, then CPU"
-PRECISION_HELP = "arithmetic of the network (physics is always complex64); auto takes bf16 where that is faster"
+DEVICE_HELP = "device to compute on; auto selects CUDA if available, then MPS, then the CPU"
+PRECISION_HELP = "number format of the network; auto selects bf16 where it is faster; the physics is always complex64"
+REPORT_HELP = "write report.html and the images, which take about half of the time"
 
 MAX_WIDTH = 1024
-"""Most channels of a network's finest scale: more of them fit into no memory."""
+"""Largest number of channels of a network's finest scale; a wider network does not fit into memory."""
 
 
-def option(default: Any, help: str, *, positional: bool = False, several: bool = False) -> Any:
-    """A dataclass field with its help text. ``default`` is ``MISSING`` for a required setting.
+GROUPS = (
+    "Files",
+    "Scan file",
+    "Keys",
+    "Patterns",
+    "Simulation",
+    "Network",
+    "Training",
+    "Engine",
+    "Object",
+    "Probe",
+    "Positions",
+    "Nuisance parameters",
+    "Result",
+    "Output",
+    "Computing",
+    "General",
+)
+"""Headings of the help of a command, in their order."""
 
-    ``several``: the flag of a tuple takes one value or more; of other tuples it takes one, and may be repeated.
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str = "Engine",
+    default_help: str = "",
+    aliases: tuple[str, ...] = (),
+    value_aliases: dict[str, str] | None = None,
+    positional: bool = False,
+    several: bool = False,
+) -> Any:
+    """Return a dataclass field with the description that ``--help`` prints.
+
+    Args:
+        default: value of the setting where none is given; ``MISSING`` for a required setting.
+        help: a noun phrase with its unit, without the default.
+        group: one of :data:`GROUPS`, the heading under which the help lists the setting.
+        default_help: description of a default that is computed, such as "from the file".
+        aliases: older names of the setting, which flags and files of settings still accept.
+        value_aliases: older spellings of values, and their present spellings.
+        positional: whether the command line takes the value without a flag.
+        several: whether the flag of a tuple takes one or more values. The flag of any other tuple takes one value and
+            may be repeated.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "positional": positional, "several": several})
+    metadata = {
+        "help": help,
+        "group": group,
+        "default_help": default_help,
+        "aliases": aliases,
+        "value_aliases": value_aliases or {},
+        "positional": positional,
+        "several": several,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def require_positive(config: Any, *names: str) -> None:
@@ -44,6 +94,13 @@ def require_not_negative(config: Any, *names: str) -> None:
             raise ConfigError(f"`{name}` is {value}; expected a {kind} of at least 0")
 
 
+def require_share(config: Any, *names: str) -> None:
+    """Raise :class:`ConfigError` unless each named setting is a number from 0 to 1."""
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ConfigError(f"`{name}` is {getattr(config, name)}; expected a number from 0 to 1")
+
+
 def require_supported_size(config: Any) -> None:
     """Raise :class:`ConfigError` if the network is too wide or the seed exceeds 2**63 - 1, the largest of torch."""
     if config.width is not None and config.width > MAX_WIDTH:
@@ -54,26 +111,34 @@ def require_supported_size(config: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CommonOptions:
-    """What every command offers."""
+    """Settings of every command."""
 
-    quiet: bool = option(False, "no progress bar and no messages below a warning")
-    debug: bool = option(False, "show debug messages, and the traceback of an error")
+    quiet: bool = option(False, "print neither progress nor messages below a warning", group="General")
+    debug: bool = option(False, "print debug messages, and the traceback of an error", group="General")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanReadOptions(CommonOptions):
-    """How a scan file is to be read where the file itself leaves it open."""
+    """Settings for reading a scan file whose content is ambiguous."""
 
     axis_order: AxisOrder | None = option(
-        None, "axis order of the diffraction: nhw is (n, H, W), hwn is (H, W, n); default: found from the file"
+        None,
+        "axis order of the diffraction array: nhw is (n, H, W), hwn is (H, W, n)",
+        group="Scan file",
+        default_help="detected from the shape",
     )
     measurement: Measurement | None = option(
-        None, "what the diffraction array holds; default: the file's metadata, else amplitude (integers are refused)"
+        None,
+        "quantity in the diffraction array; integers require it",
+        group="Scan file",
+        default_help="from the file's metadata, otherwise amplitude",
     )
     photons_per_unit: float | None = option(
         None,
-        "photons for one squared unit of stored amplitude; default: the file's metadata, else the integer lattice of "
-        "the data, else 1e6 photons a pattern with a warning",
+        "photons per squared unit of stored amplitude",
+        group="Scan file",
+        default_help="from the file's metadata, otherwise from the integer lattice of the data, otherwise a mean of "
+        "1e6 photons per pattern, with a warning",
     )
 
     def __post_init__(self) -> None:

@@ -5,15 +5,17 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ptycho_torch.config.base import PRECISION_HELP, Precision, option, require_not_negative, require_positive
 from ptycho_torch.config.values import convert_text, value_type
 from ptycho_torch.core.deferred import call_deferred
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.observer import Observer
-from ptycho_torch.data.reconstruction import Reconstruction
-from ptycho_torch.data.scan import Scan
+
+if TYPE_CHECKING:  # the layer above; at run time it would make --help of every command import NumPy
+    from ptycho_torch.data.reconstruction import Reconstruction
+    from ptycho_torch.data.scan import Scan
 
 EPOCHS_HELP = "passes over all patterns"
 BATCH_SIZE_HELP = "patterns per batch"
@@ -48,14 +50,14 @@ class EngineOptions:
 
     def run(
         self,
-        scan: Scan,
+        scan: "Scan",
         *,
         initial: Any = None,
         device: str = "auto",
         seed: int = 0,
         holdout: float = 0.0,
         observer: Observer | None = None,
-    ) -> Reconstruction:
+    ) -> "Reconstruction":
         """Reconstruct ``scan`` with this engine alone.
 
         Args:
@@ -73,7 +75,7 @@ class EngineOptions:
         Raises:
             PtychoError: an option or the scan cannot be used.
         """
-        result: Reconstruction = call_deferred(
+        result: "Reconstruction" = call_deferred(
             "ptycho_torch.engines.pipeline:run_stages",
             (self,),
             scan,

@@ -1,12 +1,10 @@
-"""Conversion of settings: from text and YAML to the types of the fields, and back to plain values."""
+"""Convert settings from text and YAML to the types of their fields, and back to plain values."""
 
 import dataclasses
 import types
 import typing
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.files import write_text
@@ -35,7 +33,7 @@ def convert_text(text: str, hint: Any) -> Any:
     """Convert the text of one value to the type of its annotation.
 
     Raises:
-        ValueError: the text is no value of that type, or none of the choices.
+        ValueError: the text is not a value of that type, or not one of the choices.
     """
     kind, choices = value_type(hint)
     if kind is bool:
@@ -54,7 +52,7 @@ def convert_yaml(value: Any, hint: Any) -> Any:
     """Convert a value of a YAML file to the type of its annotation.
 
     Raises:
-        TypeError, ValueError, OverflowError: the value is not of that type, or none of the choices.
+        TypeError, ValueError, OverflowError: the value is not of that type, or not one of the choices.
     """
     kind, choices = value_type(hint)
     if is_repeatable(hint):
@@ -64,7 +62,7 @@ def convert_yaml(value: Any, hint: Any) -> Any:
         if type(None) not in typing.get_args(hint):
             raise ValueError("no value")
         return None
-    # YAML reads 3e-3 as text, which float() takes; but int() would cut 2.7 to 2 and take true for 1.
+    # YAML reads 3e-3 as text, which float() accepts; int() would truncate 2.7 to 2 and convert true to 1.
     if isinstance(value, bool) is not (kind is bool) or (kind is int and isinstance(value, float)):
         raise TypeError("another type")
     if kind in (str, Path) and not isinstance(value, str):
@@ -77,48 +75,75 @@ def convert_yaml(value: Any, hint: Any) -> Any:
     return converted
 
 
+def setting_aliases(config_type: type[Any]) -> dict[str, str]:
+    """Return the older names of settings of ``config_type``, and the name of each setting."""
+    fields = dataclasses.fields(config_type)
+    return {alias: field.name for field in fields for alias in field.metadata["aliases"]}
+
+
 def read_yaml(path: Path, config_type: type[Any]) -> dict[str, Any]:
     """Read settings of ``config_type`` from a YAML file, by name and in the types of the fields.
 
     Raises:
-        ConfigError: the file cannot be read, is not YAML, or holds an unknown setting or a bad value.
+        ConfigError: the file cannot be read, is not YAML, or holds an unknown setting or an invalid value.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: the --config file cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or an impossible date
-        raise ConfigError(f"{path}: the --config file is not YAML ({error})") from error
-    if content is None:
-        content = {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: the --config file holds a {type(content).__name__}, expected settings by name")
-    hints = typing.get_type_hints(config_type)
-    values = {}
-    for key, value in content.items():
+    aliases, hints = setting_aliases(config_type), typing.get_type_hints(config_type)
+    fields = {field.name: field for field in dataclasses.fields(config_type)}
+    values: dict[str, Any] = {}
+    for key, value in _load_mapping(path).items():
         name = str(key).replace("-", "_")
+        name = aliases.get(name, name)
         if name not in hints:
-            raise ConfigError(f"{path}: unknown setting {key}; known are {', '.join(sorted(hints))}")
+            raise ConfigError(f"{path}: unknown setting {key}; expected one of {', '.join(sorted(hints))}")
+        if name in values:
+            raise ConfigError(f"{path}: {key} sets `{name}` again; expected one of its names; remove the other one")
+        if isinstance(value, str):
+            value = fields[name].metadata["value_aliases"].get(value, value)
         try:
             values[name] = convert_yaml(value, hints[name])
         except (TypeError, ValueError, OverflowError) as error:
             kind, choices = value_type(hints[name])
             expected = f"one of {', '.join(choices)}" if choices else _EXPECTED[kind]
-            raise ConfigError(f"{path}: {key} is {value!r}, expected {expected}") from error
+            raise ConfigError(f"{path}: {key} is {value!r}; expected {expected}") from error
     return values
 
 
+def _load_mapping(path: Path) -> dict[Any, Any]:
+    """Return the content of a YAML file, which must be a mapping or empty."""
+    import yaml  # 40 ms of 130 ms of processor time for --help, which reads no file
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: the file of settings cannot be read ({error.strerror}); check `config`") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or an impossible date
+        raise ConfigError(f"{path}: the file of settings is not YAML ({error}); check `config`") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise ConfigError(f"{path}: the file of settings holds a {kind}; expected settings by name; check `config`")
+    return content
+
+
 def to_plain(config: Any) -> dict[str, Any]:
-    """Return every setting by name as JSON and YAML can hold it: the record that a run keeps of its settings."""
-    return {name: _plain(value) for name, value in dataclasses.asdict(config).items()}
+    """Return the settings by name as values of JSON and YAML, for the record of a run."""
+    return {name: _to_plain_value(value) for name, value in dataclasses.asdict(config).items()}
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+def dump_yaml(values: dict[str, Any]) -> str:
+    """Return settings by name as YAML, sorted by name."""
+    import yaml  # imported late; see _load_mapping
+
+    return yaml.safe_dump({name: _to_plain_value(value) for name, value in values.items()}, sort_keys=True)
 
 
 def write_config(path: Path, config: Any) -> None:
-    """Write every setting as YAML, so that ``--config`` runs the same again."""
-    write_text(path, yaml.safe_dump(to_plain(config), sort_keys=True))
+    """Write all settings as YAML; ``--config`` with this file repeats the run."""
+    write_text(path, dump_yaml(dataclasses.asdict(config)))
+
+
+def _to_plain_value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_to_plain_value(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -64,7 +64,7 @@ class GenericLayout:
     photons_per_unit: float | None = None
     """Photons per count, or per squared unit of amplitude; None: 1 for counts, unknown for amplitudes."""
 
-    origin: Literal["centred", "corner"] = "centred"
+    origin: Literal["centered", "corner"] = "centered"
     """Position of zero frequency in the patterns."""
 
     flip_y: bool = False
@@ -85,7 +85,7 @@ class GenericLayout:
     negate_x: bool = False
     """Change the sign of the column coordinate."""
 
-    position_unit: Literal["pixel", "metre"] = "pixel"
+    position_unit: Literal["pixel", "meter"] = "pixel"
     """Unit of the coordinates in the file."""
 
     pixel_size: float | None = None
@@ -167,8 +167,8 @@ def _make_layout(settings: dict[str, Any]) -> GenericLayout:
         if name not in names:
             raise ConfigError(f"`{name}` is not a setting of a generic file; expected {', '.join(names)}")
     layout = GenericLayout(**settings)
-    if layout.position_unit == "metre" and layout.pixel_size is None:
-        raise ConfigError("`position_unit` is metre and `pixel_size` is not set; set `pixel_size` to the object pixel")
+    if layout.position_unit == "meter" and layout.pixel_size is None:
+        raise ConfigError("`position_unit` is meter and `pixel_size` is not set; set `pixel_size` to the object pixel")
     return layout
 
 
@@ -246,7 +246,7 @@ def convert_positions_to_pixels(
     """Return row and column coordinates in object pixels: swapped, negated, then scaled as ``generic`` gives."""
     if generic.swap_xy:
         y, x = x, y
-    pixel_size = generic.pixel_size if generic.pixel_size and generic.position_unit == "metre" else 1
+    pixel_size = generic.pixel_size if generic.pixel_size and generic.position_unit == "meter" else 1
     scale = generic.position_scale / pixel_size
     return (
         y.astype(np.float64) * (-scale if generic.negate_y else scale),

@@ -35,7 +35,7 @@ def file(tmp_path_factory: pytest.TempPathFactory, scan_factory: Callable[..., S
 def general(tmp_path_factory: pytest.TempPathFactory, file: Path, run_process: Command) -> Path:
     """The folder of a pretraining on the scan's probe and on families, in a process of its own."""
     folder = tmp_path_factory.mktemp("pretrained") / "a model"
-    words = ("--output_dir", folder, "--probe", file, "--probe_family", "fresnel", "vortex", "--lessons", 6, *BRIEF)
+    words = ("--output_dir", folder, "--probe", file, "--probe_family", "fresnel", "vortex", "--steps", 6, *BRIEF)
     done = run_process("-m", "ptycho_torch.pretrain", *map(str, words))
     assert (done.code, "Traceback" in done.err) == (0, False), done.err
     assert "24 patterns" in done.out
@@ -69,7 +69,17 @@ def test_it_reads_a_scan_that_it_never_saw(general: Path, file: Path, tmp_path: 
 
 
 def test_training_starts_from_it(general: Path, file: Path, tmp_path: Path, run_main: Command) -> None:
-    words = ("--train_data_file", file, "--init", general, "--update_probe", "--max_epochs", 1, "--logger", "none")
+    words = (
+        "--train_data_file",
+        file,
+        "--init_model",
+        general,
+        "--update_probe",
+        "--max_epochs",
+        1,
+        "--logger",
+        "none",
+    )
     done = run_main("train", *words, "--output_dir", tmp_path / "tuned", "--quiet")
     assert done.code == 0, done.err
     tuned = load_model(tmp_path / "tuned")
@@ -79,7 +89,7 @@ def test_training_starts_from_it(general: Path, file: Path, tmp_path: Path, run_
 
 def test_it_goes_on_with_the_same_bytes(general: Path, file: Path, tmp_path: Path, run_main: Command) -> None:
     families = ("--probe", file, "--probe_family", "fresnel", "vortex")
-    words = ("--output_dir", tmp_path / "model", *families, *BRIEF, "--quiet", "--lessons")
+    words = ("--output_dir", tmp_path / "model", *families, *BRIEF, "--quiet", "--steps")
     assert run_main("pretrain", *words, 2).code == 0
     assert run_main("pretrain", *words, 6, "--resume").code == 0
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == (general / "model.safetensors").read_bytes()
@@ -92,11 +102,11 @@ def test_it_goes_on_with_the_same_bytes(general: Path, file: Path, tmp_path: Pat
         (("--size", "36"), "multiple of 8"),
         (("--probe_variation", "1"), "--probe"),
         (("--min_photons", "100", "--max_photons", "10"), "photons"),
-        (("--masked", "2"), "masked"),
+        (("--masked_fraction", "2"), "--masked_fraction is 2.0"),
         (("--network", "unet"), "unet"),
         (("--probe", "nowhere.npz"), "nowhere.npz"),
         (("--resume",), "no checkpoint"),
-        (("--lessons", "0"), "--lessons"),
+        (("--steps", "0"), "--steps is 0"),
     ],
 )
 def test_bad_input_is_one_line(words: tuple[str, ...], expected: str, tmp_path: Path, run_main: Command) -> None:

@@ -123,7 +123,7 @@ def test_the_scan_is_observed(scope: dict[str, Any]) -> None:
 def test_a_run_is_stopped_at_the_limit_and_not_retried(
     seconds: str, tmp_path: Path, scan_file: Path, run_process: Callable[..., Any]
 ) -> None:
-    words = ["--train_data_file", scan_file, "--output_dir", tmp_path / "out", "--limit", seconds]
+    words = ["--train_data_file", scan_file, "--output_dir", tmp_path / "out", "--timeout", seconds]
     result = run_process("-m", "ptycho_torch.sweep", *words, "--run", f"epochs=10000,{SMALL}")
     assert (result.code, result.out.count("\n")) == (1, 1)
     (run,) = json.loads((tmp_path / "out" / "scope.json").read_text())["runs"]
@@ -137,7 +137,7 @@ def test_a_run_is_stopped_at_the_limit_and_not_retried(
 def test_keep_keeps_what_the_run_wrote_and_no_epoch_is_no_loss(
     tmp_path: Path, scan_file: Path, run_process: Callable[..., Any]
 ) -> None:
-    words = ["--train_data_file", scan_file, "--output_dir", tmp_path / "out", "--keep", "--quiet"]
+    words = ["--train_data_file", scan_file, "--output_dir", tmp_path / "out", "--keep_outputs", "--quiet"]
     result = run_process("-m", "ptycho_torch.sweep", *words, "--run", f"epochs=0,{SMALL},update_probe=false")
     assert (result.code, result.out, result.err) == (0, "", "")
     (run,) = json.loads((tmp_path / "out" / "scope.json").read_text())["runs"]
@@ -216,10 +216,10 @@ def test_a_scan_that_cannot_be_read_is_one_line(missing: str, tmp_path: Path, ru
 def test_a_limit_that_is_none_is_one_line(
     limit: str, tmp_path: Path, scan_file: Path, run_main: Callable[..., Any]
 ) -> None:
-    words = ["--train_data_file", scan_file, "--output_dir", tmp_path / "out", "--run", "epochs=1", "--limit", limit]
+    words = ["--train_data_file", scan_file, "--output_dir", tmp_path / "out", "--run", "epochs=1", "--timeout", limit]
     result = run_main("sweep", *words)
     assert (result.code, result.err.count("\n")) == (2, 1)
-    assert "--limit" in result.err
+    assert "--timeout is" in result.err
 
 
 def test_runs_of_an_earlier_sweep_are_not_touched(

@@ -75,7 +75,7 @@ def test_settings_give_keys_axes_and_units(legacy_arrays: Make, write_npz: Write
         y_key="py",
         mask_key="good",
         measurement="counts",
-        position_unit="metre",
+        position_unit="meter",
         pixel_size=2e-8,
     )
     np.testing.assert_allclose(result.amplitudes, np.moveaxis(arrays["diffraction"], 2, 0), rtol=1e-6)
@@ -233,4 +233,4 @@ def test_unknown_or_incomplete_settings_raise(canonical_arrays: Make, write_npz:
     with pytest.raises(ConfigError, match=r"`flip` is not a setting.*flip_y, flip_x"):
         load_generic_scan(source, flip=True)
     with pytest.raises(ConfigError, match="set `pixel_size`"):
-        load_generic_scan(source, measurement="amplitude", position_unit="metre")
+        load_generic_scan(source, measurement="amplitude", position_unit="meter")

@@ -41,7 +41,7 @@ def tuned(train_to: Train, folder: Path, **settings: Any) -> Path:
 def test_it_starts_from_the_network_and_from_the_probe_of_the_scan(
     tmp_path: Path, train_model: Train, elsewhere: Path, scan: Scan
 ) -> None:
-    found, start = load_model(tuned(train_model, tmp_path, init=elsewhere, max_epochs=0)), load_model(elsewhere)
+    found, start = load_model(tuned(train_model, tmp_path, init_model=elsewhere, max_epochs=0)), load_model(elsewhere)
     assert found.model.config == start.model.config == NetworkConfig("stepped_unet", "residual", 8)
     for name, weight in start.model.network.state_dict().items():
         assert torch.equal(found.model.network.state_dict()[name], weight)
@@ -52,12 +52,12 @@ def test_it_starts_from_the_network_and_from_the_probe_of_the_scan(
 
 def test_a_head_start(tmp_path: Path, train_model: Train, elsewhere: Path) -> None:
     """An epoch from elsewhere is worth more than one from nothing; and the recipe is shorter."""
-    after = load_model(tuned(train_model, tmp_path / "tuned", init=elsewhere, max_epochs=1)).provenance
+    after = load_model(tuned(train_model, tmp_path / "tuned", init_model=elsewhere, max_epochs=1)).provenance
     fresh = load_model(train_model(tmp_path / "fresh", max_epochs=1, width=8, head="residual")).provenance
     assert after["history"]["val_loss"][-1] < fresh["history"]["val_loss"][-1]
     assert after["settings"]["learning_rate"] == FINE_TUNE.learning_rate
     assert fresh["settings"]["learning_rate"] == FROM_SCRATCH.learning_rate
-    default = load_model(tuned(train_model, tmp_path / "default", init=elsewhere, max_epochs=None)).provenance
+    default = load_model(tuned(train_model, tmp_path / "default", init_model=elsewhere, max_epochs=None)).provenance
     assert default["epochs"] == pytest.approx(FINE_TUNE.steps * 6 / 34, abs=1)
 
 
@@ -98,10 +98,16 @@ def test_another_network_than_that_of_the_start_is_refused(
     tmp_path: Path, train_model: Train, elsewhere: Path, typed: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        tuned(train_model, tmp_path / "model", init=elsewhere, **typed)
+        tuned(train_model, tmp_path / "model", init_model=elsewhere, **typed)
     assert not (tmp_path / "model").exists()
     tuned(
-        train_model, tmp_path / "same", init=elsewhere, width=8, head="residual", network="stepped_unet", max_epochs=0
+        train_model,
+        tmp_path / "same",
+        init_model=elsewhere,
+        width=8,
+        head="residual",
+        network="stepped_unet",
+        max_epochs=0,
     )
 
 
@@ -110,9 +116,9 @@ def test_a_start_that_does_not_fit_is_refused(
 ) -> None:
     save_scan(tmp_path / "large.npz", scan_factory(9, 32))
     with pytest.raises(ConfigError, match=r"initial network has patterns of 24 × 24 pixels, and the scan has 32 × 32"):
-        tuned(train_model, tmp_path / "model", init=elsewhere, train_data_file=tmp_path / "large.npz")
+        tuned(train_model, tmp_path / "model", init_model=elsewhere, train_data_file=tmp_path / "large.npz")
     with pytest.raises(BundleError, match="no model bundle"):
-        tuned(train_model, tmp_path / "model", init=tmp_path / "none")
+        tuned(train_model, tmp_path / "model", init_model=tmp_path / "none")
     assert not (tmp_path / "model").exists()
 
 
@@ -121,7 +127,7 @@ def test_a_start_without_a_probe(tmp_path: Path, train_model: Train, scan: Scan,
     """As training on simulation leaves it."""
     (tmp_path / "bare").mkdir()
     save_model(tmp_path / "bare", Model(PtychoModel(NetworkConfig(width=4), [], size=24), (), 1))
-    folder = tuned(train_model, tmp_path / "model", init=tmp_path / "bare", gridsize=gridsize, update_probe=True)
+    folder = tuned(train_model, tmp_path / "model", init_model=tmp_path / "bare", gridsize=gridsize, update_probe=True)
     found = load_model(folder)
     assert len(found.model.probes) == 1
     assert found.gridsize == gridsize
