@@ -1,4 +1,4 @@
-"""ePIE and rPIE: pattern after pattern, each dividing by the probe that it was lit with."""
+"""ePIE and rPIE: the extended and the regularized ptychographic iterative engine."""
 
 from torch import Tensor
 
@@ -12,14 +12,14 @@ from ptycho_torch.physics.probe import compute_power
 
 
 class EpieEngine(Engine):
-    """``O += s P* Δψ / ((1 − α)|P|² + α max|P|²)``, and the probe likewise with the object that it lights.
+    """``O += s P* Δψ / ((1 − α) |P|² + α max |P|²)``, and the same for the probe with the object as illumination.
 
-    α = 1 is ePIE: Maiden & Rodenburg, Ultramicroscopy 109, 1256 (2009); below it is rPIE: Maiden, Johnson & Li, Optica
-    4, 736 (2017). For incoherent modes |P|² is their sum.
+    α = 1 is ePIE: Maiden & Rodenburg, Ultramicroscopy 109, 1256 (2009). α < 1 is rPIE: Maiden, Johnson & Li, Optica 4,
+    736 (2017). For incoherent modes |P|² is the sum over the modes.
 
-    The patterns of a batch step together. Where their steps add up to more than the exact one for the light that they
-    bring, which single patterns never do, they are divided by that excess. Past half of the run the steps fall, so that
-    the noise of the last patterns averages out.
+    All patterns of a batch are updated at once. Where the sum of their steps exceeds the exact step, which a single
+    pattern never does, it is divided by the excess. In the second half of the run the steps decrease, which averages
+    the noise of the last patterns.
     """
 
     options: EPIE
@@ -27,57 +27,57 @@ class EpieEngine(Engine):
     def __init__(self, measurement: Measurement, state: ReconstructionState, options: EPIE) -> None:
         super().__init__(measurement, state, options)
         self.alpha = options.alpha if isinstance(options, RPIE) else 1.0
-        self.optics = MeasurementModel(measurement, state, fixed_probe=options.fixed_probe)
-        self.refinement = NuisanceRefiner(self.optics, options)
+        self.model = MeasurementModel(measurement, state, fixed_probe=options.fixed_probe)
+        self.refiner = NuisanceRefiner(self.model, options)
 
     def begin_epoch(self, epoch: int, progress: float) -> None:
         self._epoch = epoch
 
     def step(self, indices: Tensor, progress: float) -> float:
         state, options = self.state, self.options
-        update = self.optics.compute_update(indices, excess=options.update_background)
-        self.refinement.accumulate(update, indices, self._epoch)
-        size = self._compute_step_size(progress)
-        following = state.object + size * self._compute_object_step(update, indices)
-        if options.update_probe and self._epoch >= self.options.probe_start:
-            state.probe = state.probe + size * self._compute_probe_step(update, indices)
-        state.object = following
+        update = self.model.compute_update(indices, excess=options.update_background)
+        self.refiner.accumulate(update, indices, self._epoch)
+        step_size = self._compute_step_size(progress)
+        object_update = self._compute_object_update(update, indices)
+        if options.update_probe and self._epoch >= options.probe_start:
+            state.probe = state.probe + step_size * self._compute_probe_update(update, indices)
+        state.object = state.object + step_size * object_update
         return update.error
 
     def end_epoch(self, epoch: int, progress: float) -> None:
-        self.refinement.end_epoch()
+        self.refiner.end_epoch()
 
-    def _compute_object_step(self, update: ExitWaveUpdate, indices: Tensor) -> Tensor:
-        """The exact step, (rows, columns)."""
+    def _compute_object_update(self, update: ExitWaveUpdate, indices: Tensor) -> Tensor:
+        """Return the exact step of the object, (rows, columns)."""
         illumination = compute_power(update.probes)
-        divisor = self._compute_divisor(illumination)
-        direction = self.optics.place(project_onto_patches(update.change, update.probes) / divisor, indices)
+        divisor = self._regularize(illumination)
+        object_update = self.model.place(project_onto_patches(update.change, update.probes) / divisor, indices)
         if len(indices) == 1:
-            return direction
-        return direction / self.optics.place(illumination / divisor, indices).clamp_min(1)
+            return object_update
+        return object_update / self.model.place(illumination / divisor, indices).clamp_min(1)
 
-    def _compute_probe_step(self, update: ExitWaveUpdate, indices: Tensor) -> Tensor:
-        """The exact step, (M, N, N), for the probe at whole pixels."""
-        seen = update.patches.abs().square()
-        divisor = self._compute_divisor(seen)
+    def _compute_probe_update(self, update: ExitWaveUpdate, indices: Tensor) -> Tensor:
+        """Return the exact step of the probe without sub-pixel shift, (M, N, N)."""
+        object_power = update.patches.abs().square()
+        divisor = self._regularize(object_power)
         waves = (update.patches.conj() / divisor)[:, None] * update.change
-        return self.optics.compute_probe_gradient(waves, indices) / (seen / divisor).sum(0).clamp_min(1)
+        return self.model.compute_probe_gradient(waves, indices) / (object_power / divisor).sum(0).clamp_min(1)
 
-    def _compute_divisor(self, illumination: Tensor) -> Tensor:
-        """``(1 − α) light + α max light`` of each of (b, N, N)."""
-        alpha = self.alpha
-        return (1 - alpha) * illumination + alpha * illumination.amax((1, 2), keepdim=True)
+    def _regularize(self, power: Tensor) -> Tensor:
+        """Return ``(1 − α) power + α max power`` for each of (b, N, N)."""
+        return (1 - self.alpha) * power + self.alpha * power.amax((1, 2), keepdim=True)
 
     def _compute_step_size(self, progress: float) -> float:
-        s = self.options
-        fallen = max(0.0, progress - s.decay_start) / (1 - s.decay_start)
-        return s.step * min(1.0, s.final_step / s.step) ** fallen * self.step_scale
+        """Return the step size at ``progress`` of the run."""
+        options = self.options
+        decay = max(0.0, progress - options.decay_start) / (1 - options.decay_start)
+        return options.step * min(1.0, options.final_step / options.step) ** decay * self.step_scale
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self.refinement.state_dict()
+        return self.refiner.state_dict()
 
     def load_state_dict(self, memory: dict[str, Tensor]) -> None:
-        self.refinement.load_state_dict(memory)
+        self.refiner.load_state_dict(memory)
 
     def reset(self) -> None:
-        """There is no momentum; what the refinement remembers stays."""
+        """Do nothing: the engine has no momentum, and the refiner keeps its state."""

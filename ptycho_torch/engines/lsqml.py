@@ -1,4 +1,4 @@
-"""Least-squares maximum likelihood: object and probe step together, each as far as the exit waves ask for."""
+"""LSQ-ML, least-squares maximum likelihood: object and probe are updated with step lengths solved by least squares."""
 
 from collections.abc import Callable
 
@@ -6,54 +6,62 @@ import torch
 from torch import Tensor
 
 from ptycho_torch.config.engines import LSQML
-from ptycho_torch.engines.measurement_model import ExitWaveUpdate, MeasurementModel
+from ptycho_torch.engines.measurement_model import (
+    COARSE_BLOCK_PX,
+    ExitWaveUpdate,
+    MeasurementModel,
+    compute_patterns_per_pixel,
+)
 from ptycho_torch.engines.nuisance import NuisanceRefiner
-from ptycho_torch.engines.pie import COARSE_BLOCK_PX
 from ptycho_torch.engines.runner import Engine
 from ptycho_torch.engines.state import Measurement, ReconstructionState
-from ptycho_torch.physics.forward import project_onto_patches
+from ptycho_torch.physics.forward import compute_exit_waves
 from ptycho_torch.physics.probe import compute_power
+
+MAX_MOMENTUM = 0.9
+"""Largest momentum that is derived from the overlap."""
+
+PROBE_DIVISOR_FLOOR = 0.1
+"""Regularization of the probe direction, as a fraction of the maximum of ``Σ |O|²``."""
 
 
 class LsqmlEngine(Engine):
-    """LSQ-ML: Odstrčil, Menzel & Guizar-Sicairos, Opt. Express 26, 3108 (2018), in batches of neighbours.
+    """LSQ-ML: Odstrčil, Menzel & Guizar-Sicairos, Opt. Express 26, 3108 (2018), on batches of neighboring patterns.
 
-    The directions of a batch are ``d_O = Σ P* Δψ / D`` and ``d_P = Σ O* Δψ / Σ |O|²``. Each pattern asks for the
-    lengths α that bring ``α_O P d_O + α_P d_P O`` nearest to its Δψ, and the batch takes their means. D is the batch's
-    own light and a share of all light: the latter keeps what few patterns say at the edge of a batch from weighing as
-    much as what many say in its middle.
+    The update directions of a batch are ``d_O = Σ P* Δψ / D`` and ``d_P = Σ O* Δψ / Σ |O|²``. For each pattern, the
+    step lengths α minimize ``‖α_O P d_O + α_P d_P O − Δψ‖²``; the batch uses their means. D is the illumination by the
+    batch plus a fraction of the illumination by all patterns, which damps the edge of a batch, where few patterns
+    determine the direction.
 
-    Nesterov's momentum is kept pixel by pixel and moves where the batch lights: elsewhere it waits for its turn, so
-    that a step is never repeated without having been looked at. That, and the least squares, bound the steps on scans
-    in which a batch is most of the light on a pixel. In the second part of the run the steps fall, so that the noise of
-    the batches averages out.
+    Nesterov momentum is kept per pixel and applied in proportion to the illumination by the batch; elsewhere it waits
+    for a batch that illuminates the pixel. Together with the least squares this bounds the steps on scans in which one
+    batch is most of the illumination of a pixel. In the second half of the run the steps decrease, which averages the
+    noise of the batches.
     """
 
     options: LSQML
 
     def __init__(self, measurement: Measurement, state: ReconstructionState, options: LSQML) -> None:
         super().__init__(measurement, state, options)
-        self.optics = MeasurementModel(measurement, state, fixed_probe=options.fixed_probe)
-        self.refinement = NuisanceRefiner(self.optics, options)
+        self.model = MeasurementModel(measurement, state, fixed_probe=options.fixed_probe)
+        self.refiner = NuisanceRefiner(self.model, options)
         self.batch_fraction = options.resolve_batch_size(len(measurement)) / len(measurement)
         self.velocity = torch.zeros_like(state.object)
         self._update_illumination()
         self.momentum = self._estimate_momentum() if options.momentum is None else options.momentum
 
     def _update_illumination(self) -> None:
-        self._illumination = self.optics.make_illumination_map(COARSE_BLOCK_PX)
-        total = self._illumination.sum_positions()
-        self._mean_batch_illumination = self.batch_fraction * (total + 1e-6 * total.amax())
-        self._edge = self.options.edge_damping * (total + 0.01 * total.amax())
+        """Recompute the divisors from the current probe and positions."""
+        self._illumination_map = self.model.make_illumination_map(COARSE_BLOCK_PX)
+        illumination = self._illumination_map.sum_positions()
+        self._mean_batch_illumination = self.batch_fraction * (illumination + 1e-6 * illumination.amax())
+        self._edge_damping = self.options.edge_damping * (illumination + 0.01 * illumination.amax())
 
     def _estimate_momentum(self) -> float:
-        """The more patterns share the light of a pixel, the better does a step know where the next one will lead."""
-        power = compute_power(self.state.probe)
-        density = float(
-            self.optics.make_illumination_map().sum_positions().square().sum()
-            / (len(self.measurement) * power.square().sum())
-        )
-        return min(0.9, 1 - max(1.0, density) ** -0.5)
+        """Return the momentum: the more patterns illuminate a pixel, the better a step predicts the next step."""
+        illumination = self.model.make_illumination_map().sum_positions()
+        density = compute_patterns_per_pixel(illumination, compute_power(self.state.probe), len(self.measurement))
+        return min(MAX_MOMENTUM, 1 - max(1.0, density) ** -0.5)
 
     def begin_epoch(self, epoch: int, progress: float) -> None:
         self._epoch = epoch
@@ -62,88 +70,88 @@ class LsqmlEngine(Engine):
 
     def step(self, indices: Tensor, progress: float) -> float:
         state, options = self.state, self.options
-        momentum, size = self._compute_step_size(progress)
-        own = self._illumination.sum_positions(indices)
-        weight = self._upsample_to_canvas((own / self._mean_batch_illumination).clamp_max(1))
-        ahead, current = momentum * weight * self.velocity, state.object
-        state.object = current + ahead  # Nesterov: the change is asked for where the momentum leads
-        update = self.optics.compute_update(indices, excess=options.update_background)
-        direction = self.optics.place(project_onto_patches(update.change, update.probes), indices)
-        direction = direction / self._upsample_to_canvas(own + self._edge)
-        moving = update.probes * self.optics.extract(direction, indices)[:, None]
-        if options.update_probe and self._epoch >= self.options.probe_start:
-            length = self._step_probe(update, moving, indices)
+        momentum, step_size = self._compute_step_size(progress)
+        illumination = self._illumination_map.sum_positions(indices)
+        weight = self._illumination_map.upsample((illumination / self._mean_batch_illumination).clamp_max(1))
+        look_ahead, obj = momentum * weight * self.velocity, state.object
+        state.object = obj + look_ahead  # Nesterov: the update is computed after the momentum step
+        update = self.model.compute_update(indices, excess=options.update_background)
+        object_direction = self.model.compute_object_gradient(update.change, update.probes, indices)
+        object_direction = object_direction / self._illumination_map.upsample(illumination + self._edge_damping)
+        exit_by_object = compute_exit_waves(self.model.extract(object_direction, indices), update.probes)
+        if options.update_probe and self._epoch >= options.probe_start:
+            step_length = self._update_probe(update, exit_by_object, indices)
         else:
-            length = compute_step_length(moving, update.change, self.options.damping)
-        self.refinement.accumulate(update, indices, self._epoch)
-        change = ahead + size * length * direction
-        self.velocity = (1 - weight) * self.velocity + change
-        state.object = current + change
+            step_length = compute_step_length(exit_by_object, update.change, options.damping)
+        self.refiner.accumulate(update, indices, self._epoch)
+        object_update = look_ahead + step_size * step_length * object_direction
+        self.velocity = (1 - weight) * self.velocity + object_update
+        state.object = obj + object_update
         return update.error
 
     def end_epoch(self, epoch: int, progress: float) -> None:
-        if self.refinement.end_epoch():
-            self.velocity = self.refinement.ambiguity_fix.apply(self.velocity)
+        if self.refiner.end_epoch():
+            self.velocity = self.refiner.ambiguity_fix.apply(self.velocity)
 
     def propagate_constraint(self, before: Tensor, change: Callable[[Tensor], Tensor]) -> None:
         self.velocity = change(self.velocity)
 
-    def _step_probe(self, update: ExitWaveUpdate, moving: Tensor, indices: Tensor) -> Tensor:
-        """Step the probe.
+    def _update_probe(self, update: ExitWaveUpdate, exit_by_object: Tensor, indices: Tensor) -> Tensor:
+        """Update the probe and return the step length of the object, solved for together with that of the probe.
 
-        Returns:
-            The length of the object's step beside it.
+        Args:
+            update: Exit-wave update of the batch.
+            exit_by_object: (b, M, N, N), the change of the exit waves by the object direction.
+            indices: (b,) int64.
         """
-        s, state = self.options, self.state
-        direction = self.optics.compute_probe_gradient(update.patches.conj()[:, None] * update.change, indices)
-        seen = update.patches.abs().square().sum(0)
-        direction = direction / (seen + 0.1 * seen.amax())
-        lighting = self.optics.shift_modes(direction, indices) * update.patches[:, None]
-        length, probe_length = compute_step_lengths(moving, lighting, update.change, s.damping)
-        state.probe = state.probe + s.probe_step * self.step_scale * probe_length * direction
-        return length
+        options, state = self.options, self.state
+        probe_direction = self.model.compute_probe_gradient(update.patches.conj()[:, None] * update.change, indices)
+        object_power = update.patches.abs().square().sum(0)
+        probe_direction = probe_direction / (object_power + PROBE_DIVISOR_FLOOR * object_power.amax())
+        exit_by_probe = compute_exit_waves(update.patches, self.model.shift_modes(probe_direction, indices))
+        object_length, probe_length = compute_step_lengths(
+            exit_by_object, exit_by_probe, update.change, options.damping
+        )
+        state.probe = state.probe + options.probe_step * self.step_scale * probe_length * probe_direction
+        return object_length
 
     def _compute_step_size(self, progress: float) -> tuple[float, float]:
-        """Momentum and step at some ``progress`` of the run."""
-        s = self.options
-        fallen = max(0.0, progress - s.decay_start) / (1 - s.decay_start)
-        last = s.final_step * (1 - self.momentum)
-        return self.momentum, s.step * min(1.0, last / s.step) ** fallen * self.step_scale
-
-    def _upsample_to_canvas(self, coarse: Tensor) -> Tensor:
-        """Blocks spread over the pixels of the canvas, (rows, columns)."""
-        rows, columns = self.state.canvas.shape
-        return coarse.repeat_interleave(COARSE_BLOCK_PX, 0).repeat_interleave(COARSE_BLOCK_PX, 1)[:rows, :columns]
+        """Return momentum and step size at ``progress`` of the run."""
+        options = self.options
+        decay = max(0.0, progress - options.decay_start) / (1 - options.decay_start)
+        last = options.final_step * (1 - self.momentum)
+        return self.momentum, options.step * min(1.0, last / options.step) ** decay * self.step_scale
 
     def state_dict(self) -> dict[str, Tensor]:
         own = {"velocity": self.velocity, "momentum": torch.tensor(self.momentum, dtype=torch.float64)}
-        return own | self.refinement.state_dict()
+        return own | self.refiner.state_dict()
 
     def load_state_dict(self, memory: dict[str, Tensor]) -> None:
         self.velocity, self.momentum = memory["velocity"], float(memory["momentum"])
-        self.refinement.load_state_dict(memory)
+        self.refiner.load_state_dict(memory)
 
     def reset(self) -> None:
         self.velocity = torch.zeros_like(self.velocity)
 
 
-def compute_step_length(moving: Tensor, target: Tensor, damping: float) -> Tensor:
-    """How far to go along a change of the exit waves, so that each comes nearest to the wanted one; then the mean.
+def compute_step_length(direction: Tensor, target: Tensor, damping: float) -> Tensor:
+    """Return the mean over the patterns of the α ≥ 0 that minimizes ``‖α direction − target‖²``.
 
     Args:
-        moving: (b, M, N, N) complex, for a step of length 1.
-        wanted: (b, M, N, N) complex.
-        damping: share of the mean square of ``moving`` added to that of each pattern.
-
-    Returns:
-        The mean of the b lengths; none is negative.
+        direction: (b, M, N, N) complex, the change of the exit waves by a step of length 1.
+        target: (b, M, N, N) complex, the required change of the exit waves.
+        damping: Regularization, as a fraction of the mean square of ``direction``.
     """
-    square = _compute_inner_products(moving, moving)
-    return (_compute_inner_products(moving, target) / (square + _compute_damping(square, damping))).clamp_min(0).mean()
+    square = _compute_inner_products(direction, direction)
+    lengths = _compute_inner_products(direction, target) / (square + _compute_damping(square, damping))
+    return lengths.clamp_min(0).mean()
 
 
 def compute_step_lengths(first: Tensor, second: Tensor, target: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """The same along two changes at once: what one of them explains is not asked of the other again."""
+    """Return the mean α ≥ 0 and β ≥ 0 that minimize ``‖α first + β second − target‖²`` for each pattern.
+
+    Arguments as in :func:`compute_step_length`; source: Odstrčil et al. (2018), eq. 22.
+    """
     a, b, c = (
         _compute_inner_products(first, first),
         _compute_inner_products(first, second),
@@ -158,10 +166,11 @@ def compute_step_lengths(first: Tensor, second: Tensor, target: Tensor, damping:
 
 
 def _compute_inner_products(left: Tensor, right: Tensor) -> Tensor:
-    """Real inner product of each pattern, (b,)."""
+    """Return the real inner product of each pattern, (b,)."""
     left, right = torch.view_as_real(left.resolve_conj()), torch.view_as_real(right.resolve_conj())
     return torch.linalg.vecdot(left.flatten(1), right.flatten(1))
 
 
 def _compute_damping(squares: Tensor, damping: float) -> Tensor:
-    return damping * squares.mean() + torch.finfo(squares.dtype).tiny ** 0.5  # so that its square is not 0 either
+    """Return the regularization of the squares (b,); its own square must not underflow to 0."""
+    return damping * squares.mean() + torch.finfo(squares.dtype).tiny ** 0.5

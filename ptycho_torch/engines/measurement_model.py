@@ -1,45 +1,85 @@
-"""The forward model at the positions of an estimate, batch by batch, with what may be kept between batches."""
+"""The measurement model of the engines: predict a batch of patterns and compute the exit-wave update it requires."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from ptycho_torch.engines.state import Measurement, ReconstructionState
-from ptycho_torch.physics.forward import from_patches
+from ptycho_torch.physics.forward import from_patches, project_onto_patches
 from ptycho_torch.physics.fourier import compute_shift_factors
 from ptycho_torch.physics.patches import extract_patches, place_patches
 from ptycho_torch.physics.probe import compute_power
 from ptycho_torch.physics.updates import compute_exit_wave_change
 
 MAX_CACHED_PROBE_BYTES = 2**29
-"""Probes at every position are kept where they take no more than this."""
+"""Largest memory of cached probes at all positions; above it they are computed for each batch."""
+
+PROBES_PER_CHUNK = 64
+"""Number of positions per chunk when the probes of all positions are computed."""
+
+COARSE_BLOCK_PX = 4
+"""Side of the blocks of pixels on which engines evaluate the illumination of single batches."""
 
 
 class ExitWaveUpdate(NamedTuple):
-    """What the measurement asks of the exit waves of a batch."""
+    """The change of the exit waves of a batch that the measurement requires."""
 
     patches: Tensor
     """(b, N, N) complex: the object under the probe."""
 
     probes: Tensor
-    """(b, M, N, N) complex: the probe at each position's fraction, as bright as it was there."""
+    """(b, M, N, N) complex: the probe with the sub-pixel shift and the intensity of each position."""
 
     change: Tensor
-    """(b, M, N, N) complex: change of the exit waves that brings their patterns to the measured ones."""
+    """(b, M, N, N) complex: Δψ, which brings the predicted patterns to the measured patterns."""
 
     excess: Tensor | None
-    """(b, N, N) photons measured beyond the model's, where a pixel counts; None unless asked for."""
+    """(b, N, N) measured minus predicted photons, 0 where the mask is False; None unless requested."""
 
     error: float
     """Σ (√intensity − √counts)² over the pixels that count, to first order."""
 
 
-class ProbeObjectView:
-    """An estimate seen from its scan positions: probes and patches, and the adjoints of both.
+class IlluminationMap:
+    """Probe power on the canvas, for any set of positions, at whole pixels or on blocks of pixels.
 
-    The estimate is looked at anew for every batch; after its positions or intensities changed, :meth:`refresh` must be
-    called.
+    The illumination is a convolution of the patch corners with the power of the probe.
+
+    Args:
+        corners: (n, 2) int64 patch corners on the canvas.
+        power: (N, N) real power of the probe.
+        canvas_shape: Rows and columns of the canvas.
+        block: Side in pixels of the blocks over which the illumination is averaged.
+    """
+
+    def __init__(self, corners: Tensor, power: Tensor, canvas_shape: tuple[int, int], block: int = 1) -> None:
+        self.canvas_shape, self.block = canvas_shape, block
+        self.shape = (-(-canvas_shape[0] // block), -(-canvas_shape[1] // block))
+        self._padded_shape = (self.shape[0] + 1, self.shape[1] + 1)  # rounding can move a patch by one block
+        self._corners = corners // block
+        if block > 1:
+            power = torch.nn.functional.avg_pool2d(power[None, None], block, ceil_mode=True)[0, 0]
+        self._kernel = torch.fft.rfft2(power, s=self._padded_shape)
+
+    def sum_positions(self, indices: Tensor | None = None) -> Tensor:
+        """Return the probe power summed over the positions at ``indices`` (None: all), (rows, columns) in blocks."""
+        corners = self._corners if indices is None else self._corners[indices]
+        weights = self._kernel.real.new_zeros(self._padded_shape)
+        weights.index_put_((corners[:, 0], corners[:, 1]), weights.new_ones(len(corners)), accumulate=True)
+        illumination = torch.fft.irfft2(torch.fft.rfft2(weights) * self._kernel, s=self._padded_shape)
+        return illumination[: self.shape[0], : self.shape[1]].clamp_min(0)
+
+    def upsample(self, values: Tensor) -> Tensor:
+        """Repeat ``values`` of the blocks on the pixels of the canvas, (rows, columns)."""
+        rows, columns = self.canvas_shape
+        return values.repeat_interleave(self.block, 0).repeat_interleave(self.block, 1)[:rows, :columns]
+
+
+class ProbeObjectView:
+    """Probes and patches of a state at its scan positions, and the adjoints of both operators.
+
+    Object and probe are read from the state at each call. After positions or intensities changed, call :meth:`refresh`.
     """
 
     def __init__(self, state: ReconstructionState) -> None:
@@ -47,98 +87,106 @@ class ProbeObjectView:
         self._cached_probes: Tensor | None = None
         self.refresh()
 
-    def refresh(self) -> None:
-        """The positions or the intensities changed: find corners and fractions anew."""
+    def refresh(self) -> Self:
+        """Recompute patch corners and probe shifts from the positions and intensities of the state."""
         corners, fractions = self.state.compute_placement()
         probe = self.state.probe
         self.corners = corners.to(probe.device)
-        down, self._across = compute_shift_factors(fractions.to(probe.device, probe.real.dtype), *probe.shape[-2:])
-        self._down = down * self.state.intensities.sqrt()[:, None, None]
+        phase_y, self._phase_x = compute_shift_factors(fractions.to(probe.device, probe.real.dtype), *probe.shape[-2:])
+        self._phase_y = phase_y * self.state.intensities.sqrt()[:, None, None]
+        return self
 
     def probes(self, indices: Tensor) -> Tensor:
-        """The probe at the fractions of some positions, as bright as it was there, (b, M, N, N)."""
+        """Return the probe at the positions at ``indices``, (b, M, N, N), scaled by the root of the intensities."""
         if self._cached_probes is not None:
             return self._cached_probes[indices]
         return self.shift_modes(self.state.probe, indices)
 
     def shift_modes(self, modes: Tensor, indices: Tensor) -> Tensor:
-        """Waves (M, N, N) moved by the fraction of each of some positions and as bright as the probe, (b, M, N, N)."""
-        return torch.fft.ifft2(torch.fft.fft2(modes) * self._down[indices, None] * self._across[indices, None])
+        """Shift and scale ``modes`` (M, N, N) like the probe at the positions at ``indices``, (b, M, N, N)."""
+        return torch.fft.ifft2(torch.fft.fft2(modes) * self._phase_y[indices, None] * self._phase_x[indices, None])
 
     def compute_probe_gradient(self, waves: Tensor, indices: Tensor) -> Tensor:
-        """The adjoint of :meth:`shift_modes`: waves (b, M, N, N) moved back and summed, (M, N, N)."""
+        """Apply the adjoint of :meth:`shift_modes` to ``waves`` (b, M, N, N): shift back and sum, (M, N, N)."""
         spectra = torch.fft.fft2(waves)
-        spectra *= self._down[indices, None].conj()
-        spectra *= self._across[indices, None].conj()
+        spectra *= self._phase_y[indices, None].conj()
+        spectra *= self._phase_x[indices, None].conj()
         return torch.fft.ifft2(spectra.sum(0))
 
     def patches(self, indices: Tensor) -> Tensor:
-        """The object under some positions, (b, N, N)."""
+        """Return the object under the positions at ``indices``, (b, N, N)."""
         return self.extract(self.state.object, indices)
 
     def extract(self, canvas: Tensor, indices: Tensor) -> Tensor:
-        """Windows of a canvas (rows, columns) at some positions, (b, N, N)."""
+        """Return the patches of ``canvas`` (rows, columns) at the positions at ``indices``, (b, N, N)."""
         return extract_patches(canvas, self.corners[indices], self.state.size)
 
     def place(self, patches: Tensor, indices: Tensor) -> Tensor:
-        """The adjoint of :meth:`patches`: (b, N, N) added up on the canvas."""
+        """Apply the adjoint of :meth:`extract`: sum ``patches`` (b, N, N) on the canvas, (rows, columns)."""
         return place_patches(patches, self.corners[indices], self.state.canvas.shape)
 
-    def make_illumination_map(self, coarse: int = 1) -> "IlluminationMap":
-        """What the probe lights at whole pixels, averaged over blocks of ``coarse`` pixels a side, for speed."""
-        return IlluminationMap(self.corners, compute_power(self.state.probe), self.state.canvas.shape, coarse)
+    def compute_object_gradient(self, waves: Tensor, probes: Tensor, indices: Tensor) -> Tensor:
+        """Return ``Σ P* waves`` on the canvas, (rows, columns): the adjoint of object to exit waves.
+
+        Args:
+            waves: (b, M, N, N) complex.
+            probes: (b, M, N, N) complex, the probes at the same positions.
+            indices: (b,) int64.
+        """
+        return self.place(project_onto_patches(waves, probes), indices)
+
+    def make_illumination_map(self, block: int = 1) -> IlluminationMap:
+        """Return the illumination map of the probe, averaged over blocks of ``block`` × ``block`` pixels."""
+        return IlluminationMap(self.corners, compute_power(self.state.probe), self.state.canvas.shape, block)
 
 
 class MeasurementModel(ProbeObjectView):
-    """An estimate compared with the measured patterns.
+    """A state compared with the measured patterns.
 
     Args:
-        measurement: the patterns.
-        estimate: looked at anew for every batch.
-        fixed_probe: whether the probe at every position stays as it is, so that shifted probes may be kept.
+        measurement: The patterns.
+        state: Read at each call.
+        fixed_probe: Whether the probes at all positions stay the same during the run and can be cached.
     """
 
     def __init__(self, measurement: Measurement, state: ReconstructionState, *, fixed_probe: bool) -> None:
         super().__init__(state)
         self.measurement = measurement
-        wanted = len(measurement) * state.probe.numel() * state.probe.element_size()
-        if fixed_probe and wanted <= MAX_CACHED_PROBE_BYTES:
-            self._cached_probes = torch.cat([self.probes(part) for part in torch.arange(len(measurement)).split(64)])
+        required = len(measurement) * state.probe.numel() * state.probe.element_size()
+        if fixed_probe and required <= MAX_CACHED_PROBE_BYTES:
+            chunks = torch.arange(len(measurement)).split(PROBES_PER_CHUNK)
+            self._cached_probes = torch.cat([self.probes(chunk) for chunk in chunks])
 
     def compute_update(self, indices: Tensor, *, excess: bool = False) -> ExitWaveUpdate:
-        """Compare the patterns at ``indices`` with the measured ones."""
-        measurement = self.measurement
+        """Predict the patterns at ``indices`` and compute the exit-wave update that the measurement requires.
+
+        Args:
+            indices: (b,) int64.
+            excess: Whether to return the excess photons too.
+        """
         patches, probes = self.patches(indices), self.probes(indices)
-        waves = from_patches(patches, probes, self.state.background)
-        counts, mask = measurement.counts[indices], measurement.select_mask(indices)
-        change = compute_exit_wave_change(waves.detector, waves.intensity, counts, mask, measurement.noise)
-        beyond = counts - waves.intensity if excess else None
-        if beyond is not None and mask is not None:
-            beyond = torch.where(mask, beyond, torch.zeros_like(beyond))
-        if bool(self.state.background.any()):  # the waves are then asked for their share of the misfit alone
-            misfit = waves.intensity.sqrt() - counts.sqrt()
-            asked = misfit if mask is None else torch.where(mask, misfit, torch.zeros_like(misfit))
+        fields = from_patches(patches, probes, self.state.background)
+        counts, mask = self.measurement.counts[indices], self.measurement.select_mask(indices)
+        change = compute_exit_wave_change(fields.detector, fields.intensity, counts, mask, self.measurement.noise)
+        photons = None
+        if excess:
+            photons = counts - fields.intensity
+            photons = photons if mask is None else torch.where(mask, photons, torch.zeros_like(photons))
+        if bool(self.state.background.any()):  # the change of the exit waves is only part of the misfit then
+            misfit = fields.intensity.sqrt() - counts.sqrt()
+            misfit = misfit if mask is None else torch.where(mask, misfit, torch.zeros_like(misfit))
         else:
-            asked = torch.view_as_real(change)
-        error = float(torch.linalg.vector_norm(asked, dtype=torch.float32).square())
-        return ExitWaveUpdate(patches, probes, change, beyond, error)
+            misfit = torch.view_as_real(change)
+        error = float(torch.linalg.vector_norm(misfit, dtype=torch.float32).square())
+        return ExitWaveUpdate(patches, probes, change, photons, error)
 
 
-class IlluminationMap:
-    """Illumination of the canvas by the probe at whole pixels: a convolution of the positions with its power."""
+def compute_patterns_per_pixel(illumination: Tensor, power: Tensor, count: int) -> float:
+    """Return the number of patterns that illuminate a pixel, averaged with the illumination as weight.
 
-    def __init__(self, corners: Tensor, power: Tensor, shape: tuple[int, int], coarse: int) -> None:
-        self.shape = (-(-shape[0] // coarse), -(-shape[1] // coarse))
-        self._padded = (self.shape[0] + 1, self.shape[1] + 1)  # rounding may put a block one further
-        self._corners = corners // coarse
-        if coarse > 1:
-            power = torch.nn.functional.avg_pool2d(power[None, None], coarse, ceil_mode=True)[0, 0]
-        self._kernel = torch.fft.rfft2(power, s=self._padded)
-
-    def sum_positions(self, indices: Tensor | None = None) -> Tensor:
-        """Probe power summed over some positions (None: all), (rows, columns) in blocks, real."""
-        corners = self._corners if indices is None else self._corners[indices]
-        weights = self._kernel.real.new_zeros(self._padded)
-        weights.index_put_((corners[:, 0], corners[:, 1]), weights.new_ones(len(corners)), accumulate=True)
-        spread = torch.fft.irfft2(torch.fft.rfft2(weights) * self._kernel, s=self._padded)
-        return spread[: self.shape[0], : self.shape[1]].clamp_min(0)
+    Args:
+        illumination: (rows, columns) probe power summed over ``count`` positions.
+        power: (N, N) power of the probe.
+        count: Number of positions.
+    """
+    return float(illumination.square().sum() / (count * power.square().sum()))

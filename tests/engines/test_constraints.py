@@ -127,7 +127,7 @@ def test_the_waves_take_part(engine: str, island: tuple[Scan, NDArray[np.bool_]]
     assert isinstance(projections, ProjectionEngine)
     before = chain.make_reconstruction()
     with torch.no_grad():
-        projections._solve_object()
+        projections.solve_object()
     lit = before.coverage > 0.01 * before.coverage.max()
     assert (
         np.abs(chain.make_reconstruction().object - before.object)[lit].max()

@@ -39,7 +39,7 @@ def one_epoch(engine: ProjectionEngine, progress: float) -> None:
 
 def overlap_of(engine: ProjectionEngine, start: torch.Tensor) -> torch.Tensor:
     """The object nearest to the waves of ``engine``, pulled by its floor towards ``start``."""
-    optics, everything = engine.optics, torch.arange(len(engine.measurement))
+    optics, everything = engine.model, torch.arange(len(engine.measurement))
     waves, probes = torch.fft.ifft2(engine.state_dict()["waves"], norm="ortho"), optics.probes(everything)
     light = optics.place(probes.abs().square().sum(1), everything)
     floor = engine.options.divisor_floor * light.amax()
@@ -69,7 +69,7 @@ def test_waves_object_and_a_learned_probe_agree_after_every_epoch(
         one_epoch(engine, progress)
         engine.end_epoch(epoch, progress + 0.01)
         found = overlap_of(engine, engine.state.object)
-        light = engine.optics.make_illumination_map().sum_positions()
+        light = engine.model.make_illumination_map().sum_positions()
         lit = light > 0.1 * light.amax()
         torch.testing.assert_close(engine.state.object[lit], found[lit], atol=2e-3, rtol=2e-3)
 
@@ -134,6 +134,6 @@ def test_it_stays_finite_where_patterns_hardly_overlap(
     assert run.run(SilentObserver())
     assert np.isfinite(run.history.r).all()
     assert run.history.r[-1] < 0.5 * run.history.r[0]
-    light = engine.optics.make_illumination_map().sum_positions()
+    light = engine.model.make_illumination_map().sum_positions()
     assert torch.view_as_real(engine.state.object).isfinite().all()
     assert engine.state.object[light > 0.05 * light.amax()].abs().max() < 5

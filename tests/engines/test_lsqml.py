@@ -78,7 +78,7 @@ def test_a_noisy_but_good_start_gets_better_from_the_first_epoch_on(scan_factory
     noise = torch.from_numpy(np.random.default_rng(1).normal(size=(2, *truth.shape)).astype(np.float32))
     estimate.object = truth + 0.05 * torch.complex(noise[0], noise[1])
     engine = LsqmlEngine(measurement, estimate, LSQML(epochs=6, batch_size=8))
-    lit = engine.optics.make_illumination_map().sum_positions()
+    lit = engine.model.make_illumination_map().sum_positions()
     lit = lit > 0.3 * lit.amax()
     distances = [float((estimate.object - truth)[lit].abs().square().mean())]
 
