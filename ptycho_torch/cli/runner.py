@@ -87,8 +87,9 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
 
 def _call(name: str, config: Any, argv: Sequence[str], process_group: _ProcessGroup | None) -> int:
     """Set up the log, import the command, and run it."""
-    progress = import_module("ptycho_torch.cli.progress")
-    progress.set_up_logging(config, mute=bool(process_group and not process_group.is_main))
+    progress = import_module("ptycho_torch.core.progress")
+    mute = bool(process_group and not process_group.is_main)
+    import_module("ptycho_torch.cli.progress").set_up_logging(config, mute=mute)
     command = import_module(f"ptycho_torch.commands.{name}")
     invocation = import_module("ptycho_torch.commands.base").Invocation(
         command_line=shlex.join(["python", "-m", f"ptycho_torch.{name}", *argv]),

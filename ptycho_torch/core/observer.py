@@ -1,29 +1,31 @@
-"""How long work reports its progress without knowing who listens."""
+"""The interface through which library functions report progress."""
 
 from typing import Protocol
 
 
 class Observer(Protocol):
-    """Receives progress. Library code calls it; commands decide what a person sees."""
+    """A receiver of progress. Library functions call it; the caller chooses the display."""
 
     def start(self, task: str, total: int) -> None:
-        """A task of ``total`` steps starts."""
+        """Begin a task of ``total`` steps."""
 
     def advance(self, steps: int = 1, **figures: float) -> None:
-        """``steps`` more are done; ``figures`` are the numbers worth showing now."""
+        """Count ``steps`` more; ``figures`` are current values by name."""
 
     def finish(self) -> None:
-        """The task is over, complete or not."""
+        """End the task, complete or not."""
 
 
 class SilentObserver:
-    """Listens and says nothing: the default of every library function."""
+    """An observer without a display: the default of every library function."""
 
     def start(self, task: str, total: int) -> None:
+        """Begin a task; no effect."""
         del task, total
 
     def advance(self, steps: int = 1, **figures: float) -> None:
+        """Count steps; no effect."""
         del steps, figures
 
     def finish(self) -> None:
-        pass
+        """End the task; no effect."""
