@@ -29,14 +29,14 @@ from ptycho_torch.evaluation.uncertainty_calibration import (
 from ptycho_torch.io.npz import load_scan, save_scan
 from ptycho_torch.models.saved_model import Model, load_model
 from ptycho_torch.prediction.predict import predict_scan
-from ptycho_torch.simulation.scan import make_simulation_settings, simulate_from_settings
+from ptycho_torch.simulation.scan import simulate_scan
 
 
 def load_or_train(folder: Path, photons: float) -> Model:
     """Return the network of one dose, load_or_train if the folder does not hold it."""
     scan, model = folder / f"train_{photons:g}.npz", folder / f"model_{photons:g}"
     if not (model / "bundle.json").is_file():
-        save_scan(scan, simulate_from_settings(make_simulation_settings("run1084", photons=photons), seed=0))
+        save_scan(scan, simulate_scan("run1084", photons=photons, seed=0))
         words = ["--train_data_file", str(scan), "--output_dir", str(model), "--logger", "none", "--quiet"]
         subprocess.run([sys.executable, "-m", "ptycho_torch.train", *words], check=True)
     return load_model(model)
@@ -81,7 +81,7 @@ def main() -> None:
     for photons in config.photons:
         bundle = load_or_train(config.folder, photons)
         for kind in config.objects:
-            scan = simulate_from_settings(make_simulation_settings("run1084", object=kind, photons=photons), seed=7)
+            scan = simulate_scan("run1084", object=kind, photons=photons, seed=7)
             print(row(f"{kind}, {photons:g} photons", bundle, scan), flush=True)
 
 

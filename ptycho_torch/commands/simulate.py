@@ -1,8 +1,6 @@
-"""Make a scan file from a simulated object.
+"""Simulate a scan and write it to a scan file.
 
-::
-
-    python -m ptycho_torch.simulate scan.npz --preset run1084 --photons 1e6 --seed 0
+python -m ptycho_torch.simulate scan.npz --preset run1084 --photons 1e6 --seed 0
 """
 
 from pathlib import Path
@@ -10,19 +8,20 @@ from pathlib import Path
 from ptycho_torch.commands.base import Invocation
 from ptycho_torch.config.data import SimulateConfig
 from ptycho_torch.io.npz import save_scan
-from ptycho_torch.simulation.scan import make_simulation_settings, simulate_from_settings
+from ptycho_torch.simulation.scan import simulate_scan
 
 
 def simulate(config: SimulateConfig) -> Path:
-    """Write the scan that ``config`` describes; return its path. The same settings give the same bytes.
+    """Write the scan of ``config`` and return its path. The same settings give the same bytes.
 
     Raises:
-        ConfigError: an unknown object or probe, or parts that do not fit together.
+        ConfigError: an object or a probe is unknown, or a setting is out of range.
         DataError: the file cannot be written.
     """
-
-    recipe = make_simulation_settings(
+    scan = simulate_scan(
         config.preset,
+        photons=config.photons,
+        seed=config.seed,
         object=config.object,
         probe=config.probe,
         trajectory=config.trajectory,
@@ -31,16 +30,15 @@ def simulate(config: SimulateConfig) -> Path:
         overlap=config.overlap,
         jitter=config.jitter,
         modes=config.modes,
-        photons=config.photons,
     )
-    save_scan(config.output, simulate_from_settings(recipe, config.seed), config.layout)
+    save_scan(config.output, scan, config.layout)
     return config.output
 
 
 def run(config: SimulateConfig, invocation: Invocation) -> int:
-    """Run the command; return the exit code."""
+    """Run the command and return the exit code."""
     del invocation
     path = simulate(config)
     if not config.quiet:
-        print(f"{path}: written; python -m ptycho_torch.describe {path} says what is in it")
+        print(f"Wrote {path}. To list its content: python -m ptycho_torch.describe {path}")
     return 0

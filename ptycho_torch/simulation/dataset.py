@@ -1,8 +1,8 @@
-"""An endless stream of simulated lessons for pretraining: never stored, and each a pure function of seed and number.
+"""Endless dataset of simulated batches for pretraining; each batch is a pure function of seed and number.
 
-A lesson is a neighbourhood of a scan: a few patterns that overlap, of a drawn object, by a drawn probe, with a drawn
-dose. Lesson k has the same bytes whatever was asked for before, so that a training that is resumed sees what it would
-have seen, and processes can share a stream: best in runs of consecutive numbers, which share an object
+A batch is a neighborhood of a scan: a few overlapping patterns of a random object with a random probe and dose. Batch k
+does not depend on the batches requested before. A resumed training therefore continues with the same batches, and
+processes can share a dataset, most efficiently in runs of consecutive numbers, which share an object
 (:attr:`SimulatedDatasetSettings.reuse`).
 """
 
@@ -28,27 +28,27 @@ from ptycho_torch.simulation.probe_families import PROBE_FAMILIES, draw_probe, p
 from ptycho_torch.simulation.trajectories import TRAJECTORIES
 
 MAX_PROBE_DIAMETER_FRACTION = 0.7
-"""Diameter of a probe as a share of N for which an object is large enough at the smallest overlap."""
+"""Largest probe diameter, as a fraction of N, for which the object is large enough at the smallest overlap."""
 
 MIN_TRANSMITTED_FRACTION = 0.05
-"""Least share of the light that a neighbourhood lets through: a darker one is put behind vacuum, as (1 + O) / 2."""
+"""Smallest transmitted share of the intensity; a more absorbing object O is replaced by (1 + O) / 2."""
 
 MIN_PATTERN_SIZE_PX = 32
-"""Smallest N for which the probes are made."""
+"""Smallest N of the probe families."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedDatasetSettings:
-    """What lessons are drawn from."""
+    """Distribution of the simulated batches."""
 
     size: int = 64
-    """N: side of a pattern in pixels, a multiple of 8 from 32 on."""
+    """N: side of a pattern in pixels, a multiple of 8, at least 32."""
 
     patterns: int = 16
-    """Patterns a lesson."""
+    """Patterns per batch."""
 
     seed: int = 0
-    """Seed of every lesson."""
+    """Seed of all batches."""
 
     objects: tuple[tuple[str, float], ...] = (
         ("dead_leaves", 3.0),
@@ -59,70 +59,68 @@ class SimulatedDatasetSettings:
         ("gratings", 1.0),
         ("spokes", 1.0),
     )
-    """Names of :data:`~ptycho_torch.simulation.objects.OBJECTS` and how often each is drawn, in proportion."""
+    """Names of :data:`~ptycho_torch.simulation.objects.OBJECTS` with relative frequencies."""
 
     families: tuple[str, ...] = tuple(PROBE_FAMILIES)
-    """Names of :data:`~ptycho_torch.simulation.probe_families.PROBE_FAMILIES`; may be empty where probes are given."""
+    """Names of :data:`~ptycho_torch.simulation.probe_families.PROBE_FAMILIES`; may be empty if probes are given."""
 
     given_share: float = 0.5
-    """Share of the lessons with one of the given probes, where there are both those and families."""
+    """Share of the batches with a given probe, if there are given probes and families."""
 
     variation: float = 0.0
-    """How much given probes are changed, 0 not at all, 1 a little: ``amount`` of
+    """Perturbation of given probes, 0 for none: ``amount`` of
     :func:`~ptycho_torch.simulation.probe_families.perturb_probe`."""
 
     photons: tuple[float, float] = (1e3, 1e7)
-    """Lowest and highest mean total a pattern, before any mask; drawn evenly in its logarithm."""
+    """Range of the mean photons per pattern before masking; log-uniform."""
 
     overlap: tuple[float, float] = (0.3, 0.95)
-    """Lowest and highest linear overlap: 1 − step / diameter of the probe."""
+    """Range of the linear overlap, 1 − step / probe diameter."""
 
     trajectories: tuple[str, ...] = ("raster", "spiral", "scattered")
     """Names of :data:`~ptycho_torch.simulation.trajectories.TRAJECTORIES`."""
 
     masked: float = 0.25
-    """Share of the lessons with pixels that do not count."""
+    """Share of the batches with masked pixels."""
 
     misled: float = 0.0
-    """Share of the lessons whose :attr:`SimulatedBatch.assumed_probe` is off."""
+    """Share of the batches with a perturbed :attr:`SimulatedBatch.assumed_probe`."""
 
     error: float = 0.5
-    """How far off, as ``variation``."""
+    """Perturbation of the assumed probe, in the unit of ``variation``."""
 
     power_error: float = 0.0
-    """Standard deviation of the logarithm of the factor by which the probe's power misses that of the mean pattern: a
-    neighbourhood is brighter or darker than the scan that its probe is scaled by."""
+    """Standard deviation of the logarithm of the ratio of probe power to mean photons per pattern. In a measured scan,
+    a neighborhood is brighter or darker than the mean pattern that scales the probe."""
 
     reuse: int = 4
-    """Consecutive lessons that see parts of one large object, turned and mirrored."""
+    """Number of consecutive batches that use rotated and mirrored parts of one large object."""
 
     def __post_init__(self) -> None:
         if self.size % 8 or self.size < MIN_PATTERN_SIZE_PX:
-            raise ConfigError(
-                f"patterns have {self.size} pixels a side: expected a multiple of 8, from {MIN_PATTERN_SIZE_PX} on"
-            )
+            raise ConfigError(f"`size` is {self.size}; expected a multiple of 8, at least {MIN_PATTERN_SIZE_PX} pixels")
         for name in ("patterns", "reuse"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")
+                raise ConfigError(f"`{name}` is {getattr(self, name)}; expected at least 1")
         for name in ("given_share", "masked", "misled"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it must lie from 0 to 1")
+                raise ConfigError(f"`{name}` is {getattr(self, name)}; expected a share from 0 to 1")
         for name in ("seed", "variation", "error", "power_error"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it must not be negative")
+                raise ConfigError(f"`{name}` is {getattr(self, name)}; expected a finite number of at least 0")
         if not 0 < self.photons[0] <= self.photons[1] < math.inf:
-            raise ConfigError(f"photons are {self.photons}: expected a lowest above 0 and a highest")
+            raise ConfigError(f"`photons` is {self.photons}; expected a lowest value above 0 and a highest value")
         if not 0 <= self.overlap[0] <= self.overlap[1] < 1:
-            raise ConfigError(f"overlaps are {self.overlap}: expected a lowest and a highest, from 0 to below 1")
+            raise ConfigError(f"`overlap` is {self.overlap}; expected a lowest and a highest value from 0 to below 1")
         if not self.objects or min(weight for _, weight in self.objects) < 0 or not sum(w for _, w in self.objects):
-            raise ConfigError(f"objects are {self.objects}: expected names with weights, none negative, one above 0")
-        check_names("object", [name for name, _ in self.objects], OBJECTS)
-        check_names("family of probes", self.families, PROBE_FAMILIES)
-        check_names("trajectory", self.trajectories, TRAJECTORIES)
+            raise ConfigError(f"`objects` is {self.objects}; expected names with weights, none negative, one above 0")
+        check_names("objects", [name for name, _ in self.objects], OBJECTS)
+        check_names("families", self.families, PROBE_FAMILIES)
+        check_names("trajectories", self.trajectories, TRAJECTORIES)
 
 
 class SimulatedBatch(NamedTuple):
-    """Patterns, and the truth about them. ``forward.from_object(object, probe, positions)`` is their expectation."""
+    """Simulated patterns with ground truth; ``forward.from_object(object, probe, positions)`` is their expectation."""
 
     amplitudes: Tensor
     """(n, N, N) float32, in √photons, zero frequency at [0, 0]; 0 where the mask is False."""
@@ -131,24 +129,24 @@ class SimulatedBatch(NamedTuple):
     """(1, N, N) bool, True where a pixel counts, zero frequency at [0, 0]; None: all count."""
 
     probe: Tensor
-    """(M, N, N) complex64, in √photons, with the power of the mean pattern as it was counted."""
+    """(M, N, N) complex64, in √photons, with the power of the mean counted pattern."""
 
     assumed_probe: Tensor
-    """(M, N, N) complex64: what a network is told of the probe, of the same power; ``probe`` but where it is misled."""
+    """(M, N, N) complex64: the probe given to the network, of the same power; equals ``probe`` unless perturbed."""
 
     object: Tensor
-    """(rows, columns) complex64: the transmission times the factor that the probe's power lacks."""
+    """(rows, columns) complex64: the transmission times the factor that the probe power lacks."""
 
     positions: Tensor
     """(n, 2) float64 (y, x) in pixels from ``object[0, 0]``."""
 
 
 class SimulatedDataset:
-    """Lessons by number.
+    """Dataset of simulated batches, by number.
 
     Args:
-        settings: what lessons are drawn from.
-        given: probes from files, (N, N) or (M, N, N) complex of any power.
+        settings: distribution of the batches.
+        given_probes: probes from files, (N, N) or (M, N, N) complex, of any power.
 
     Raises:
         ConfigError: a probe is not N × N, or there is neither a probe nor a family.
@@ -158,21 +156,21 @@ class SimulatedDataset:
         self.settings = settings
         self.given_probes = [normalize_probe(probe, settings.size) for probe in given_probes]
         if not self.given_probes and not settings.families:
-            raise ConfigError("neither a probe nor a family of probes is given: lessons need one")
+            raise ConfigError("no probe is given and `families` is empty; expected a probe or a family")
         self._weights = np.array([weight for _, weight in settings.objects], dtype=np.float64)
         names = {name for name, weight in settings.objects if weight}
-        # The pool of photographs is read once; it is a value of this stream.
+        # Photographs are read once per dataset.
         self._photographs = load_photographs() if "photographs" in names else None
-        self._cached_object: tuple[int, Tensor] | None = None  # the last sheet, which its neighbours in number share
+        self._cached_object: tuple[int, Tensor] | None = None  # the last large object, shared by consecutive batches
 
     def iterate_batches(self, start: int = 0) -> Iterator[SimulatedBatch]:
-        """All lessons from number ``start`` on, without end."""
+        """Iterate over all batches from number ``start``, without end."""
         while True:
             yield self.make_batch(start)
             start += 1
 
     def make_batch(self, number: int) -> SimulatedBatch:
-        """Lesson ``number``, from 0 on: the same bytes whenever it is asked for."""
+        """Return batch ``number``, counted from 0; equal numbers give equal bytes."""
         settings = self.settings
         rng = np.random.default_rng([settings.seed, 0, number])
         modes = self._draw_probe(rng)
@@ -190,7 +188,7 @@ class SimulatedDataset:
         if rng.random() < settings.masked:
             mask = torch.from_numpy(draw_mask(from_vacuum(truth).intensity.double().numpy(), rng))[None]
             counts = torch.where(mask, counts, torch.zeros_like(counts))
-        # As with a measured scan: the mean pattern stands for the probe's power, and the object absorbs the factor.
+        # As for a measured scan, the mean pattern gives the power of the probe, and the object absorbs the factor.
         power = max(float(counts.sum(dtype=torch.float64)) / len(positions), 1.0)
         power *= math.exp(settings.power_error * rng.standard_normal())
         assumed = truth
@@ -207,7 +205,7 @@ class SimulatedDataset:
         )
 
     def _draw_probe(self, rng: np.random.Generator) -> NDArray[np.complex128]:
-        """A probe (M, N, N) of unit power: a given one, perhaps varied, or one of a family."""
+        """Draw a probe (M, N, N) of unit power: a given probe, possibly perturbed, or a probe of a family."""
         settings = self.settings
         if self.given_probes and (not settings.families or rng.random() < settings.given_share):
             probe = self.given_probes[rng.integers(len(self.given_probes))]
@@ -215,7 +213,7 @@ class SimulatedDataset:
         return draw_probe(settings.size, settings.families, rng)
 
     def _draw_positions(self, modes: NDArray[np.complex128], rng: np.random.Generator) -> NDArray[np.float64]:
-        """Positions (n, 2) from (0, 0) on, close enough together for every object."""
+        """Draw positions (n, 2) with minimum (0, 0), within the extent of the large objects."""
         settings = self.settings
         step = (1 - rng.uniform(*settings.overlap)) * compute_probe_diameter(modes)
         draw = TRAJECTORIES[settings.trajectories[rng.integers(len(settings.trajectories))]]
@@ -225,7 +223,7 @@ class SimulatedDataset:
 
     @property
     def _max_extent_px(self) -> float:
-        """Farthest that a position may lie from the first, along either axis, in pixels."""
+        """Largest extent of the positions along either axis, in pixels."""
         settings = self.settings
         return float(
             (1 - settings.overlap[0])
@@ -235,7 +233,7 @@ class SimulatedDataset:
         )
 
     def _get_large_object(self, number: int) -> Tensor:
-        """Large object ``number``, (rows, columns) complex64, of which lessons see parts."""
+        """Return large object ``number``, (rows, columns) complex64, whose parts are the objects of batches."""
         if self._cached_object is None or self._cached_object[0] != number:
             self._cached_object = number, self._draw_large_object(number)
         return self._cached_object[1]
@@ -258,16 +256,16 @@ class SimulatedDataset:
 def crop_randomly(
     large_object: Tensor, positions: NDArray[np.float64], size: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """The part of ``sheet`` that holds every window, at a random place, turned and mirrored at random.
+    """Crop a random part of a large object that contains every patch, randomly rotated and mirrored.
 
     Args:
-        sheet: (side, side) complex.
-        positions: (n, 2) from (0, 0) on; no farther than the sheet holds.
+        large_object: (side, side) complex.
+        positions: (n, 2) (y, x) in pixels with minimum (0, 0), within the extent of the object.
         size: N.
-        rng: source of the draw.
+        rng: random generator.
 
     Returns:
-        The object (rows, columns), and the positions (n, 2) float64 counted from its [0, 0].
+        The object (rows, columns), and the positions (n, 2) float64 relative to its [0, 0].
     """
     large_object = torch.rot90(large_object, int(rng.integers(4)))
     large_object = large_object.T if rng.random() < 0.5 else large_object
@@ -281,23 +279,23 @@ def crop_randomly(
 
 
 def normalize_probe(probe: NDArray[Any], size: int) -> NDArray[np.complex128]:
-    """``probe`` as (M, N, N) complex128 of unit power.
+    """Return ``probe`` as (M, N, N) complex128 of unit power.
 
     Raises:
-        ConfigError: it is not ``size`` × ``size``, not finite, or dark.
+        ConfigError: the probe is not ``size`` × ``size`` pixels, not finite, or zero.
     """
     modes = np.asarray(probe, dtype=np.complex128)
     modes = modes[None] if modes.ndim == 2 else modes
     if modes.ndim != 3 or modes.shape[1:] != (size, size):
-        raise ConfigError(f"a probe has the shape {np.shape(probe)}: expected {size} × {size} pixels, in modes or not")
+        raise ConfigError(f"`probe` has shape {np.shape(probe)}; expected (N, N) or (modes, N, N) with N = {size}")
     power = float(np.square(np.abs(modes)).sum())
     if not 0 < power < math.inf:
-        raise ConfigError("a probe is dark or not finite")
+        raise ConfigError("`probe` is zero or not finite; expected finite values with power above 0")
     return modes / math.sqrt(power)
 
 
-def check_names(kind: str, names: Sequence[str], known: dict[str, Any]) -> None:
-    """Raise :class:`ConfigError` if one of ``names`` is not a key of ``known``."""
+def check_names(setting: str, names: Sequence[str], choices: dict[str, Any]) -> None:
+    """Raise :class:`ConfigError` if one of ``names`` is not a key of ``choices``."""
     for name in names:
-        if name not in known:
-            raise ConfigError(f"{name} is no {kind}: known are {', '.join(sorted(known))}")
+        if name not in choices:
+            raise ConfigError(f"`{setting}` has {name}; expected names of {', '.join(sorted(choices))}")

@@ -1,4 +1,4 @@
-"""Real pictures that objects are made of: coordinates, soft edges, ellipses, noise, letters, painted polygons."""
+"""Image primitives for objects: coordinates, soft edges, ellipses, noise, letters, painted polygons."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,18 +8,18 @@ Shape = tuple[int, int]
 
 
 def make_centered_grid(shape: Shape) -> tuple[RealArray, RealArray]:
-    """Row and column coordinates from the centre, in units of the shorter side."""
+    """Return row and column coordinates from the center, in units of the shorter side."""
     rows, columns = (np.arange(side) - (side - 1) / 2 for side in shape)
     return np.meshgrid(rows / min(shape), columns / min(shape), indexing="ij")
 
 
 def compute_soft_step(distance: RealArray, shape: Shape) -> RealArray:
-    """0 where ``distance`` (in shorter sides) is negative and 1 where positive, over about two pixels."""
+    """Return 0 for negative and 1 for positive ``distance`` (in shorter sides), with an edge of about two pixels."""
     return 0.5 + 0.5 * np.tanh(distance * min(shape))
 
 
 def draw_ellipses(shape: Shape, rng: np.random.Generator, count: int, smallest: float, largest: float) -> RealArray:
-    """Ellipses with soft edges, 0 outside and up to 1 where they overlap; radii in shorter sides."""
+    """Draw ellipses with soft edges, 0 outside and up to 1 inside; radii are in units of the shorter side."""
     rows, columns = make_centered_grid(shape)
     field = np.zeros(shape)
     for _ in range(count):
@@ -34,7 +34,7 @@ def draw_ellipses(shape: Shape, rng: np.random.Generator, count: int, smallest: 
 
 
 def draw_band_limited_noise(shape: Shape, rng: np.random.Generator, period: float) -> RealArray:
-    """A random field of unit variance without features shorter than about ``period`` pixels."""
+    """Draw a random field of unit variance without features shorter than about ``period`` pixels."""
     ky, kx = np.meshgrid(*(np.fft.fftfreq(side) for side in shape), indexing="ij")
     smooth = np.fft.ifft2(np.fft.fft2(rng.standard_normal(shape)) * np.exp(-((ky**2 + kx**2) * period**2))).real
     smooth -= smooth.mean()
@@ -42,7 +42,7 @@ def draw_band_limited_noise(shape: Shape, rng: np.random.Generator, period: floa
 
 
 def make_text_mask(text: str, shape: Shape) -> RealArray:
-    """``text`` in the middle half of a picture of ``shape``, 1 on the letters and 0 beside them, edges smoothed."""
+    """Return an image with ``text`` in its middle half, 1 on the letters and 0 elsewhere, with smooth edges."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.path import Path
     from matplotlib.textpath import TextPath
@@ -63,9 +63,9 @@ def make_text_mask(text: str, shape: Shape) -> RealArray:
             for dx in sub:
                 rows, columns = np.meshgrid(np.arange(shape[0]) + dy, np.arange(shape[1]) + dx, indexing="ij")
                 x = (columns - shape[1] / 2) / scale + (box.x0 + box.x1) / 2
-                y = -(rows - middle_y) / scale + (box.y0 + box.y1) / 2  # letters stand upright in rows that go down
+                y = -(rows - middle_y) / scale + (box.y0 + box.y1) / 2  # row numbers increase downward
                 points = np.stack([x.ravel(), y.ravel()], 1)
-                # Even-odd over the outlines, so that the holes of P and O stay open.
+                # The even-odd rule over the outlines keeps the holes of P and O open.
                 crossed = sum(Path(outline).contains_points(points).astype(int) for outline in path.to_polygons())
                 inside = np.reshape(crossed, shape) % 2
                 mask += inside / oversampling**2
@@ -73,15 +73,15 @@ def make_text_mask(text: str, shape: Shape) -> RealArray:
 
 
 PAINT_OVERSAMPLING = 2
-"""Painted pixels a side of each pixel: polygons get edges of a pixel's width."""
+"""Painted pixels per side of a pixel, which gives polygons edges of one pixel width."""
 
 
 def paint_labels(corners: RealArray, counts: NDArray[np.int64], shape: Shape) -> NDArray[np.int32]:
-    """Number of the topmost polygon on each point of a picture, from 1 on; 0 where there is none.
+    """Return the number of the topmost polygon at each pixel, counted from 1; 0 without a polygon.
 
     Args:
-        corners: (n, m, 2) corners (y, x) in pixels of the picture; the later polygon hides the earlier.
-        counts: (n,) how many of the m corners each polygon has.
+        corners: (n, m, 2) corners (y, x) in pixels; later polygons hide earlier ones.
+        counts: (n,) number of corners of each polygon, at most m.
         shape: rows and columns.
 
     Returns:
@@ -100,16 +100,16 @@ def paint_labels(corners: RealArray, counts: NDArray[np.int64], shape: Shape) ->
 def paint_polygons(
     corners: RealArray, counts: NDArray[np.int64], values: RealArray, shape: Shape
 ) -> NDArray[np.float32]:
-    """Opaque polygons in the colours of ``values``, with edges of a pixel's width.
+    """Paint opaque polygons with edges of one pixel width.
 
     Args:
-        corners: (n, m, 2) corners (y, x) in pixels; the later polygon hides the earlier.
-        counts: (n,) how many of the m corners each polygon has.
-        values: (colours, n + 1): the background's and each polygon's colours.
+        corners: (n, m, 2) corners (y, x) in pixels; later polygons hide earlier ones.
+        counts: (n,) number of corners of each polygon, at most m.
+        values: (channels, n + 1) values of the background and of each polygon.
         shape: rows and columns.
 
     Returns:
-        (colours, rows, columns) float32.
+        (channels, rows, columns) float32.
     """
     fine = PAINT_OVERSAMPLING
     labels = paint_labels(corners * fine, counts, (shape[0] * fine, shape[1] * fine))
@@ -120,7 +120,7 @@ def paint_polygons(
 
 
 def blur_image(image: NDArray[np.float32], width: float) -> NDArray[np.float32]:
-    """``picture`` (*, rows, columns) blurred by a Gaussian of standard deviation ``width`` in pixels."""
+    """Return ``image`` (*, rows, columns) blurred by a Gaussian of standard deviation ``width`` in pixels."""
     from scipy.ndimage import gaussian_filter
 
     if image.ndim == 2:
@@ -129,7 +129,7 @@ def blur_image(image: NDArray[np.float32], width: float) -> NDArray[np.float32]:
 
 
 def draw_power_law_noise(shape: Shape, rng: np.random.Generator, power: float) -> NDArray[np.float32]:
-    """A random field of zero mean and unit variance whose Fourier amplitudes fall as frequency to the −``power``."""
+    """Draw a random field of zero mean and unit variance with Fourier amplitudes ∝ frequency^(−``power``)."""
     from scipy.fft import irfft2, rfft2
 
     ky, kx = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None, :]

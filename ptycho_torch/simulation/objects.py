@@ -1,4 +1,4 @@
-"""Test objects by name: complex transmissions whose amplitude and phase differ, so that cross-talk can be seen."""
+"""Test objects by name: complex transmissions with different amplitude and phase, which reveals cross-talk."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ Object = NDArray[np.complex128]
 
 
 def make_letters(shape: Shape, rng: np.random.Generator) -> Object:
-    """Letters in the phase, cells and texture in the amplitude, and a slow phase across the field."""
+    """Make letters in the phase, cells and texture in the amplitude, and a slowly varying phase."""
     text = make_text_mask("PTY\nCHO", shape)
     cells = draw_ellipses(shape, rng, count=24, smallest=0.02, largest=0.05)
     fine, slow = draw_band_limited_noise(shape, rng, period=6), draw_band_limited_noise(shape, rng, period=60)
@@ -31,7 +31,7 @@ def make_letters(shape: Shape, rng: np.random.Generator) -> Object:
 
 
 def make_star(shape: Shape, rng: np.random.Generator) -> Object:
-    """A Siemens star with one spoke missing, so that its orientation shows; texture on top."""
+    """Make a Siemens star with a missing spoke, which shows its orientation, and texture."""
     rows, columns = make_centered_grid(shape)
     angle, radius = np.arctan2(rows, columns), np.hypot(rows, columns)
     spokes = 0.5 + 0.5 * np.tanh(4 * np.sin(18 * angle)) * np.tanh(radius * 60)
@@ -41,40 +41,44 @@ def make_star(shape: Shape, rng: np.random.Generator) -> Object:
 
 
 def make_cells(shape: Shape, rng: np.random.Generator) -> Object:
-    """Overlapping smooth ellipses, different ones in amplitude and phase."""
+    """Make overlapping smooth ellipses, independent in amplitude and phase."""
     absorbing = draw_ellipses(shape, rng, count=60, smallest=0.02, largest=0.08)
-    bending = draw_ellipses(shape, rng, count=60, smallest=0.02, largest=0.08)
-    return make_transmission(1 - 0.3 * absorbing, 0.8 * bending)
+    refracting = draw_ellipses(shape, rng, count=60, smallest=0.02, largest=0.08)
+    return make_transmission(1 - 0.3 * absorbing, 0.8 * refracting)
 
 
 def make_texture(shape: Shape, rng: np.random.Generator) -> Object:
-    """Random fields without edges, of several lengths."""
+    """Make random fields without edges, of several correlation lengths."""
     fields = [draw_band_limited_noise(shape, rng, period) for period in (8, 20, 8, 20)]
     return make_transmission(0.85 + 0.04 * (fields[0] + fields[1]), 0.25 * (fields[2] + fields[3]))
 
 
 def make_flat(shape: Shape, rng: np.random.Generator) -> Object:
-    """Vacuum: the object that says nothing."""
+    """Make vacuum, a transmission of 1."""
     del rng
     return np.ones(shape, dtype=np.complex128)
 
 
 def make_transmission(amplitude: RealArray, phase: RealArray) -> Object:
-    """The complex transmission of an amplitude and a phase in rad; the amplitude is kept within 0.3 and 1.1."""
+    """Return the complex transmission of an amplitude, clipped to 0.3 to 1.1, and a phase in rad."""
     return np.clip(amplitude, 0.3, 1.1) * np.exp(1j * phase)
 
 
 def draw_transmission(images: NDArray[np.float32], rng: np.random.Generator) -> Object:
-    """The transmission of a thing that looks like ``pictures`` (2, rows, columns), with a contrast that is drawn.
+    """Draw a transmission with the structure of two images and a random contrast.
 
-    Amplitudes lie between 0 and 1, phases between ±π. A third of the draws is faint (phases within ±½, at most 30 %
-    of the amplitude taken away), a third is strong (phases over more than half a turn, down to no amplitude), and the
-    rest has anything between. At least a twentieth of the light goes through.
+    Amplitudes lie between 0 and 1, phases between ±π. A third of the draws is weak (phases within ±½ rad, amplitudes
+    reduced by at most 30 %), a third is strong (a phase range above π, amplitudes down to 0), and the rest covers the
+    full range. At least 5 % of the intensity is transmitted.
+
+    Args:
+        images: (2, rows, columns) from 0 to 1, for amplitude and phase.
+        rng: random generator.
     """
     kind = rng.integers(0, 3)
     depth = rng.uniform(*((0.05, 0.3), (0.0, 1.0), (0.6, 1.0))[kind])
     span = rng.uniform(*((0.3, 1.0), (0.3, np.pi), (np.pi, 2 * np.pi))[kind])
-    absorption, thickness = (picture if rng.random() < 0.5 else 1 - picture for picture in images)
+    absorption, thickness = (image if rng.random() < 0.5 else 1 - image for image in images)
     amplitude = 1 - np.float32(depth) * absorption
     if np.square(amplitude).mean() < 0.05:
         amplitude = 1 - np.float32(depth) * (1 - absorption)
@@ -85,12 +89,12 @@ def draw_transmission(images: NDArray[np.float32], rng: np.random.Generator) -> 
 
 
 def make_texture_sampler(name: str) -> Callable[[Shape, np.random.Generator], Object]:
-    """Objects of the family ``name`` of :data:`~ptycho_torch.simulation.textures.TEXTURES`."""
+    """Return a function that draws objects of family ``name`` of :data:`~ptycho_torch.simulation.textures.TEXTURES`."""
     return lambda shape, rng: draw_transmission(TEXTURES[name](shape, rng), rng)
 
 
 def draw_photographs(shape: Shape, rng: np.random.Generator) -> Object:
-    """Natural pictures, read anew for each object; a stream keeps them."""
+    """Draw an object from photographs, which are read for each object; a :class:`SimulatedDataset` caches them."""
     return draw_transmission(load_photographs().draw_images(shape, rng), rng)
 
 
@@ -101,13 +105,13 @@ FIXED_OBJECTS: dict[str, Callable[[Shape, np.random.Generator], Object]] = {
     "texture": make_texture,
     "flat": make_flat,
 }
-"""Objects that look the same in every draw but for details, with amplitudes from 0.3 to 1.1 and no phase that wraps."""
+"""Objects that differ between draws only in details, with amplitudes from 0.3 to 1.1 and phases that do not wrap."""
 
 RANDOM_OBJECTS: dict[str, Callable[[Shape, np.random.Generator], Object]] = {
     **{name: make_texture_sampler(name) for name in TEXTURES},
     "photographs": draw_photographs,
 }
-"""Families for pretraining, different in every draw, with amplitudes from 0 to 1 and phases over ±π."""
+"""Families for pretraining that differ in every draw, with amplitudes from 0 to 1 and phases within ±π."""
 
 OBJECTS = {**FIXED_OBJECTS, **RANDOM_OBJECTS}
-"""Each makes an object of ``shape`` (rows, columns), drawing from ``rng``."""
+"""Functions that make an object of ``shape`` (rows, columns) from a random generator."""

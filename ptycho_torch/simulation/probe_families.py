@@ -1,11 +1,11 @@
-"""Families of probes that are drawn at random: by width, curvature and bandwidth they bracket measured ones.
+"""Families of random probes that cover the width, curvature and bandwidth of measured probes.
 
-Each draws its lengths as shares of N, with bounds that keep its rays inside the window and its pupil inside the
-detector: no ray lands beyond 0.36 N from the beam's axis and no pupil exceeds 0.41 cycles a pixel. What diffraction
-still sends further is cut by :func:`~ptycho_torch.simulation.wavefields.confine_wave`. So at least 95 % of the power lies within
-the central 3/4 of the window, and of the far field within the central 7/8 of the detector, on each axis. The probe of
-LCLS run 1084 has an rms radius of 0.24 N and an rms frequency of 0.27 cycles a pixel, that of the Siemens star of the
-APS 0.17 N and 0.15.
+Lengths are drawn as fractions of N, with bounds that keep rays inside the window and pupils inside the detector: no
+ray lands beyond 0.36 N from the axis of the beam and no pupil exceeds 0.41 cycles per pixel. Diffraction beyond these
+bounds is cut by :func:`~ptycho_torch.simulation.wavefields.confine_wave`. At least 95 % of the power lies within the
+central 3/4 of the window, and at least 95 % of the far field within the central 7/8 of the detector, along each axis.
+For comparison, the probe of LCLS run 1084 has an rms radius of 0.24 N and an rms frequency of 0.27 cycles per pixel;
+for the probe of the APS Siemens star these are 0.17 N and 0.15 cycles per pixel.
 """
 
 from collections.abc import Callable
@@ -29,14 +29,14 @@ from ptycho_torch.simulation.wavefields import (
 )
 
 MAX_PUPIL_CYCLES_PER_PX = 0.41
-"""Cycles a pixel: leaves the edge of the detector to what the object scatters."""
+"""Largest pupil edge in cycles per pixel; the edge of the detector remains for scattering by the object."""
 
 MAX_RAY_OFFSET_FRACTION = 0.36
-"""Share of N at which the outermost ray may land, before the probe is moved off the centre."""
+"""Largest distance of a ray from the center as a fraction of N, before a random shift of the probe."""
 
 
 def draw_fresnel(size: int, rng: np.random.Generator) -> Wave:
-    """Behind a round, square or rounded aperture, from its shadow to its first fringes, converging or diverging."""
+    """Draw the wave behind a round, square or rounded aperture, with few or many fringes, converging or diverging."""
     half_width = rng.uniform(0.1, 0.27) * size
     fresnel_number = np.exp(rng.uniform(np.log(2), np.log(40)))
     squareness, aspect, turn = rng.choice([2.0, 4.0, 12.0]), rng.uniform(0.7, 1), rng.uniform(0, np.pi)
@@ -44,7 +44,7 @@ def draw_fresnel(size: int, rng: np.random.Generator) -> Wave:
 
 
 def draw_zone_plate(size: int, rng: np.random.Generator) -> Wave:
-    """The first order of a zone plate with its central stop, out of focus, cut by an order-sorting aperture: a ring."""
+    """Draw the defocused first order of a zone plate with central stop and order-sorting aperture: a ring."""
     aperture, radius = draw_pupil_edge(size, rng), draw_sign(rng) * rng.uniform(0.12, MAX_RAY_OFFSET_FRACTION)
     phase = make_defocus_phase(size, aperture, radius) + draw_aberrations(size, aperture, rng, 0.3)
     y, x = make_pixel_grid(size)
@@ -54,7 +54,7 @@ def draw_zone_plate(size: int, rng: np.random.Generator) -> Wave:
 
 
 def draw_zernike(size: int, rng: np.random.Generator) -> Wave:
-    """A lens with aberrations: random Zernike polynomials up to spherical aberration, on a disk out of focus."""
+    """Draw the defocused wave of a lens with random Zernike aberrations up to spherical aberration."""
     aperture, radius = draw_pupil_edge(size, rng), draw_sign(rng) * rng.uniform(0.06, 0.3)
     phase = make_defocus_phase(size, aperture, radius) + draw_aberrations(size, aperture, rng, rng.uniform(0.3, 1.5))
     return shift_randomly(
@@ -63,25 +63,25 @@ def draw_zernike(size: int, rng: np.random.Generator) -> Wave:
 
 
 def draw_defocus(size: int, rng: np.random.Generator) -> Wave:
-    """A Gaussian beam or the disk of a round lens, on either side of the focus and in it."""
+    """Draw a Gaussian beam or the wave of a round lens, at or on either side of the focus."""
     if rng.random() < 0.5:
         radius = rng.uniform(max(0.06 * size, 2.0), 0.2 * size)
         return shift_randomly(make_beam(size, radius, rng.uniform(-0.16, 0.16), 0), rng)
     aperture, radius = draw_pupil_edge(size, rng), rng.uniform(-MAX_RAY_OFFSET_FRACTION, MAX_RAY_OFFSET_FRACTION)
-    if abs(radius) < 0.1:  # near the focus only a narrow pupil makes a spot of some pixels
+    if abs(radius) < 0.1:  # near the focus, only a narrow pupil gives a spot of several pixels
         aperture = min(aperture, rng.uniform(4, 8) / size)
     return shift_randomly(make_pupil_wave(size, aperture, 0.0, make_defocus_phase(size, aperture, radius)), rng)
 
 
 def draw_vortex(size: int, rng: np.random.Generator) -> Wave:
-    """A ring with a dark axis round which the phase turns one to three times, curved either way."""
+    """Draw a vortex beam: a ring with one to three 2π phase turns around its axis, converging or diverging."""
     charge = int(rng.integers(1, 4))
     radius = rng.uniform(max(0.09 * size, charge + 1.0), 0.22 * size)
     return shift_randomly(make_beam(size, radius, rng.uniform(-0.15, 0.15), int(draw_sign(rng)) * charge), rng)
 
 
 def draw_speckle(size: int, rng: np.random.Generator) -> Wave:
-    """A diffuser's light: grains of a drawn size under a round or Gaussian envelope, alone or on a smooth beam."""
+    """Draw the speckle of a diffuser under a round or Gaussian envelope, alone or on a smooth beam."""
     edge_slope = draw_slope(rng) / 2
     aperture = min(draw_pupil_edge(size, rng), MAX_PUPIL_CYCLES_PER_PX - abs(edge_slope))
     white = rng.standard_normal((2, size, size))
@@ -102,41 +102,41 @@ PROBE_FAMILIES: dict[str, Callable[[int, np.random.Generator], Wave]] = {
     "vortex": draw_vortex,
     "speckle": draw_speckle,
 }
-"""Each draws a probe (N, N) of unit power from a generator; N is at least 16."""
+"""Functions that draw a probe (N, N) of unit power from a random generator; N is at least 16."""
 
 
 def draw_pupil_edge(size: int, rng: np.random.Generator) -> float:
-    """Edge of a pupil in cycles a pixel, evenly in its logarithm; wide enough that its focus is narrower than N / 5."""
+    """Draw the edge of a pupil in cycles per pixel, log-uniform; its focus is narrower than N / 5."""
     return float(np.exp(rng.uniform(np.log(min(max(0.07, 4 / size), 0.3)), np.log(MAX_PUPIL_CYCLES_PER_PX))))
 
 
 def draw_slope(rng: np.random.Generator) -> float:
-    """Local frequency at a beam's edge in cycles a pixel, either way."""
+    """Draw the local frequency at the edge of a beam in cycles per pixel, of either sign."""
     return float(rng.uniform(-0.3, 0.3))
 
 
 def draw_sign(rng: np.random.Generator) -> float:
-    """1 or −1."""
+    """Draw 1 or −1."""
     return float(rng.choice([-1.0, 1.0]))
 
 
 def draw_offset(rng: np.random.Generator, max_offset: float) -> tuple[float, float]:
-    """Two numbers within ±``most``."""
+    """Draw two numbers within ±``max_offset``."""
     y, x = rng.uniform(-max_offset, max_offset, 2)
     return float(y), float(x)
 
 
 def shift_randomly(wave: Wave, rng: np.random.Generator) -> Wave:
-    """``wave`` moved off the centre by up to 0.03 N, by whole pixels, and confined."""
+    """Return ``wave`` shifted by a random number of pixels, at most 0.03 N, and confined to the window."""
     max_offset = int(0.03 * wave.shape[-1])
     down, right = rng.integers(-max_offset, max_offset + 1, 2)
     return confine_wave(np.roll(wave, (down, right), (0, 1)))
 
 
 def draw_aberrations(size: int, aperture: float, rng: np.random.Generator, strength: float) -> Grid:
-    """Phase (N, N) in rad of random astigmatism, coma, trefoil and spherical aberration, ``strength`` rms in all.
+    """Draw the phase (N, N) in rad of astigmatism, coma, trefoil and spherical aberration, in total ``strength`` rms.
 
-    The Zernike polynomials are Noll's (J. Opt. Soc. Am. 66, 207 (1976)), 5 to 11, of unit rms on the pupil.
+    The Zernike polynomials are numbers 5 to 11 of Noll (J. Opt. Soc. Am. 66, 207 (1976)), of unit rms on the pupil.
     """
     ky, kx = make_frequency_grid(size)
     y, x = ky / aperture, kx / aperture
@@ -155,9 +155,9 @@ def draw_aberrations(size: int, aperture: float, rng: np.random.Generator, stren
 
 
 def limit_ray_offset(phase: Grid, aperture: float) -> Grid:
-    """``phase`` on a pupil, weakened so that no ray lands beyond :data:`MAX_RAY_OFFSET_FRACTION`.
+    """Return ``phase`` on a pupil, scaled down if a ray lands beyond :data:`MAX_RAY_OFFSET_FRACTION`.
 
-    A ray lands, in pixels, at the slope of the phase over 2π.
+    The offset of a ray in pixels is the slope of the phase divided by 2π.
     """
     size = phase.shape[-1]
     ky, kx = make_frequency_grid(size)
@@ -169,10 +169,10 @@ def limit_ray_offset(phase: Grid, aperture: float) -> Grid:
 
 
 def draw_modes(probe: Wave, modes: int, rng: np.random.Generator) -> NDArray[np.complex128]:
-    """Orthogonal incoherent modes (modes, N, N) of unit power in all, each of a tenth to half of the power before it.
+    """Draw orthogonal incoherent modes (modes, N, N) of unit total power.
 
-    The first is the probe; the next are the probe times slow slopes and bends in drawn directions, without what is in
-    those before.
+    The first mode is the probe; the next are the probe times slow ramps and curvatures in random directions,
+    orthogonalized. Each has a tenth to half of the power of the previous mode.
     """
     if modes == 1:
         return confine_wave(probe[None])
@@ -180,28 +180,27 @@ def draw_modes(probe: Wave, modes: int, rng: np.random.Generator) -> NDArray[np.
     turn = rng.uniform(0, np.pi)
     along, across = y * np.cos(turn) + x * np.sin(turn), x * np.cos(turn) - y * np.sin(turn)
     shapes = (along * compute_phasor(np.full(y.shape, rng.uniform(0, np.pi))), across + rng.normal() * along**2)
-    found = [probe / np.linalg.norm(probe)]
+    orthogonal = [probe / np.linalg.norm(probe)]
     for shape in shapes[: modes - 1]:
         mode = probe * shape
-        for other in found:
+        for other in orthogonal:
             mode = mode - other * np.vdot(other, mode)
-        found.append(mode / np.linalg.norm(mode))
+        orthogonal.append(mode / np.linalg.norm(mode))
     shares = np.cumprod(np.append(1.0, rng.uniform(0.1, 0.5, modes - 1)))
-    return np.stack(found) * np.sqrt(shares / shares.sum())[:, None, None]
+    return np.stack(orthogonal) * np.sqrt(shares / shares.sum())[:, None, None]
 
 
 def draw_probe(size: int, names: tuple[str, ...], rng: np.random.Generator) -> NDArray[np.complex128]:
-    """A probe (M, N, N) of unit power from one of the families ``names``, with one to three incoherent modes."""
+    """Draw a probe (M, N, N) of unit power from one of the families ``names``, with one to three incoherent modes."""
     probe = PROBE_FAMILIES[names[rng.integers(len(names))]](size, rng)
     return draw_modes(probe, int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15])), rng)
 
 
 def perturb_probe(modes: Wave, amount: float, rng: np.random.Generator) -> NDArray[np.complex128]:
-    """A probe (M, N, N) a little different from ``modes``, of unit power.
+    """Draw a perturbed copy of the probe ``modes`` (M, N, N), of unit power.
 
-    It is wider or narrower (by a tenth of ``amount`` rms), moved (by 0.02 N · ``amount`` rms an axis), defocused (its
-    outer rays moved by 0.03 N · ``amount`` rms), and its modes leak into each other (a tenth of ``amount`` of the
-    field).
+    The copy is scaled (by 0.1 · ``amount`` rms), shifted (by 0.02 N · ``amount`` rms per axis) and defocused (its outer
+    rays move by 0.03 N · ``amount`` rms), and its modes are mixed (by 0.1 · ``amount`` of the field).
     """
     size = modes.shape[-1]
     widening, mixing = 0.1 * amount, 0.1 * amount
@@ -220,15 +219,15 @@ def perturb_probe(modes: Wave, amount: float, rng: np.random.Generator) -> NDArr
 
 
 def make_resampling_matrix(size: int, scale: float, shift: float) -> Grid:
-    """Matrix (N, N) that moves a signal by ``shift`` pixels and shows it 1 / ``scale`` times as wide.
+    """Return the matrix (N, N) that shifts a signal by ``shift`` pixels and scales its width by 1 / ``scale``.
 
-    It interpolates by the Fourier series of N samples and is therefore exact for what the grid can hold; beyond the
-    window it sees nothing.
+    The matrix interpolates by the Fourier series of N samples and is exact for band-limited signals; values beyond the
+    window are zero.
     """
     axis = np.arange(size, dtype=np.float64) - size // 2
     source = scale * (axis - shift)
     distance = source[:, None] - axis[None, :]
-    # The sum of exp(2πi k d / N) over the N frequencies, the highest one by half from either side.
+    # The sum of exp(2πi k d / N) over the N frequencies; the Nyquist frequency counts half on either side.
     whole = np.abs(distance / size - np.rint(distance / size)) < 1e-9
     angle = np.pi * np.where(whole, 0.5, distance) / size
     kernel = np.sin(size * angle) / (size * np.tan(angle))

@@ -1,6 +1,6 @@
-"""A simulated scan from its parts, and the presets that name all parts at once."""
+"""Simulation of a scan from object, probe and trajectory, and presets of these."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,18 @@ from ptycho_torch.simulation.probes import PROBES, make_incoherent_modes
 from ptycho_torch.simulation.trajectories import TRAJECTORIES
 
 NOISELESS_PHOTONS_PER_PATTERN = 1e6
-"""Mean total a pattern of a noiseless scan."""
+"""Mean photons per pattern of a noiseless scan."""
+
+MIN_PATTERN_SIZE_PX = 8
+"""Smallest side of a pattern in pixels."""
 
 OBJECT_MARGIN_PX = 4
-"""Pixels of object beyond the outermost window."""
+"""Pixels of the object beyond the outermost patch."""
 
 
 @dataclass(frozen=True)
 class SimulationSettings:
-    """All that defines a simulated scan but for its seed."""
+    """Settings of a simulated scan, except its seed."""
 
     object: str
     """Key of :data:`~ptycho_torch.simulation.objects.OBJECTS`."""
@@ -42,7 +45,7 @@ class SimulationSettings:
     """Number of scan positions."""
 
     overlap: float
-    """Linear overlap of neighbouring probes: 1 − step / probe diameter."""
+    """Linear overlap of neighboring probes: 1 − step / probe diameter."""
 
     jitter: float
     """Largest random displacement of a position, in steps."""
@@ -51,7 +54,7 @@ class SimulationSettings:
     """Incoherent probe modes."""
 
     photons: float
-    """Mean total a pattern; 0 for the noiseless expectation, scaled to 10⁶."""
+    """Mean photons per pattern; 0 gives the noiseless expectation, scaled to 10⁶."""
 
 
 PRESETS = {
@@ -59,35 +62,58 @@ PRESETS = {
     "star": SimulationSettings("star", "structured", "spiral", 128, 500, 0.86, 0.0, 1, 5e5),
     "tiny": SimulationSettings("letters", "structured", "raster", 32, 64, 0.80, 0.3, 1, 1e6),
 }
-"""``run1084``: like the scan of LCLS run 1084, 64² patterns over some 90 × 90 pixels. ``star``: like a measured Siemens
-star of 128². ``tiny``: for trying things out, in seconds."""
+"""``run1084``: similar to the scan of LCLS run 1084, 64² patterns over about 90 × 90 pixels. ``star``: similar to a
+measured Siemens star, 128² patterns. ``tiny``: small, for tests that take seconds."""
+
+
+def simulate_scan(preset: str = "run1084", *, photons: float | None = None, seed: int = 0, **settings: Any) -> Scan:
+    """Simulate a scan of a test object; its ``truth`` is the object.
+
+    Args:
+        preset: name of :data:`PRESETS`: ``run1084``, ``star`` or ``tiny``.
+        photons: mean photons per pattern; 0 gives the noiseless expectation. None: from the preset.
+        seed: seed of the object, the positions and the counts; the same seed gives the same scan.
+        **settings: fields of :class:`SimulationSettings` that replace those of the preset, for example
+            ``object="cells"`` or ``positions=200``; None keeps the preset's value.
+
+    Raises:
+        ConfigError: the preset, a setting, an object, a probe or a trajectory is unknown, or the size is too small.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"`preset` is {preset}; expected one of {', '.join(PRESETS)}")
+    names = [field.name for field in fields(SimulationSettings)]
+    for name in settings:
+        if name not in names:
+            raise ConfigError(f"`{name}` is not a setting of a simulation; expected one of {', '.join(names)}")
+    changes = {name: value for name, value in (settings | {"photons": photons}).items() if value is not None}
+    return simulate_from_settings(replace(PRESETS[preset], **changes), seed)
 
 
 def simulate_from_settings(settings: SimulationSettings, seed: int) -> Scan:
-    """The scan of ``recipe``: the same for the same seed.
+    """Simulate the scan of ``settings``; the same seed gives the same scan.
 
     Raises:
-        ConfigError: an unknown object, probe or trajectory.
+        ConfigError: the object, the probe or the trajectory is unknown, or the size is too small.
     """
-    for kind, name, known in (
+    for setting, name, choices in (
         ("object", settings.object, OBJECTS),
         ("probe", settings.probe, PROBES),
         ("trajectory", settings.trajectory, TRAJECTORIES),
     ):
-        if name not in known:
-            raise ConfigError(f"--{kind} is {name}: known are {', '.join(sorted(known))}")
-    if settings.size < 8:
-        raise ConfigError(f"--size is {settings.size}: a pattern needs at least 8 pixels a side")
+        if name not in choices:
+            raise ConfigError(f"`{setting}` is {name}; expected one of {', '.join(sorted(choices))}")
+    if settings.size < MIN_PATTERN_SIZE_PX:
+        raise ConfigError(f"`size` is {settings.size}; expected at least {MIN_PATTERN_SIZE_PX} pixels per side")
     rng = np.random.default_rng(seed)
     probe = make_incoherent_modes(PROBES[settings.probe](settings.size), settings.modes)
     step = (1 - settings.overlap) * compute_probe_diameter(probe)
     relative = TRAJECTORIES[settings.trajectory](settings.positions, step, settings.jitter, rng)
     positions = relative - relative.min(0) + settings.size // 2 + OBJECT_MARGIN_PX
-    # Windows start half a window before a position, end half a window after it, and may be rounded up by one pixel.
+    # Patches extend half a pattern to each side of a position and may be rounded up by one pixel.
     rows, columns = (
         int(np.ceil(high)) + settings.size - settings.size // 2 + OBJECT_MARGIN_PX for high in positions.max(0)
     )
-    obj = OBJECTS[settings.object]((rows + 1, columns), rng)  # not square, so that exchanged axes show
+    obj = OBJECTS[settings.object]((rows + 1, columns), rng)  # not square, which reveals exchanged axes
     return simulate_measurement(
         obj, probe, positions, settings.photons, rng, {"simulation": asdict(settings) | {"seed": seed}}
     )
@@ -101,21 +127,21 @@ def simulate_measurement(
     rng: np.random.Generator,
     metadata: dict[str, Any] | None = None,
 ) -> Scan:
-    """Measure ``obj`` by the package's own forward model, in float64, with Poisson counts.
+    """Simulate the measurement of ``obj`` by the forward model, in float64, with Poisson counts.
 
     Args:
-        obj: (rows, columns) complex, origin (0, 0); the scan's truth.
-        probe: (M, N, N) or (N, N) complex, of any power: it is scaled to give ``photons``.
-        positions: (n, 2) (y, x) in pixels; every window must lie inside ``obj``.
-        photons: mean total a pattern; 0 for the noiseless expectation, with a mean total of 10⁶.
-        rng: source of the counts.
-        metadata: kept with the scan.
+        obj: (rows, columns) complex, origin (0, 0); becomes ``truth`` of the scan.
+        probe: (M, N, N) or (N, N) complex, of any power; scaled to give ``photons``.
+        positions: (n, 2) (y, x) in pixels; every patch must lie inside ``obj``.
+        photons: mean photons per pattern; 0 gives the noiseless expectation with a mean of 10⁶.
+        rng: random generator of the counts.
+        metadata: metadata of the scan.
 
     Returns:
-        The scan; its amplitudes are square roots of photons, and its probe has the power that gives them.
+        The scan; its amplitudes are square roots of photons, and its probe has the matching power.
 
     Raises:
-        ConfigError: a window reaches outside the object.
+        ConfigError: a patch extends beyond the object.
     """
     modes = probe if probe.ndim == 3 else probe[None]
     try:
@@ -124,7 +150,9 @@ def simulate_measurement(
             for part in np.array_split(positions, -(-len(positions) // 64))
         ]
     except IndexError as error:
-        raise ConfigError(f"a scan position lies too near the edge of the object: {error}") from error
+        raise ConfigError(
+            f"`positions` lie too close to the edge of the object ({error}); expected every patch inside it"
+        ) from error
     intensity = np.fft.fftshift(np.concatenate(batches), axes=(-2, -1))
     scale = (photons or NOISELESS_PHOTONS_PER_PATTERN) / intensity.sum((1, 2)).mean()
     counts = rng.poisson(intensity * scale) if photons else intensity * scale
@@ -138,8 +166,3 @@ def simulate_measurement(
     )
     check_scan(scan)
     return scan
-
-
-def make_simulation_settings(preset: str, **changes: Any) -> SimulationSettings:
-    """The recipe of ``preset`` with those of ``changes`` that are not None."""
-    return replace(PRESETS[preset], **{name: value for name, value in changes.items() if value is not None})

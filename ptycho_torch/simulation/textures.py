@@ -1,7 +1,7 @@
-"""Families of pictures drawn at random, by which pretraining shows a network all kinds of objects.
+"""Random textures for the objects of pretraining.
 
-Each function makes two pictures of ``shape``, (2, rows, columns) float32 from 0 to 1: one for the amplitude and one for
-the phase. Both are alike, related or independent, as the draw has it; none has structure finer than about two pixels.
+Each function draws two images of ``shape``, (2, rows, columns) float32 from 0 to 1, for amplitude and phase. They are
+equal, related or independent at random; no image has structure finer than about two pixels.
 """
 
 from collections.abc import Callable
@@ -20,18 +20,18 @@ from ptycho_torch.simulation.image_primitives import (
 ImagePair = NDArray[np.float32]
 
 MAX_POLYGON_CORNERS = 20
-"""Corners of a polygon that passes for a disk."""
+"""Number of corners of a polygon that approximates a disk."""
 
 
 def draw_dead_leaves(shape: Shape, rng: np.random.Generator) -> ImagePair:
-    """Opaque disks, ellipses and polygons that hide each other, with radii by a power law, as natural scenes have them.
+    """Draw a dead-leaves image: opaque disks, ellipses and polygons that hide each other, with power-law radii.
 
-    Lee, Mumford & Huang, Int. J. Comput. Vis. 41, 35 (2001). The power of the law, how much is covered, and the
-    roundness are drawn; sparse draws leave a background bare.
+    The model describes the statistics of natural scenes: Lee, Mumford & Huang, Int. J. Comput. Vis. 41, 35 (2001). The
+    exponent, the covered area and the roundness are random; sparse draws leave part of the background uncovered.
     """
     side = min(shape)
     low, high, power = rng.uniform(1.5, 4), rng.uniform(0.06, 0.25) * side, rng.uniform(1.2, 3.2)
-    # More than are needed; the area says how many of them are taken.
+    # More radii than needed; the covered area limits their number.
     radii = draw_power_law(rng, 500, low, high, power)
     cover = np.cumsum(np.pi * radii**2) / (shape[0] * shape[1])
     count = int(np.clip(np.searchsorted(cover, rng.uniform(0.4, 3.5)), 12, 500))
@@ -42,7 +42,7 @@ def draw_dead_leaves(shape: Shape, rng: np.random.Generator) -> ImagePair:
 
 
 def draw_bars(shape: Shape, rng: np.random.Generator) -> ImagePair:
-    """Groups of parallel bars, as on a resolution target: each of a period, an angle and colours of its own."""
+    """Draw groups of parallel bars, as on a resolution target, with random period, angle and gray values per group."""
     groups = int(rng.integers(8, 25) * max(0.5, shape[0] * shape[1] / 150**2))
     width = np.exp(rng.uniform(np.log(1.5), np.log(12), groups))
     length, rotation = width * rng.uniform(4, 12, groups), rng.uniform(0, np.pi, groups)
@@ -56,7 +56,7 @@ def draw_bars(shape: Shape, rng: np.random.Generator) -> ImagePair:
     cos, sin = np.cos(rotation)[group, None], np.sin(rotation)[group, None]
     middle = rng.uniform(0, 1, (groups, 2)) * shape
     corners = np.stack([along * sin + across * cos, along * cos - across * sin], -1) + middle[group, None]
-    if rng.random() < 0.5:  # all of one material
+    if rng.random() < 0.5:  # all bars of one material
         palette = draw_gray_levels(2, rng)[:, np.append(0, np.ones(len(group), dtype=np.int64))]
     else:
         palette = draw_gray_levels(groups + 1, rng)[:, np.append(0, group + 1)]
@@ -64,7 +64,7 @@ def draw_bars(shape: Shape, rng: np.random.Generator) -> ImagePair:
 
 
 def draw_gratings(shape: Shape, rng: np.random.Generator) -> ImagePair:
-    """A patchwork of line gratings, from sines to square waves, with periods from 3 pixels on."""
+    """Draw a patchwork of line gratings, from sine to square waves, with periods of 3 to 40 pixels."""
     count = int(rng.integers(1, 20))
     radii, counts = rng.uniform(0.15, 0.45) * min(shape) * np.ones(count), np.full(count, MAX_POLYGON_CORNERS)
     labels = paint_labels(draw_polygons(radii, counts, shape, rng), counts, shape)
@@ -84,14 +84,14 @@ def draw_gratings(shape: Shape, rng: np.random.Generator) -> ImagePair:
 
 
 def draw_lines(shape: Shape, rng: np.random.Generator) -> ImagePair:
-    """Many thin straight lines of random width and grey, summed and smoothed; the phase is the same picture.
+    """Draw many thin straight lines of random width and gray value, summed and blurred; the phase equals the amplitude.
 
-    Like the "lines" that PtychoPINN is tested on: lines blurred at 1, 5 and 10 pixels and added up.
+    The images resemble the "lines" test objects of PtychoPINN: lines blurred by 1, 5 and 10 pixels and summed.
     """
     from scipy.fft import irfft2, next_fast_len, rfft2
 
     layers, count, side = 2, int(rng.integers(10, 80)), max(shape)
-    padded = tuple(next_fast_len(extent + 16, real=True) for extent in shape)  # so that no line comes back opposite
+    padded = tuple(next_fast_len(extent + 16, real=True) for extent in shape)  # padding against periodic wrapping
     spot = np.arange(2 * side, dtype=np.float64) - side  # along a line, in pixels
     rotation = rng.uniform(0, np.pi, (layers, count, 1))
     middle = rng.uniform(0, 1, (layers, count, 2, 1)) * np.reshape(shape, (2, 1))
@@ -115,9 +115,9 @@ def draw_lines(shape: Shape, rng: np.random.Generator) -> ImagePair:
 
 
 def draw_clouds(shape: Shape, rng: np.random.Generator) -> ImagePair:
-    """Random fields whose Fourier amplitudes fall by a power law, from fine grain to slow hills; some with edges.
+    """Draw random fields with power-law Fourier amplitudes, from fine to coarse; some with edges.
 
-    A steep curve turns a field into two materials with soft edges, as in a porous sample.
+    A steep gray-value curve turns a field into two materials with soft edges, as in a porous sample.
     """
     steep = np.exp(rng.uniform(np.log(0.5), np.log(6)))
     powers = rng.uniform(0.7, 2.3, 2)
@@ -128,7 +128,7 @@ def draw_clouds(shape: Shape, rng: np.random.Generator) -> ImagePair:
 
 
 def draw_spokes(shape: Shape, rng: np.random.Generator) -> ImagePair:
-    """A Siemens star somewhere near, with rings, its spokes fading where they are finer than three pixels."""
+    """Draw a Siemens star at a random center, with rings; spokes finer than three pixels fade."""
     rows, columns = (
         np.arange(side, dtype=np.float32) - np.float32(side * place)
         for side, place in zip(shape, rng.uniform(0.1, 0.9, 2), strict=True)
@@ -158,11 +158,11 @@ TEXTURES: dict[str, Callable[[Shape, np.random.Generator], ImagePair]] = {
     "clouds": draw_clouds,
     "spokes": draw_spokes,
 }
-"""Each makes the pictures of an amplitude and a phase."""
+"""Functions that draw the images of an amplitude and a phase."""
 
 
 def draw_power_law(rng: np.random.Generator, count: int, low: float, high: float, power: float) -> NDArray[np.float64]:
-    """``count`` numbers from ``low`` to ``high`` whose density falls as their −``power`` (not 1)."""
+    """Draw ``count`` numbers x from ``low`` to ``high`` with density ∝ x^(−``power``), for a power other than 1."""
     edges = low ** (1 - power), high ** (1 - power)
     return (edges[0] + rng.random(count) * (edges[1] - edges[0])) ** (1 / (1 - power))
 
@@ -170,7 +170,7 @@ def draw_power_law(rng: np.random.Generator, count: int, low: float, high: float
 def draw_polygons(
     radii: NDArray[np.float64], counts: NDArray[np.int64], shape: Shape, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Corners (n, MOST_CORNERS, 2) of polygons in ellipses of ``radii``, all over ``shape`` and turned at random."""
+    """Draw the corners (n, MAX_POLYGON_CORNERS, 2) of polygons in randomly placed and rotated ellipses of ``radii``."""
     count = len(radii)
     squeeze, rotation = rng.uniform(0.4, 1, (count, 1)), rng.uniform(0, np.pi, (count, 1))
     angle = 2 * np.pi * np.arange(MAX_POLYGON_CORNERS) / counts[:, None] + rng.uniform(0, 2 * np.pi, (count, 1))
@@ -182,9 +182,9 @@ def draw_polygons(
 
 
 def draw_gray_levels(count: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Two colours, 0 to 1, for each of two or more things, (2, ``count``): independent, or related in both pictures.
+    """Draw gray values (2, ``count``) from 0 to 1 for two images, independent or related between the images.
 
-    In each picture the darkest has 0 and the brightest 1, so that no picture is empty.
+    In each image the smallest value is 0 and the largest 1; no image is uniform.
     """
     both = rng.uniform(0, 1, (2, count))
     share = rng.choice([0.0, 0.0, rng.uniform(0, 1), 1.0])
@@ -194,5 +194,5 @@ def draw_gray_levels(count: int, rng: np.random.Generator) -> NDArray[np.float64
 
 
 def blur_randomly(images: NDArray[np.float32], rng: np.random.Generator) -> ImagePair:
-    """The pictures as an instrument of a drawn sharpness shows them: blurred by 0.4 to 1.2 pixels, kept in 0 to 1."""
+    """Return the images blurred by a random width of 0.4 to 1.2 pixels and clipped to 0 to 1."""
     return np.clip(blur_image(images, rng.uniform(0.4, 1.2)), 0, 1)

@@ -1,4 +1,4 @@
-"""Scan positions by name, about the origin, in pixels."""
+"""Scan positions by name, centered on the origin, in pixels."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ Positions = NDArray[np.float64]
 
 
 def make_grid(count: int, step: float, jitter: float, rng: np.random.Generator) -> Positions:
-    """Rows and columns ``step`` apart, about as many of each, row by row; the last row may be short. No jitter."""
+    """Make a square grid with spacing ``step``, row by row; the last row may be short. Jitter is ignored."""
     del jitter, rng
     columns = int(np.ceil(np.sqrt(count)))
     rows = -(-count // columns)
@@ -19,15 +19,15 @@ def make_grid(count: int, step: float, jitter: float, rng: np.random.Generator) 
 
 
 def make_raster(count: int, step: float, jitter: float, rng: np.random.Generator) -> Positions:
-    """The grid with each position displaced at random by up to ``jitter`` steps in each direction.
+    """Make a grid with random displacements of up to ``jitter`` steps along each axis.
 
-    The displacement breaks the periodicity that leaves a lattice in the picture.
+    The displacements break the periodicity, which would leave a lattice artifact in the reconstructed object.
     """
     return make_grid(count, step, 0.0, rng) + rng.uniform(-jitter, jitter, (count, 2)) * step
 
 
 def make_spiral(count: int, step: float, jitter: float, rng: np.random.Generator) -> Positions:
-    """A Fermat spiral (Huang et al., Opt. Express 22, 12634 (2014)) with one position for each ``step``² of area."""
+    """Make a Fermat spiral (Huang et al., Opt. Express 22, 12634 (2014)) with one position per ``step``² of area."""
     number = np.arange(count)
     angle = number * np.pi * (3 - np.sqrt(5))
     radius = step / np.sqrt(np.pi) * np.sqrt(number)
@@ -36,7 +36,7 @@ def make_spiral(count: int, step: float, jitter: float, rng: np.random.Generator
 
 
 def draw_scattered(count: int, step: float, jitter: float, rng: np.random.Generator) -> Positions:
-    """Anywhere in a square, independently, with one position for each ``step``² of area on average."""
+    """Draw independent uniform positions in a square, on average one per ``step``² of area."""
     del jitter
     return rng.uniform(-0.5, 0.5, (count, 2)) * step * np.sqrt(count)
 
@@ -47,4 +47,4 @@ TRAJECTORIES: dict[str, Callable[[int, float, float, np.random.Generator], Posit
     "grid": make_grid,
     "scattered": draw_scattered,
 }
-"""Each makes (count, 2) positions (y, x) about the origin, ``step`` pixels apart."""
+"""Functions that make (count, 2) positions (y, x) around the origin, about ``step`` pixels apart."""

@@ -98,7 +98,7 @@ def test_it_goes_on_with_the_same_bytes(general: Path, file: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("--probe_family", "lens"), "lens is no family"),
+        (("--probe_family", "lens"), "families has lens; expected names of"),
         (("--size", "36"), "multiple of 8"),
         (("--probe_variation", "1"), "--probe"),
         (("--min_photons", "100", "--max_photons", "10"), "photons"),

@@ -1,4 +1,4 @@
-"""The simulate command, as people run it."""
+"""Command simulate: seeds, layouts, presets and errors."""
 
 import subprocess
 import sys
@@ -9,6 +9,8 @@ import pytest
 
 from ptycho_torch.io.npz import load_scan
 from ptycho_torch.simulate import main
+from ptycho_torch.simulation.objects import OBJECTS
+from ptycho_torch.simulation.probes import PROBES
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -17,7 +19,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_bytes(tmp_path: Path) -> None:
     for name in ("a.npz", "b.npz"):
         done = run(str(tmp_path / name), "--preset", "tiny", "--photons", "1e5", "--seed", "4")
         assert done.returncode == 0, done.stderr
@@ -35,7 +37,7 @@ def test_both_layouts_hold_the_same_scan(tmp_path: Path) -> None:
     assert np.array_equal(canonical.positions, legacy.positions)
 
 
-def test_what_is_typed_wins_over_the_preset(tmp_path: Path) -> None:
+def test_flags_override_the_preset(tmp_path: Path) -> None:
     words = "--preset tiny --size 24 --positions 10 --modes 2 --trajectory spiral --object star --probe gaussian"
     assert main([str(tmp_path / "s.npz"), *words.split(), "--overlap", "0.7", "--quiet"]) == 0
     scan = load_scan(tmp_path / "s.npz")
@@ -45,7 +47,7 @@ def test_what_is_typed_wins_over_the_preset(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "probe"), [("photographs", "speckle"), ("dead_leaves", "zone_plate")])
-def test_drawn_objects_and_probes_make_scans(tmp_path: Path, kind: str, probe: str) -> None:
+def test_random_objects_and_probes_give_valid_scans(tmp_path: Path, kind: str, probe: str) -> None:
     words = ["--preset=tiny", f"--object={kind}", f"--probe={probe}", "--trajectory=scattered", "--quiet"]
     assert main([str(tmp_path / "s.npz"), *words]) == 0
     scan = load_scan(tmp_path / "s.npz")
@@ -55,7 +57,7 @@ def test_drawn_objects_and_probes_make_scans(tmp_path: Path, kind: str, probe: s
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--object", "unicorn"], "unicorn"),
         (["--probe", "unicorn"], "unicorn"),
@@ -67,26 +69,23 @@ def test_drawn_objects_and_probes_make_scans(tmp_path: Path, kind: str, probe: s
         (["--nonsense"], "nonsense"),
     ],
 )
-def test_bad_settings_are_one_line_and_no_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+def test_bad_settings_give_one_line_and_no_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     assert main([str(tmp_path / "s.npz"), *(["--preset", "tiny"] if "--preset" not in words else []), *words]) == 2
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_folder_gives_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "no" / "s.npz"), "--preset", "tiny"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_help_names_every_object_and_probe(capsys: pytest.CaptureFixture[str]) -> None:
-    from ptycho_torch.simulation.objects import OBJECTS
-    from ptycho_torch.simulation.probes import PROBES
-
+def test_help_lists_every_object_and_probe(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    told = capsys.readouterr().out
-    assert all(name in told for name in [*OBJECTS, *PROBES])
+    text = capsys.readouterr().out
+    assert all(name in text for name in [*OBJECTS, *PROBES])

@@ -13,16 +13,14 @@ from ptycho_torch.data.coordinates import compute_structure_box, estimate_coordi
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.npz import load_scan, save_scan
 from ptycho_torch.io.profile import profile_scan_file
-from ptycho_torch.simulation.scan import make_simulation_settings, simulate_from_settings
+from ptycho_torch.simulation.scan import simulate_scan
 
 Call = Callable[..., Any]
 
 
 @pytest.fixture(scope="module", params=["raster", "spiral"])
 def simulated(request: pytest.FixtureRequest) -> Scan:
-    return simulate_from_settings(
-        make_simulation_settings("run1084", positions=150, overlap=0.8, trajectory=request.param), 0
-    )
+    return simulate_scan("run1084", positions=150, overlap=0.8, trajectory=request.param)
 
 
 def scaled(source: Path, target: Path, factor: float) -> Path:

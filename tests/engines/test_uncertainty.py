@@ -17,7 +17,7 @@ from ptycho_torch.engines.uncertainty import NOISE_VARIANCE_RATIO, add_uncertain
 from ptycho_torch.evaluation.alignment import compute_covered_region
 from ptycho_torch.evaluation.metrics import compare_with_truth
 from ptycho_torch.evaluation.uncertainty_calibration import compute_calibration
-from ptycho_torch.simulation.scan import make_simulation_settings, simulate_from_settings
+from ptycho_torch.simulation.scan import simulate_scan
 
 Image = NDArray[np.complexfloating]
 
@@ -48,7 +48,7 @@ def known(scan: Scan, change: Callable[[Image], Image]) -> Reconstruction:
 
 @pytest.fixture(scope="module")
 def noiseless() -> Scan:
-    return simulate_from_settings(make_simulation_settings("tiny", photons=0), seed=3)
+    return simulate_scan("tiny", photons=0, seed=3)
 
 
 def test_the_truth_is_doubted_by_counting_noise_alone(noiseless: Scan) -> None:
@@ -104,7 +104,7 @@ def test_nothing_is_known_where_no_light_fell(noiseless: Scan) -> None:
 @pytest.mark.parametrize("wrong", ["blurred", "drifting"])
 def test_its_shares_are_near_those_of_complex_gaussian_errors(photons: float, wrong: str) -> None:
     """Of pictures that are wrong in what patches miss alone, and in what all of them miss alike."""
-    scan = simulate_from_settings(make_simulation_settings("tiny", photons=photons), seed=4)
+    scan = simulate_scan("tiny", photons=photons, seed=4)
 
     def spoilt(truth: Image) -> Image:
         if wrong == "blurred":

@@ -1,9 +1,10 @@
-"""Families of probes: light inside the window and inside the detector, for every N, and as varied as measured ones."""
+"""Probe families: power inside window and detector for every N, and the range of measured probes."""
 
 import numpy as np
 import pytest
 
 from ptycho_torch.core.errors import ConfigError
+from ptycho_torch.simulation.dataset import normalize_probe
 from ptycho_torch.simulation.probe_families import (
     PROBE_FAMILIES,
     draw_modes,
@@ -48,7 +49,7 @@ def rms(power: np.ndarray) -> float:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", PROBE_FAMILIES)
-def test_light_stays_inside_the_window_and_inside_the_detector(name: str, size: int) -> None:
+def test_power_lies_inside_window_and_detector(name: str, size: int) -> None:
     for number in range(40 if size < 100 else 12):
         modes = draw_probe(size, (name,), np.random.default_rng([number, 2]))
         assert modes.shape[1:] == (size, size)
@@ -60,14 +61,14 @@ def test_light_stays_inside_the_window_and_inside_the_detector(name: str, size: 
 
 
 @pytest.mark.parametrize("name", PROBE_FAMILIES)
-def test_a_family_is_a_function_of_its_generator_with_many_members(name: str) -> None:
+def test_family_depends_on_the_generator_only(name: str) -> None:
     first, same, other = (PROBE_FAMILIES[name](64, np.random.default_rng(seed)) for seed in (3, 3, 4))
     assert np.array_equal(first, same)
     overlap = abs(np.vdot(first, other)) ** 2
     assert overlap < 0.9
 
 
-def test_the_families_bracket_measured_probes() -> None:
+def test_families_cover_measured_probes() -> None:
     """LCLS run 1084: rms radius 0.24 N and rms frequency 0.27 a pixel; Siemens star of the APS: 0.17 and 0.15."""
     drawn = [draw_probe(64, tuple(PROBE_FAMILIES), np.random.default_rng([number, 5])) for number in range(400)]
     radii = np.array([rms(power_of(modes)) for modes in drawn])
@@ -81,7 +82,7 @@ def test_the_families_bracket_measured_probes() -> None:
 
 
 @pytest.mark.parametrize("modes", [1, 2, 3])
-def test_random_modes_are_orthogonal_with_falling_power(modes: int) -> None:
+def test_random_modes_are_orthogonal_with_decreasing_power(modes: int) -> None:
     probe = PROBES["structured"](64)
     found = draw_modes(probe / np.linalg.norm(probe), modes, np.random.default_rng(1)).reshape(modes, -1)
     gram = found.conj() @ found.T
@@ -92,7 +93,7 @@ def test_random_modes_are_orthogonal_with_falling_power(modes: int) -> None:
 
 
 @pytest.mark.parametrize("modes", [1, 3])
-def test_a_variation_of_nothing_changes_nothing_and_a_small_one_little(modes: int) -> None:
+def test_perturbation_scales_with_its_amount(modes: int) -> None:
     probe = draw_modes(confine_wave(PROBES["zone_plate"](64)), modes, np.random.default_rng(0))
     same = perturb_probe(probe, 0.0, np.random.default_rng(0))
     assert np.abs(same - probe).max() < 1e-10
@@ -109,14 +110,14 @@ def test_a_variation_of_nothing_changes_nothing_and_a_small_one_little(modes: in
 
 
 @pytest.mark.parametrize("shift", [0.0, 3.0, -2.25])
-def test_resampling_moves_and_stretches_a_beam(shift: float) -> None:
+def test_resampling_shifts_and_scales_a_beam(shift: float) -> None:
     y, x = make_pixel_grid(64)
     down, across = make_resampling_matrix(64, 0.9, shift), make_resampling_matrix(64, 0.9, 0.0)
     beam_of = lambda y, x: np.exp(-(y**2 + 2 * x**2) / 200) * compute_phasor(0.01 * y**2)  # noqa: E731
     assert np.abs(down @ beam_of(y, x) @ across.T - beam_of(0.9 * (y - shift), 0.9 * x))[8:-8, 8:-8].max() < 2e-2
 
 
-def test_a_beam_has_the_radius_and_curvature_asked_for() -> None:
+def test_beam_has_the_requested_radius_and_curvature() -> None:
     for charge in (0, 1, -3):
         wave = confine_wave(make_beam(128, 14.0, 0.1, charge))
         assert rms(power_of(wave[None])) * 128 == pytest.approx(14.0, rel=0.02)
@@ -124,7 +125,7 @@ def test_a_beam_has_the_radius_and_curvature_asked_for() -> None:
     assert curved**2 - flat**2 == pytest.approx(0.1**2, rel=0.05)
 
 
-def test_free_space_keeps_energy_and_goes_both_ways() -> None:
+def test_propagation_conserves_energy_and_is_reversible() -> None:
     wave = confine_wave(make_beam(64, 4.0, 0.0, 0))
     away = propagate(wave, 60.0)
     assert np.square(np.abs(away)).sum() == pytest.approx(1)
@@ -135,9 +136,7 @@ def test_free_space_keeps_energy_and_goes_both_ways() -> None:
     assert np.hypot(ky, kx).max() == pytest.approx(np.sqrt(0.5))
 
 
-def test_a_probe_that_does_not_fit_is_refused() -> None:
-    from ptycho_torch.simulation.dataset import normalize_probe
-
+def test_unsuitable_probe_raises() -> None:
     for probe in (np.ones((32, 32)), np.ones((2, 2, 64, 64)), np.zeros((64, 64)), np.full((64, 64), np.nan)):
-        with pytest.raises(ConfigError, match="a probe"):
+        with pytest.raises(ConfigError, match="`probe`"):
             normalize_probe(probe, 64)

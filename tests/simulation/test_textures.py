@@ -19,7 +19,7 @@ def draws(name: str, shape: tuple[int, int], count: int) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("name", RANDOM_OBJECTS)
-def test_drawn_objects_range_from_faint_to_dark_and_over_the_whole_phase(name: str) -> None:
+def test_random_objects_cover_the_range_of_amplitude_and_phase(name: str) -> None:
     objects = draws(name, (72, 97), 60)
     for obj in objects:
         assert obj.shape == (72, 97)
@@ -36,7 +36,7 @@ def test_drawn_objects_range_from_faint_to_dark_and_over_the_whole_phase(name: s
 
 
 @pytest.mark.parametrize("name", RANDOM_OBJECTS)
-def test_drawn_objects_are_not_finer_than_the_grid(name: str) -> None:
+def test_random_objects_are_resolved_by_the_grid(name: str) -> None:
     """Little power lies in the highest frequencies: an object that flickers from pixel to pixel would be aliased."""
     ky, kx = np.meshgrid(np.fft.fftfreq(96), np.fft.fftfreq(96), indexing="ij")
     fine = np.hypot(ky, kx) > 0.45
@@ -49,7 +49,7 @@ def test_drawn_objects_are_not_finer_than_the_grid(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TEXTURES)
-def test_pictures_lie_from_0_to_1_and_differ_from_draw_to_draw(name: str) -> None:
+def test_images_lie_between_0_and_1_and_differ_between_draws(name: str) -> None:
     first, again, other = (TEXTURES[name]((64, 65), np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert first.shape == (2, 64, 65)
     assert first.dtype == np.float32
@@ -58,25 +58,25 @@ def test_pictures_lie_from_0_to_1_and_differ_from_draw_to_draw(name: str) -> Non
     assert not np.array_equal(first, other)
 
 
-def test_the_phase_of_lines_is_the_picture_of_the_amplitude() -> None:
+def test_lines_have_equal_amplitude_and_phase_images() -> None:
     amplitude, phase = TEXTURES["lines"]((80, 90), np.random.default_rng(0))
     assert np.array_equal(amplitude, phase)
 
 
-def test_a_painted_polygon_has_its_area_and_hides_what_is_below() -> None:
+def test_painted_polygon_has_its_area_and_hides_earlier_polygons() -> None:
     square = np.array([[10, 10], [10, 30], [30, 30], [30, 10]], dtype=float)
     small = np.array([[15, 12], [15, 22], [20, 22], [20, 12]], dtype=float)
-    picture = paint_polygons(np.stack([square, small]), np.array([4, 4]), np.array([[0.0, 1.0, 0.0]]), (40, 50))[0]
-    assert picture.sum() == pytest.approx(20 * 20 - 5 * 10, rel=0.06)
-    assert picture[12, 25] == 1
-    assert picture[17, 17] == 0  # rows go down: the small one lies near the first rows and columns
-    assert picture[17, 25] == 1
+    image = paint_polygons(np.stack([square, small]), np.array([4, 4]), np.array([[0.0, 1.0, 0.0]]), (40, 50))[0]
+    assert image.sum() == pytest.approx(20 * 20 - 5 * 10, rel=0.06)
+    assert image[12, 25] == 1
+    assert image[17, 17] == 0  # the small polygon lies near the first rows and columns
+    assert image[17, 25] == 1
     hidden = paint_polygons(np.stack([small, square]), np.array([4, 4]), np.array([[0.0, 0.0, 1.0]]), (40, 50))[0]
     assert hidden[17, 17] == 1
 
 
 @pytest.mark.parametrize("power", [0.5, 1.5, 2.5])
-def test_clouds_fall_by_their_power(power: float) -> None:
+def test_power_law_noise_has_its_exponent(power: float) -> None:
     field = draw_power_law_noise((256, 256), np.random.default_rng(0), power)
     spectrum = np.abs(np.fft.fft2(field))
     k = np.hypot(*np.meshgrid(np.fft.fftfreq(256), np.fft.fftfreq(256), indexing="ij"))
@@ -92,7 +92,7 @@ def test_radii_follow_their_power_law() -> None:
     assert np.mean(radii < 4) == pytest.approx(share, abs=0.005)
 
 
-def test_photographs_come_with_the_package_and_have_contrast() -> None:
+def test_photographs_are_available_and_have_contrast() -> None:
     pool = load_photographs()
     for pyramid in pool.pyramids:
         assert min(pyramid[0].shape) >= 300
