@@ -1,29 +1,45 @@
-"""``python -m ptycho_torch COMMAND``, the same as ``ptycho-torch COMMAND``."""
+"""The program ``ptycho-torch COMMAND``, also started as ``python -m ptycho_torch COMMAND``."""
 
 import sys
 from collections.abc import Sequence
 
 from ptycho_torch import __version__
 from ptycho_torch.cli.commands import COMMANDS
+from ptycho_torch.cli.completion import SHELLS, format_completion
 from ptycho_torch.cli.launcher import make_main
+from ptycho_torch.cli.runner import EXIT_BAD_INPUT
+from ptycho_torch.core.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that ``argv`` names with the rest of ``argv``; return its exit code."""
+    """Run the command that the first argument names with the other arguments, and return its exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if argv and argv[0] in COMMANDS:
-        return make_main(argv[0])(argv[1:])
-    listing = "\n".join(f"  {name:<11} {command.summary}" for name, command in COMMANDS.items())
-    usage = f"usage: ptycho-torch COMMAND [options]   (ptycho-torch COMMAND --help)\n\ncommands:\n{listing}"
-    if argv and argv[0] == "--version":
+    name = argv[0] if argv else ""
+    if name in COMMANDS:
+        return make_main(name)(argv[1:])
+    if name == "--version":
         print(__version__)
         return 0
-    if argv and argv[0] in ("-h", "--help"):
-        print(usage)
+    if name in ("-h", "--help"):
+        print(_format_usage())
         return 0
-    found = f"unknown command {argv[0]}" if argv else "no command given"
-    print(f"ptycho-torch: {found}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
-    return 2
+    try:
+        if name != "completion":
+            description = f"unknown command {name}" if argv else "no command given"
+            raise ConfigError(f"{description}; expected one of {', '.join(COMMANDS)}")
+        print(format_completion(" ".join(argv[1:])))
+    except ConfigError as error:
+        print(f"ptycho-torch: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return 0
+
+
+def _format_usage() -> str:
+    """Return the usage line and the list of commands."""
+    summaries = {name: command.summary for name, command in COMMANDS.items()}
+    summaries["completion"] = f"print the completion script of a shell ({', '.join(SHELLS)})"
+    listing = "\n".join(f"  {name:<12} {summary}" for name, summary in summaries.items())
+    return f"usage: ptycho-torch COMMAND [options]   (ptycho-torch COMMAND --help)\n\ncommands:\n{listing}"
 
 
 if __name__ == "__main__":

@@ -191,10 +191,10 @@ def _make_converter(kind: type, value_aliases: dict[str, str]) -> Callable[[str]
     """Return the conversion of one value from text; argparse names it in errors, as "invalid int value"."""
     if value_aliases:
         return lambda text: value_aliases.get(text, text)
-    return _parse_path if kind is Path else kind
+    return parse_path if kind is Path else kind
 
 
-def _parse_path(text: str) -> Path:
+def parse_path(text: str) -> Path:
     """Return ``text`` as a path; reject an empty one, which ``Path`` would turn into the working folder."""
     if not text:
         raise argparse.ArgumentTypeError("an empty path")
