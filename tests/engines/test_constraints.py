@@ -1,4 +1,4 @@
-"""What is known of the object beforehand holds for every engine: a support, and a largest amplitude."""
+"""Every engine enforces a support and a largest amplitude of the object."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,22 +26,22 @@ NAMES = sorted(ITERATIVE_ENGINES)
 
 @pytest.fixture(scope="module")
 def island(scan_factory: Callable[..., Scan]) -> tuple[Scan, NDArray[np.bool_]]:
-    """A scan of an object within an oblong, off the middle, with vacuum about it; few photons."""
+    """A scan with few photons of a rectangular object, off center and surrounded by vacuum, and the support."""
     scan = scan_factory(n=36, size=24, seed=8)
     assert scan.truth is not None
     inside = np.zeros(scan.truth.shape, bool)
     inside[19:29, 15:34] = True
     obj = np.where(inside, scan.truth * 0.8, 1)
-    made = simulate_measurement(obj, scan.probe.astype(complex), scan.positions, 3e3, np.random.default_rng(0))
-    return made, inside
+    measured = simulate_measurement(obj, scan.probe.astype(complex), scan.positions, 3e3, np.random.default_rng(0))
+    return measured, inside
 
 
-def write(path: Path, support: NDArray[Any], **further: Any) -> Path:
+def save_support(path: Path, support: NDArray[Any], **further: Any) -> Path:
     np.savez(path, support=support, **further)
     return path
 
 
-def chain_of(scan: Scan, engine: str = "pie", **settings: Any) -> PipelineRun:
+def make_run(scan: Scan, engine: str = "pie", **settings: Any) -> PipelineRun:
     start = make_vacuum_state(
         torch.from_numpy(scan.positions.copy()), scale_probe_to_photons(scan, scan.photons_per_unit or 1.0)
     )
@@ -50,106 +50,115 @@ def chain_of(scan: Scan, engine: str = "pie", **settings: Any) -> PipelineRun:
     )
 
 
-def reconstructed(scan: Scan, **settings: Any) -> Reconstruction:
-    chain = chain_of(scan, **settings)
-    assert chain.run_stage(SilentObserver())
-    return chain.make_reconstruction()
+def reconstruct(scan: Scan, **settings: Any) -> Reconstruction:
+    run = make_run(scan, **settings)
+    assert run.run_stage(SilentObserver())
+    return run.make_reconstruction()
 
 
-def on_canvas(array: NDArray[Any], result: Reconstruction) -> NDArray[Any]:
-    """``array`` at origin (0, 0) where the result has it."""
+def crop_to_canvas(array: NDArray[Any], result: Reconstruction) -> NDArray[Any]:
+    """Return the part of ``array``, whose origin is (0, 0), on the canvas of ``result``."""
     top, left = result.origin_yx
     return array[top : top + result.object.shape[0], left : left + result.object.shape[1]]
 
 
-def error(result: Reconstruction, truth: NDArray[Any]) -> float:
-    true = on_canvas(truth, result)
-    rec = result.object[: true.shape[0], : true.shape[1]]
-    weight = result.coverage[: true.shape[0], : true.shape[1]]
+def compute_error(result: Reconstruction, truth: NDArray[Any]) -> float:
+    expected = crop_to_canvas(truth, result)
+    rec = result.object[: expected.shape[0], : expected.shape[1]]
+    weight = result.coverage[: expected.shape[0], : expected.shape[1]]
     weight = weight > 0.1 * weight.max()
-    rec, true = rec[weight], true[weight]
-    return float(np.linalg.norm(rec * (np.vdot(rec, true) / np.vdot(rec, rec)) - true))
+    rec, expected = rec[weight], expected[weight]
+    return float(np.linalg.norm(rec * (np.vdot(rec, expected) / np.vdot(rec, rec)) - expected))
 
 
-@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("update_probe", [False, True])
 @pytest.mark.parametrize("engine", NAMES)
-def test_outside_a_support_is_one_vacuum(
-    engine: str, learned: bool, island: tuple[Scan, NDArray[np.bool_]], tmp_path: Path
+def test_the_object_outside_a_support_is_one_value(
+    engine: str, update_probe: bool, island: tuple[Scan, NDArray[np.bool_]], tmp_path: Path
 ) -> None:
     scan, inside = island
     assert scan.truth is not None
-    file = write(tmp_path / "support.npz", inside)
-    result = reconstructed(scan, engine=engine, support=file, update_probe=learned)
-    mask = on_canvas(inside, result)
+    file = save_support(tmp_path / "support.npz", inside)
+    result = reconstruct(scan, engine=engine, support=file, update_probe=update_probe)
+    mask = crop_to_canvas(inside, result)
     rec = result.object[: mask.shape[0], : mask.shape[1]]
     assert np.abs(rec[~mask] - rec[~mask].mean()).max() < 1e-5
     assert rec[mask].std() > 0.05
-    if not learned:
-        assert error(result, scan.truth) < 0.8 * error(reconstructed(scan, engine=engine), scan.truth)
-        assert abs(rec[~mask].mean()) > np.abs(rec[mask]).mean()  # the vacuum's level is found, not given
+    if not update_probe:
+        assert compute_error(result, scan.truth) < 0.8 * compute_error(reconstruct(scan, engine=engine), scan.truth)
+        assert abs(rec[~mask].mean()) > np.abs(rec[mask]).mean()  # the value of the vacuum is fitted
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lbfgs"])
-def test_every_optimiser_is_held(optimizer: str, island: tuple[Scan, NDArray[np.bool_]], tmp_path: Path) -> None:
+def test_every_optimizer_respects_a_support(
+    optimizer: str, island: tuple[Scan, NDArray[np.bool_]], tmp_path: Path
+) -> None:
     scan, inside = island
-    file = write(tmp_path / "support.npz", inside)
-    result = reconstructed(scan, engine="gradient", optimizer=optimizer, support=file, epochs=20)
+    file = save_support(tmp_path / "support.npz", inside)
+    result = reconstruct(scan, engine="gradient", optimizer=optimizer, support=file, epochs=20)
     assert result.history["r"][-1] < result.history["r"][0] * 0.7
-    mask = on_canvas(inside, result)
+    mask = crop_to_canvas(inside, result)
     assert np.ptp(result.object[: mask.shape[0], : mask.shape[1]][~mask].real) < 1e-5
 
 
 @pytest.mark.parametrize(
     ("engine", "momentum"), [("pie", "velocity"), ("lsqml", "velocity"), ("gradient", "object.exp_avg")]
 )
-def test_a_momentum_does_not_leave_the_support(
+def test_momentum_is_constrained_to_the_support(
     engine: str, momentum: str, island: tuple[Scan, NDArray[np.bool_]], tmp_path: Path
 ) -> None:
     scan, inside = island
-    chain = chain_of(scan, engine=engine, support=write(tmp_path / "s.npz", inside), epochs=3)
-    chain.prepare_stage()
-    assert chain.runner is not None
-    chain.runner.run(SilentObserver())
-    mask = on_canvas(inside, chain.make_reconstruction())
-    found = chain.runner.engine.state_dict()[momentum].numpy()[: mask.shape[0], : mask.shape[1]]
-    assert np.abs(found[~mask] - found[~mask].mean()).max() < 1e-5 * np.abs(found).max()
-    assert found[mask].std() > 1e-3 * np.abs(found).max()
+    run = make_run(scan, engine=engine, support=save_support(tmp_path / "s.npz", inside), epochs=3)
+    run.prepare_stage()
+    assert run.runner is not None
+    run.runner.run(SilentObserver())
+    mask = crop_to_canvas(inside, run.make_reconstruction())
+    values = run.runner.engine.state_dict()[momentum].numpy()[: mask.shape[0], : mask.shape[1]]
+    assert np.abs(values[~mask] - values[~mask].mean()).max() < 1e-5 * np.abs(values).max()
+    assert values[mask].std() > 1e-3 * np.abs(values).max()
 
 
 @pytest.mark.parametrize("engine", ["dm", "raar"])
-def test_the_waves_take_part(engine: str, island: tuple[Scan, NDArray[np.bool_]], tmp_path: Path) -> None:
+def test_stored_waves_follow_the_constraint(
+    engine: str, island: tuple[Scan, NDArray[np.bool_]], tmp_path: Path
+) -> None:
     scan, inside = island
-    chain = chain_of(scan, engine=engine, support=write(tmp_path / "s.npz", inside), epochs=4)
-    chain.prepare_stage()
-    assert chain.runner is not None
-    chain.runner.run(SilentObserver())
-    projections = chain.runner.engine
+    run = make_run(scan, engine=engine, support=save_support(tmp_path / "s.npz", inside), epochs=4)
+    run.prepare_stage()
+    assert run.runner is not None
+    run.runner.run(SilentObserver())
+    projections = run.runner.engine
     assert isinstance(projections, ProjectionEngine)
-    before = chain.make_reconstruction()
+    before = run.make_reconstruction()
     with torch.no_grad():
         projections.solve_object()
-    lit = before.coverage > 0.01 * before.coverage.max()
+    illuminated = before.coverage > 0.01 * before.coverage.max()
     assert (
-        np.abs(chain.make_reconstruction().object - before.object)[lit].max()
-        < 0.05 * np.abs(before.object - 1)[lit].max()
+        np.abs(run.make_reconstruction().object - before.object)[illuminated].max()
+        < 0.05 * np.abs(before.object - 1)[illuminated].max()
     )
 
 
 @pytest.mark.parametrize("engine", NAMES)
-def test_no_amplitude_is_beyond_the_largest(engine: str, scan: Scan) -> None:
-    free = reconstructed(scan, engine=engine)
+def test_no_amplitude_exceeds_the_maximum(engine: str, scan: Scan) -> None:
+    free = reconstruct(scan, engine=engine)
     bound = float(np.median(np.abs(free.object)))
-    held = reconstructed(scan, engine=engine, max_amplitude=bound)
-    assert np.abs(held.object).max() <= bound * (1 + 1e-6)
-    assert np.angle(held.object).std() > 0.05
+    limited = reconstruct(scan, engine=engine, max_amplitude=bound)
+    assert np.abs(limited.object).max() <= bound * (1 + 1e-6)
+    assert np.angle(limited.object).std() > 0.05
 
 
 @pytest.mark.parametrize("engine", ["pie", "rpie", "dm", "gradient"])
-def test_a_run_under_a_support_goes_on_exactly(
+def test_a_resumed_run_with_a_support_equals_an_uninterrupted_run(
     engine: str, island: tuple[Scan, NDArray[np.bool_]], tmp_path: Path
 ) -> None:
     scan, inside = island
-    settings = {"engine": engine, "support": write(tmp_path / "s.npz", inside), "epochs": 5, "update_probe": True}
+    settings = {
+        "engine": engine,
+        "support": save_support(tmp_path / "s.npz", inside),
+        "epochs": 5,
+        "update_probe": True,
+    }
 
     class Interrupt(SilentObserver):
         def __init__(self) -> None:
@@ -160,60 +169,60 @@ def test_a_run_under_a_support_goes_on_exactly(
             if self.epochs == 3:
                 raise KeyboardInterrupt
 
-    whole, begun, resumed = (chain_of(scan, **settings) for _ in range(3))
-    whole.run_stage(SilentObserver())
-    assert not begun.run_stage(Interrupt())
-    begun.save(tmp_path / "state.safetensors", {})
+    uninterrupted, interrupted, resumed = (make_run(scan, **settings) for _ in range(3))
+    uninterrupted.run_stage(SilentObserver())
+    assert not interrupted.run_stage(Interrupt())
+    interrupted.save(tmp_path / "state.safetensors", {})
     resumed.load(tmp_path / "state.safetensors", {})
     resumed.run_stage(SilentObserver())
-    assert resumed.make_reconstruction().object.tobytes() == whole.make_reconstruction().object.tobytes()
+    assert resumed.make_reconstruction().object.tobytes() == uninterrupted.make_reconstruction().object.tobytes()
 
 
 @pytest.fixture
-def estimate() -> ReconstructionState:
-    """A canvas of 12 × 14 pixels with its [0, 0] pixel at (-5, -4)."""
+def state() -> ReconstructionState:
+    """A state with a canvas of 14 × 16 pixels whose [0, 0] pixel is at negative object coordinates."""
     generator = torch.Generator().manual_seed(0)
     positions = torch.tensor([[0.0, 1.0], [3.0, 6.0]], dtype=torch.float64)
-    found = make_vacuum_state(positions, torch.ones(1, 5, 5, dtype=torch.complex64), 3)
-    found.object = torch.randn(found.canvas.shape, dtype=torch.complex64, generator=generator)
-    return found
+    state = make_vacuum_state(positions, torch.ones(1, 5, 5, dtype=torch.complex64), 3)
+    state.object = torch.randn(state.canvas.shape, dtype=torch.complex64, generator=generator)
+    return state
 
 
-def test_holding_twice_is_holding_once_and_a_momentum_follows(estimate: ReconstructionState) -> None:
-    support = (torch.rand(estimate.canvas.shape, generator=torch.Generator().manual_seed(1)) > 0.5).float()
+def test_a_support_is_idempotent_and_applies_to_momentum(state: ReconstructionState) -> None:
+    support = (torch.rand(state.canvas.shape, generator=torch.Generator().manual_seed(1)) > 0.5).float()
     constraint = Constraint(support, None)
-    before = estimate.object
-    change = constraint.apply(estimate)
-    once = estimate.object
+    before = state.object
+    change = constraint.apply(state)
+    once = state.object
     torch.testing.assert_close(change(before), once)
-    constraint.apply(estimate)
-    torch.testing.assert_close(estimate.object, once)
+    constraint.apply(state)
+    torch.testing.assert_close(state.object, once)
     torch.testing.assert_close(once[support > 0], before[support > 0])
 
 
-def test_a_clipped_pixel_has_no_momentum(estimate: ReconstructionState) -> None:
-    before = estimate.object
+def test_a_clipped_pixel_loses_its_momentum(state: ReconstructionState) -> None:
+    before = state.object
     momentum = torch.ones_like(before)
-    kept = Constraint(None, 1.0).apply(estimate)(momentum)
-    assert torch.equal(kept == 0, before.abs() > 1)
-    torch.testing.assert_close(estimate.object.angle(), before.angle())
+    constrained = Constraint(None, 1.0).apply(state)(momentum)
+    assert torch.equal(constrained == 0, before.abs() > 1)
+    torch.testing.assert_close(state.object.angle(), before.angle())
 
 
-def test_a_support_lies_where_its_origin_says(estimate: ReconstructionState, tmp_path: Path) -> None:
-    top, left = estimate.canvas.origin
-    file = write(tmp_path / "s.npz", np.full((2, 3), 0.5), origin_yx=np.array([top + 4, left + 1]))
-    found = read_support(file, estimate)
-    assert found.shape == estimate.canvas.shape
-    assert torch.equal(found.nonzero().amin(0), torch.tensor([4, 1]))
-    assert float(found.sum()) == 3.0
-    beyond = write(tmp_path / "b.npz", np.ones((100, 100), bool), origin_yx=np.array([top - 7, left - 50]))
-    assert read_support(beyond, estimate).min() == 1
+def test_a_support_is_placed_at_its_origin(state: ReconstructionState, tmp_path: Path) -> None:
+    top, left = state.canvas.origin
+    file = save_support(tmp_path / "s.npz", np.full((2, 3), 0.5), origin_yx=np.array([top + 4, left + 1]))
+    support = read_support(file, state)
+    assert support.shape == state.canvas.shape
+    assert torch.equal(support.nonzero().amin(0), torch.tensor([4, 1]))
+    assert float(support.sum()) == 3.0
+    covering = save_support(tmp_path / "b.npz", np.ones((100, 100), bool), origin_yx=np.array([top - 7, left - 50]))
+    assert read_support(covering, state).min() == 1
 
 
 @pytest.mark.parametrize(
-    ("arrays", "said"),
+    ("arrays", "message"),
     [
-        ({"mask": np.ones((4, 4))}, "found none"),
+        ({"mask": np.ones((4, 4))}, "found no support"),
         ({"support": np.ones((4, 4, 1))}, "two axes"),
         ({"support": np.full((4, 4), 2.0)}, "0 to 1"),
         ({"support": np.full((4, 4), np.nan)}, "0 to 1"),
@@ -222,9 +231,9 @@ def test_a_support_lies_where_its_origin_says(estimate: ReconstructionState, tmp
         ({"support": np.ones((4, 4)), "origin_yx": np.array([0.5, 0])}, "whole numbers"),
     ],
 )
-def test_what_is_no_support_is_refused(
-    arrays: dict[str, Any], said: str, estimate: ReconstructionState, tmp_path: Path
+def test_an_invalid_support_raises(
+    arrays: dict[str, Any], message: str, state: ReconstructionState, tmp_path: Path
 ) -> None:
     np.savez(tmp_path / "s.npz", **arrays)
-    with pytest.raises(DataError, match=said):
-        read_support(tmp_path / "s.npz", estimate)
+    with pytest.raises(DataError, match=message):
+        read_support(tmp_path / "s.npz", state)

@@ -1,6 +1,6 @@
-"""The gradient engine: slopes against finite differences, every optimiser, and what it learns beside the object.
+"""The gradient engine: gradients against finite differences, all optimizers, and nuisance parameters.
 
-What all engines have in common is tested in ``test_iterative.py``.
+``test_runner.py`` has the tests that all engines share.
 """
 
 from collections.abc import Callable
@@ -25,12 +25,12 @@ from ptycho_torch.physics.noise import NOISE_MODELS, make_noise_model
 from ptycho_torch.physics.patches import Canvas
 
 CPU = torch.device("cpu")
-LEARNED = ("object", "probe", "background", "positions")
-EVERYTHING = {"update_probe": True, "update_background": True, "update_positions": True, "position_start": 0}
+UNKNOWNS = ("object", "probe", "background", "positions")
+UPDATE_ALL = {"update_probe": True, "update_background": True, "update_positions": True, "position_start": 0}
 
 
-def power_corrected(scan: Scan) -> Tensor:
-    """The probe with which the true object gives the scan's photons."""
+def make_probe_of_true_power(scan: Scan) -> Tensor:
+    """Return the probe with the power with which the true object predicts the photons of the scan."""
     assert scan.truth is not None
     obj, probe = (torch.from_numpy(array).to(torch.complex128) for array in (scan.truth, scan.probe))
     expected = from_object(obj, probe, torch.from_numpy(scan.positions)).intensity.sum()
@@ -38,89 +38,91 @@ def power_corrected(scan: Scan) -> Tensor:
     return torch.from_numpy(scan.probe) * float(np.sqrt(counts / float(expected)))
 
 
-def problem_of(scan: Scan, loss: str = "amplitude") -> tuple[Measurement, ReconstructionState]:
-    estimate = make_vacuum_state(torch.from_numpy(scan.positions.copy()), power_corrected(scan), margin=4)
-    return make_measurement(scan, 1.0, make_noise_model(loss), CPU), estimate
+def make_problem(scan: Scan, loss: str = "amplitude") -> tuple[Measurement, ReconstructionState]:
+    state = make_vacuum_state(torch.from_numpy(scan.positions.copy()), make_probe_of_true_power(scan), margin=4)
+    return make_measurement(scan, 1.0, make_noise_model(loss), CPU), state
 
 
-def true_object(scan: Scan, estimate: ReconstructionState) -> Tensor:
-    """On the canvas of the estimate, ones where that reaches further."""
-    return torch.from_numpy(placed(scan.truth, estimate.canvas))
+def true_object(scan: Scan, state: ReconstructionState) -> Tensor:
+    """Return the true object on the canvas of the state; ones beyond it."""
+    return torch.from_numpy(paste_truth(scan.truth, state.canvas))
 
 
-def placed(truth: NDArray[np.complex64] | None, frame: Canvas) -> NDArray[np.complex64]:
+def paste_truth(truth: NDArray[np.complex64] | None, canvas: Canvas) -> NDArray[np.complex64]:
     assert truth is not None
-    (top, left), (rows, columns) = frame
+    (top, left), (rows, columns) = canvas
     wide = np.pad(truth, 8, constant_values=1)
     return wide[top + 8 : top + 8 + rows, left + 8 : left + 8 + columns].copy()
 
 
-def nrmse(scan: Scan, estimate: ReconstructionState) -> float:
-    """Over the well-lit middle, after the best complex factor."""
-    found, truth = (x[12:-12, 12:-12] for x in (estimate.object, true_object(scan, estimate)))
-    factor = (found.conj() * truth).sum() / found.abs().square().sum()
-    return float((factor * found - truth).norm() / truth.norm())
+def nrmse(scan: Scan, state: ReconstructionState) -> float:
+    """Return the NRMSE of the object in the center of the canvas, after the best complex factor."""
+    obj, truth = (x[12:-12, 12:-12] for x in (state.object, true_object(scan, state)))
+    factor = (obj.conj() * truth).sum() / obj.abs().square().sum()
+    return float((factor * obj - truth).norm() / truth.norm())
 
 
 def run(engine: GradientEngine, epochs: int, batch_size: int = 8) -> EngineRunner:
     engine.options = replace(engine.options, epochs=epochs, batch_size=batch_size)
-    going = EngineRunner(engine, seed=0)
-    assert going.run(SilentObserver())
-    return going
+    runner = EngineRunner(engine, seed=0)
+    assert runner.run(SilentObserver())
+    return runner
 
 
 @pytest.fixture(scope="module")
-def rough(scan_factory: Callable[..., Scan]) -> tuple[Measurement, ReconstructionState]:
-    """A problem in float64, away from its solution, with odd windows, two modes, a mask and a background."""
+def rough_problem(scan_factory: Callable[..., Scan]) -> tuple[Measurement, ReconstructionState]:
+    """A problem in float64 away from its solution, with patches of odd size, two modes, a mask and a background."""
     rng = np.random.default_rng(3)
     scan = scan_factory(n=12, size=15, seed=5, modes=2, photons=1e4)
     scan = replace(scan, mask=rng.uniform(size=scan.amplitudes.shape) > 0.1)
-    measured, estimate = problem_of(scan)
+    measured, state = make_problem(scan)
     measured = replace(measured, counts=measured.counts.double())
-    noise = rng.standard_normal((2, *estimate.canvas.shape)) * 0.1
+    noise = rng.standard_normal((2, *state.canvas.shape)) * 0.1
     start = ReconstructionState(
         torch.from_numpy(1 + noise[0] + 1j * noise[1]),
-        estimate.probe.to(torch.complex128) * 1.1,
-        estimate.positions + torch.from_numpy(rng.uniform(-0.3, 0.3, (12, 2))),
+        state.probe.to(torch.complex128) * 1.1,
+        state.positions + torch.from_numpy(rng.uniform(-0.3, 0.3, (12, 2))),
         torch.from_numpy(rng.uniform(0.5, 2, (15, 15))),
         torch.from_numpy(rng.uniform(0.8, 1.2, 12)),
-        estimate.canvas,
+        state.canvas,
     )
     return measured, start
 
 
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
 @pytest.mark.parametrize("loss", sorted(NOISE_MODELS))
-@pytest.mark.parametrize("name", LEARNED)
-def test_slopes_agree_with_finite_differences(
-    name: str, loss: str, optimizer: str, rough: tuple[Measurement, ReconstructionState]
+@pytest.mark.parametrize("name", UNKNOWNS)
+def test_gradients_agree_with_finite_differences(
+    name: str, loss: str, optimizer: str, rough_problem: tuple[Measurement, ReconstructionState]
 ) -> None:
-    measurement, start = replace(rough[0], noise=make_noise_model(loss)), rough[1]
-    settings = Gradient(optimizer=optimizer, tv=0.3, smoothness=0.2, **EVERYTHING)
+    measurement, start = replace(rough_problem[0], noise=make_noise_model(loss)), rough_problem[1]
+    settings = Gradient(optimizer=optimizer, tv=0.3, smoothness=0.2, **UPDATE_ALL)
     engine = GradientEngine(measurement, start.copy(), replace(settings, batch_size=12))
     indices, leaf = torch.arange(12), engine.leaves[name]
     engine.differentiate(indices)
-    slope = leaf.grad.clone()
+    gradient = leaf.grad.clone()
     rng = np.random.default_rng(4)
     for part in (1.0, 1j) if leaf.is_complex() else (1.0,):
         direction = part * torch.from_numpy(rng.standard_normal(leaf.shape)).to(leaf.dtype)
-        direction = direction / engine.units[name]  # so that all of it moves by as much
-        held, h = leaf.data, 1e-5 * float(engine.state.tensors()[name].abs().mean())
+        direction = direction / engine.units[name]  # equal steps of the unknown itself
+        original, h = leaf.data, 1e-5 * float(engine.state.tensors()[name].abs().mean())
         losses = []
         for sign in (2, 1, -1, -2):
-            leaf.data = held + sign * h * direction
+            leaf.data = original + sign * h * direction
             losses.append(float(engine.compute_loss(indices)[0].detach()))
-        leaf.data = held
+        leaf.data = original
         expected = (-losses[0] + 8 * losses[1] - 8 * losses[2] + losses[3]) / (12 * h)
-        found = float((slope.conj() * direction).real.sum())
-        assert found == pytest.approx(expected, rel=1e-6, abs=1e-7 * float((slope.abs() * direction.abs()).sum()))
+        derivative = float((gradient.conj() * direction).real.sum())
+        assert derivative == pytest.approx(
+            expected, rel=1e-6, abs=1e-7 * float((gradient.abs() * direction.abs()).sum())
+        )
 
 
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
-def test_the_figure_of_a_step_is_the_misfit_before_it(
-    optimizer: str, rough: tuple[Measurement, ReconstructionState]
+def test_a_step_returns_the_misfit_before_it(
+    optimizer: str, rough_problem: tuple[Measurement, ReconstructionState]
 ) -> None:
-    measurement, start = rough
+    measurement, start = rough_problem
     engine = GradientEngine(measurement, start.copy(), Gradient(optimizer=optimizer, batch_size=12))
     chosen = torch.tensor([7, 2, 9])
     origin = start.positions.new_tensor(start.canvas.origin)
@@ -133,36 +135,38 @@ def test_the_figure_of_a_step_is_the_misfit_before_it(
 
 @pytest.mark.parametrize("loss", sorted(NOISE_MODELS))
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
-def test_the_error_falls_and_the_object_is_found(optimizer: str, loss: str, scan_factory: Callable[..., Scan]) -> None:
+def test_the_error_decreases_and_the_object_is_recovered(
+    optimizer: str, loss: str, scan_factory: Callable[..., Scan]
+) -> None:
     scan = scan_factory(n=42, size=23, seed=2, photons=1e6, modes=2)
-    measurement, estimate = problem_of(scan, loss)
-    assert estimate.object.shape[0] != estimate.object.shape[1]
-    first = nrmse(scan, estimate)
-    r = run(GradientEngine(measurement, estimate, Gradient(optimizer=optimizer, batch_size=8)), 40).history.r
+    measurement, state = make_problem(scan, loss)
+    assert state.object.shape[0] != state.object.shape[1]
+    first = nrmse(scan, state)
+    r = run(GradientEngine(measurement, state, Gradient(optimizer=optimizer, batch_size=8)), 40).history.r
     assert r[-1] < r[0] / 20
-    assert nrmse(scan, estimate) < 0.3 * first
+    assert nrmse(scan, state) < 0.3 * first
 
 
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
-def test_a_perfect_noiseless_start_stays_put(optimizer: str, scan_factory: Callable[..., Scan]) -> None:
+def test_a_perfect_noiseless_start_is_a_fixed_point(optimizer: str, scan_factory: Callable[..., Scan]) -> None:
     scan = scan_factory(n=25, seed=3, photons=0)
-    measurement, estimate = problem_of(scan)
-    truth = estimate.object = true_object(scan, estimate)
-    probe, positions = estimate.probe, estimate.positions
+    measurement, state = make_problem(scan)
+    truth = state.object = true_object(scan, state)
+    probe, positions = state.probe, state.positions
     settings = Gradient(optimizer=optimizer, update_probe=True, update_positions=True, position_start=0)
-    run(GradientEngine(measurement, estimate, replace(settings, batch_size=8)), 5)
-    assert (estimate.object - truth)[12:-12, 12:-12].abs().max() < 2e-3
-    assert (estimate.probe - probe).abs().max() < 1e-3 * probe.abs().max()
-    assert (estimate.positions - positions).abs().max() < 1e-3
+    run(GradientEngine(measurement, state, replace(settings, batch_size=8)), 5)
+    assert (state.object - truth)[12:-12, 12:-12].abs().max() < 2e-3
+    assert (state.probe - probe).abs().max() < 1e-3 * probe.abs().max()
+    assert (state.positions - positions).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
-def test_it_goes_on_exactly_from_what_it_remembers(optimizer: str, scan: Scan) -> None:
-    stage = Gradient(optimizer=optimizer, epochs=8, batch_size=8, **EVERYTHING)
+def test_a_resumed_run_equals_an_uninterrupted_run(optimizer: str, scan: Scan) -> None:
+    stage = Gradient(optimizer=optimizer, epochs=8, batch_size=8, **UPDATE_ALL)
 
-    def begun() -> EngineRunner:
-        measurement, estimate = problem_of(scan)
-        return EngineRunner(make_engine(measurement, estimate, stage), seed=0)
+    def make_runner() -> EngineRunner:
+        measurement, state = make_problem(scan)
+        return EngineRunner(make_engine(measurement, state, stage), seed=0)
 
     class Stop(SilentObserver):
         epochs = 0
@@ -172,120 +176,119 @@ def test_it_goes_on_exactly_from_what_it_remembers(optimizer: str, scan: Scan) -
             if self.epochs == 5:
                 raise KeyboardInterrupt
 
-    whole, halted, resumed = begun(), begun(), begun()
-    whole.run(SilentObserver())
-    assert not halted.run(Stop())
-    tensors, note = halted.state_dict()
+    uninterrupted, interrupted, resumed = make_runner(), make_runner(), make_runner()
+    uninterrupted.run(SilentObserver())
+    assert not interrupted.run(Stop())
+    tensors, note = interrupted.state_dict()
     resumed.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, note)
     resumed.run(SilentObserver())
-    assert resumed.history.r == whole.history.r
-    for name, tensor in whole.engine.state.tensors().items():
+    assert resumed.history.r == uninterrupted.history.r
+    for name, tensor in uninterrupted.engine.state.tensors().items():
         assert torch.equal(tensor, resumed.engine.state.tensors()[name]), name
 
 
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
-def test_what_it_gave_away_is_never_written_into(optimizer: str, scan: Scan) -> None:
-    measurement, estimate = problem_of(scan)
-    engine = GradientEngine(measurement, estimate, Gradient(optimizer=optimizer, **EVERYTHING, batch_size=12))
+def test_returned_tensors_are_never_modified(optimizer: str, scan: Scan) -> None:
+    measurement, state = make_problem(scan)
+    engine = GradientEngine(measurement, state, Gradient(optimizer=optimizer, **UPDATE_ALL, batch_size=12))
     run(engine, 3)
-    given = engine.state.tensors() | engine.state_dict()
-    kept = {name: tensor.clone() for name, tensor in given.items()}
+    returned = engine.state.tensors() | engine.state_dict()
+    copies = {name: tensor.clone() for name, tensor in returned.items()}
     engine.load_state_dict(engine.state_dict())
     run(engine, 3)
-    assert all(torch.equal(given[name], kept[name]) for name in given)
+    assert all(torch.equal(returned[name], copies[name]) for name in returned)
     assert not any(tensor.requires_grad for tensor in engine.state.tensors().values())
 
 
-def test_only_what_is_asked_for_is_learned_and_from_its_epoch_on(scan: Scan) -> None:
-    measurement, estimate = problem_of(scan)
-    before = estimate.tensors()
-    run(GradientEngine(measurement, estimate, Gradient(batch_size=12)), 2)
-    assert [name for name in LEARNED if estimate.tensors()[name] is not before[name]] == ["object"]
+def test_unknowns_are_updated_only_if_requested_and_from_their_first_epoch(scan: Scan) -> None:
+    measurement, state = make_problem(scan)
+    before = state.tensors()
+    run(GradientEngine(measurement, state, Gradient(batch_size=12)), 2)
+    assert [name for name in UNKNOWNS if state.tensors()[name] is not before[name]] == ["object"]
     settings = Gradient(update_probe=True, probe_start=2, update_positions=True, position_start=3)
-    engine = GradientEngine(measurement, estimate, replace(settings, batch_size=12))
+    engine = GradientEngine(measurement, state, replace(settings, batch_size=12))
     changed = []
     for epoch in range(4):
-        before = estimate.tensors()
+        before = state.tensors()
         engine.begin_epoch(epoch, 0.0)
         for part in torch.arange(len(measurement)).split(12):
             engine.step(part, 0.0)
         engine.end_epoch(epoch, 0.0)
-        changed.append({name for name in LEARNED if estimate.tensors()[name] is not before[name]})
+        changed.append({name for name in UNKNOWNS if state.tensors()[name] is not before[name]})
     assert changed == [{"object"}, {"object"}, {"object", "probe"}, {"object", "probe", "positions"}]
 
 
-def test_positions_are_found_and_stay_bounded(scan_factory: Callable[..., Scan]) -> None:
+def test_positions_are_recovered_and_bounded_per_axis(scan_factory: Callable[..., Scan]) -> None:
     scan = scan_factory(n=49, size=24, seed=6, photons=1e6)
-    off = np.random.default_rng(7).normal(0, 0.7, scan.positions.shape)
-    measurement, estimate = problem_of(scan)
-    start = estimate.positions = estimate.positions + torch.from_numpy(off).clamp(-1.5, 1.5)
-    run(GradientEngine(measurement, estimate, Gradient(update_positions=True, batch_size=12)), 60, 12)
+    jitter = np.random.default_rng(7).normal(0, 0.7, scan.positions.shape)
+    measurement, state = make_problem(scan)
+    start = state.positions = state.positions + torch.from_numpy(jitter).clamp(-1.5, 1.5)
+    run(GradientEngine(measurement, state, Gradient(update_positions=True, batch_size=12)), 60, 12)
 
     def error(positions: Tensor) -> float:
         wrong = positions.numpy() - scan.positions
         return float(np.sqrt(np.square(wrong - wrong.mean(0)).mean()))
 
-    assert error(estimate.positions) < 0.3 * error(start)
-    assert (estimate.positions - start).mean(0).abs().max() < 1e-6
-    estimate.positions = start
-    run(
-        GradientEngine(measurement, estimate, Gradient(update_positions=True, position_bound=0.2, batch_size=12)), 8, 12
-    )
-    displacements = estimate.positions - start
+    assert error(state.positions) < 0.3 * error(start)
+    assert (state.positions - start).mean(0).abs().max() < 1e-6
+    state.positions = start
+    run(GradientEngine(measurement, state, Gradient(update_positions=True, position_bound=0.2, batch_size=12)), 8, 12)
+    displacements = state.positions - start
     assert displacements.abs().max() <= 0.2 + 1e-9
     assert torch.linalg.vector_norm(displacements, dim=1).max() > 0.21  # the bound is per axis, not on the length
 
 
-def test_windows_stay_on_the_canvas(scan: Scan) -> None:
-    measurement, estimate = problem_of(scan)
-    engine = GradientEngine(measurement, estimate, Gradient(update_positions=True, position_bound=1e3, batch_size=12))
-    thrown = engine.limit_positions(estimate.positions + 50 * torch.randn(len(scan), 2, generator=torch.manual_seed(0)))
-    estimate.positions = thrown
+def test_patches_stay_on_the_canvas(scan: Scan) -> None:
+    measurement, state = make_problem(scan)
+    engine = GradientEngine(measurement, state, Gradient(update_positions=True, position_bound=1e3, batch_size=12))
+    limited = engine.limit_positions(state.positions + 50 * torch.randn(len(scan), 2, generator=torch.manual_seed(0)))
+    state.positions = limited
     engine.begin_epoch(5, 0.0)
     assert np.isfinite(engine.step(torch.arange(len(scan)), 0.0))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_background_is_found_and_never_negative(optimizer: str, scan_factory: Callable[..., Scan]) -> None:
+def test_a_background_is_recovered_and_not_negative(optimizer: str, scan_factory: Callable[..., Scan]) -> None:
     scan = scan_factory(n=49, size=24, seed=8, photons=1e5)
     rng, level = np.random.default_rng(9), 0.03 * 1e5 / 24**2
     counts = np.square(scan.amplitudes) + rng.poisson(level, scan.amplitudes.shape)
-    probe = power_corrected(scan)
-    spoilt = replace(scan, amplitudes=np.sqrt(counts).astype(np.float32))
-    measurement = make_measurement(spoilt, 1.0, make_noise_model("poisson"), CPU)
-    estimate = make_vacuum_state(torch.from_numpy(scan.positions), probe, margin=4)
-    run(GradientEngine(measurement, estimate, Gradient(optimizer=optimizer, update_background=True, batch_size=8)), 40)
-    assert estimate.background.min() >= 0
-    # The object explains part of the noise of so few patterns, and of the background with it.
-    assert float(estimate.background.median()) == pytest.approx(level, rel=0.25)
+    probe = make_probe_of_true_power(scan)
+    with_background = replace(scan, amplitudes=np.sqrt(counts).astype(np.float32))
+    measurement = make_measurement(with_background, 1.0, make_noise_model("poisson"), CPU)
+    state = make_vacuum_state(torch.from_numpy(scan.positions), probe, margin=4)
+    run(GradientEngine(measurement, state, Gradient(optimizer=optimizer, update_background=True, batch_size=8)), 40)
+    assert state.background.min() >= 0
+    # With so few patterns, the object absorbs part of the noise and of the background.
+    assert float(state.background.median()) == pytest.approx(level, rel=0.25)
 
 
-def test_total_variation_levels_noise_and_keeps_the_edge(scan_factory: Callable[..., Scan]) -> None:
+def test_total_variation_removes_noise_and_preserves_an_edge(scan_factory: Callable[..., Scan]) -> None:
     scan = scan_factory(n=64, size=24, seed=10, photons=600)
     assert scan.truth is not None
     truth, positions = np.ones_like(scan.truth), torch.from_numpy(scan.positions)
     truth[:, truth.shape[1] // 2 :] = np.exp(0.8j)
-    probe = power_corrected(scan)
+    probe = make_probe_of_true_power(scan)
     rates = from_object(torch.from_numpy(truth), probe, positions).intensity.double().numpy()
     counts = np.random.default_rng(11).poisson(rates)
     amplitudes = np.sqrt(np.fft.fftshift(counts, axes=(1, 2))).astype(np.float32)
     measurement = make_measurement(replace(scan, amplitudes=amplitudes), 1.0, make_noise_model("poisson"), CPU)
 
-    def ground_and_edge(tv: float) -> tuple[float, float, float]:
-        estimate = make_vacuum_state(positions, probe, margin=4)
-        run(GradientEngine(measurement, estimate, Gradient(tv=tv, batch_size=16)), 40, 16)
-        edge = truth.shape[1] // 2 - estimate.canvas.origin[1]
-        phase = estimate.object.angle()[14:-14]
+    def measure_edge(tv: float) -> tuple[float, float, float]:
+        """Return the noise beside the edge, the height of the edge, and its largest jump between two pixels."""
+        state = make_vacuum_state(positions, probe, margin=4)
+        run(GradientEngine(measurement, state, Gradient(tv=tv, batch_size=16)), 40, 16)
+        edge = truth.shape[1] // 2 - state.canvas.origin[1]
+        phase = state.object.angle()[14:-14]
         left, right = phase[:, edge - 8 : edge - 2], phase[:, edge + 2 : edge + 8]
         jump = (phase[:, edge] - phase[:, edge - 1]).mean()
         return float(left.std() + right.std()), float(right.mean() - left.mean()), float(jump)
 
-    (noise, height, _), (flat, kept, jump) = ground_and_edge(0.0), ground_and_edge(0.02)
-    assert flat < 0.6 * noise
-    assert kept > 0.85 * height
-    assert jump > 0.9 * kept  # all of it between two pixels
+    (noise, height, _), (tv_noise, tv_height, jump) = measure_edge(0.0), measure_edge(0.02)
+    assert tv_noise < 0.6 * noise
+    assert tv_height > 0.85 * height
+    assert jump > 0.9 * tv_height  # the uninterrupted edge is between two pixels
 
 
-def test_an_unknown_optimizer_is_refused() -> None:
+def test_an_unknown_optimizer_raises() -> None:
     with pytest.raises(ConfigError, match="`optimizer` is rmsprop; expected one of adam, lbfgs, sgd"):
         Gradient(optimizer="rmsprop")
