@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ptycho_torch.models.saved_model import Model as Model
     from ptycho_torch.models.saved_model import load_model as load_bundle  # noqa: F401
     from ptycho_torch.models.saved_model import load_model as load_model
+    from ptycho_torch.simulation.scan import simulate_scan as simulate_scan
     from ptycho_torch.training.fit import fit as fit
 
 __version__ = "0.1.0"
@@ -58,6 +59,7 @@ _MODULES = {
     "load_reconstruction": "io.reconstruction",
     "load_scan": "io.npz",
     "save_scan": "io.npz",
+    "simulate_scan": "simulation.scan",
 }
 """The module of each public name; ``module:name`` where the module uses another name."""
 

@@ -95,6 +95,15 @@ class GenericLayout:
     """Factor on both coordinates, applied after the unit."""
 
 
+CHOICES: dict[str, tuple[str, ...]] = {
+    "axis_order": ("nhw", "hwn"),
+    "measurement": ("amplitude", "counts"),
+    "origin": ("centered", "corner"),
+    "position_unit": ("pixel", "meter"),
+}
+"""Values of the settings of a generic file that are words."""
+
+
 def read_compressed_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Read all arrays of an NPZ file, which may be compressed as ``.bz2``.
 
@@ -166,6 +175,9 @@ def _make_layout(settings: dict[str, Any]) -> GenericLayout:
     for name in settings:
         if name not in names:
             raise ConfigError(f"`{name}` is not a setting of a generic file; expected {', '.join(names)}")
+    for name, choices in CHOICES.items():
+        if settings.get(name) is not None and settings[name] not in choices:
+            raise ConfigError(f"`{name}` is {settings[name]}; expected {' or '.join(choices)}")
     layout = GenericLayout(**settings)
     if layout.position_unit == "meter" and layout.pixel_size is None:
         raise ConfigError("`position_unit` is meter and `pixel_size` is not set; set `pixel_size` to the object pixel")

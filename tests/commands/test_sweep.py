@@ -116,7 +116,7 @@ def test_nothing_names_the_machine(swept: tuple[Path, Any]) -> None:
 
 def test_the_scan_is_observed(scope: dict[str, Any]) -> None:
     assert "diffraction is float32 of shape (36, 24, 24)" in scope["observations"]
-    assert "axis order nhw: the metadata say so" in scope["observations"]
+    assert "axis order nhw: from the metadata" in scope["observations"]
 
 
 @pytest.mark.parametrize("seconds", ["0.5"])

@@ -232,5 +232,7 @@ def test_unknown_or_incomplete_settings_raise(canonical_arrays: Make, write_npz:
     source = write_npz(canonical_arrays())
     with pytest.raises(ConfigError, match=r"`flip` is not a setting.*flip_y, flip_x"):
         load_generic_scan(source, flip=True)
+    with pytest.raises(ConfigError, match="`position_unit` is mm; expected pixel or meter"):
+        load_generic_scan(source, position_unit="mm")
     with pytest.raises(ConfigError, match="set `pixel_size`"):
         load_generic_scan(source, measurement="amplitude", position_unit="meter")
