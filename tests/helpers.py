@@ -1,5 +1,7 @@
-"""Scans, files and results that several tests make: small, asymmetric, and easy to break in one place."""
+"""Scans, files, results and document blocks for several tests; the scans are small and without symmetry."""
 
+import re
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +13,7 @@ from ptycho_torch.data.scan import Scan
 from ptycho_torch.physics.forward import from_object, shift_probe
 from ptycho_torch.physics.patches import make_canvas, place_patches, split_positions
 
+ROOT = Path(__file__).parents[1]
 Complex = NDArray[np.complex128]
 SHAPE = (85, 74)
 PHOTONS_PER_UNIT = 2.5
@@ -150,3 +153,17 @@ def make_legacy_arrays(n: int = 5, size: int = 8, seed: int = 0) -> Arrays:
         "probeGuess": arrays["probeGuess"].astype(np.complex128),
         "objectGuess": arrays["objectGuess"].astype(np.complex128),
     }
+
+
+def list_python_blocks(page: Path) -> list[str]:
+    """Return the Python blocks of a Markdown page, except those behind a comment ``<!-- not run: reason -->``."""
+    blocks = re.finditer(r"(<!-- not run: \S[^>]*-->\s*)?```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    return [block[2] for block in blocks if not block[1]]
+
+
+def run_python_blocks(page: Path) -> dict[str, Any]:
+    """Run the Python blocks of a page in order, in one namespace; return the namespace."""
+    namespace: dict[str, Any] = {"__name__": page.stem}
+    for number, block in enumerate(list_python_blocks(page), start=1):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
+    return namespace
