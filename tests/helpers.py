@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ptycho_torch.core.observer import Observer, SilentObserver
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
+from ptycho_torch.physics.batch import make_batch
 from ptycho_torch.physics.forward import from_object, shift_probe
-from ptycho_torch.physics.patches import make_canvas, place_patches, split_positions
+from ptycho_torch.physics.patches import extract_patches, make_canvas, place_patches, split_positions
 
 ROOT = Path(__file__).parents[1]
 Complex = NDArray[np.complex128]
@@ -57,8 +59,8 @@ def make_scan(n: int = 36, size: int = 24, seed: int = 0, modes: int = 1, photon
     positions = grid + rng.uniform(-1, 1, (n, 2)) + size // 2 + 4
     obj = make_object(*(int(extent) + size for extent in positions.max(0) + 4)).astype(np.complex64)
     probe = make_probe(size, modes)
-    lit, light = (torch.from_numpy(array).to(torch.complex128) for array in (obj, probe))
-    expected = from_object(lit, light, torch.from_numpy(positions)).intensity.numpy()
+    fields = (torch.from_numpy(array).to(torch.complex128) for array in (obj, probe))
+    expected = from_object(*fields, torch.from_numpy(positions)).intensity.numpy()
     expected *= (photons or 1e4) / expected.sum((1, 2)).mean()
     counts = rng.poisson(expected) if photons else expected
     amplitudes = np.fft.fftshift(np.sqrt(counts), axes=(1, 2)).astype(np.float32)
@@ -155,9 +157,45 @@ def make_legacy_arrays(n: int = 5, size: int = 8, seed: int = 0) -> Arrays:
     }
 
 
+def scale_probe_to_truth(scan: Scan) -> torch.Tensor:
+    """Return the probe (M, N, N) with the power that gives the photons of the scan through its true object."""
+    assert scan.truth is not None
+    obj, probe = (torch.from_numpy(array).to(torch.complex128) for array in (scan.truth, scan.probe))
+    expected = from_object(obj, probe, torch.from_numpy(scan.positions)).intensity.sum()
+    counts = np.square(scan.amplitudes, dtype=np.float64).sum()
+    return torch.from_numpy(scan.probe) * float(np.sqrt(counts / float(expected)))
+
+
+class TruePatchNetwork(torch.nn.Module):
+    """A network that identifies each pattern of a scan and returns its true patch."""
+
+    def __init__(self, scan: Scan) -> None:
+        super().__init__()
+        assert scan.truth is not None
+        batch = make_batch(scan, 1.0)
+        self.amplitudes = batch.amplitudes
+        self.patches = extract_patches(torch.from_numpy(scan.truth), batch.corners, scan.size)
+
+    def compute_channels(self, amplitudes: torch.Tensor, probe: torch.Tensor) -> torch.Tensor:
+        del probe
+        return amplitudes[:, None]
+
+    def forward(self, amplitudes: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return self.patches[torch.cdist(amplitudes.flatten(1), self.amplitudes.flatten(1)).argmin(1)]
+
+
+def finish_pipeline(pipeline: Any, observer: Observer | None = None) -> Any:
+    """Run the remaining stages of a pipeline in progress, and return it."""
+    while pipeline.num_finished_stages < len(pipeline.stages):
+        assert pipeline.run_stage(observer or SilentObserver())
+    return pipeline
+
+
 def list_python_blocks(page: Path) -> list[str]:
     """Return the Python blocks of a Markdown page, except those behind a comment ``<!-- not run: reason -->``."""
-    blocks = re.finditer(r"(<!-- not run: \S[^>]*-->\s*)?```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.finditer(
+        r"(<!-- not run: \S[^>]*-->\s*)?```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL
+    )
     return [block[2] for block in blocks if not block[1]]
 
 

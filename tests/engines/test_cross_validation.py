@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import finish_pipeline
 from numpy.typing import NDArray
 
 from ptycho_torch.config.engines import ENGINES, ITERATIVE_ENGINES, EngineOptions
@@ -42,12 +43,6 @@ def chain_of(scan: Scan, *stages: EngineOptions, held: NDArray[np.bool_] | None 
     return PipelineRun(scan, 1.0, list(stages), start, held_out=held)
 
 
-def finished(chain: PipelineRun, observer: SilentObserver | None = None) -> PipelineRun:
-    while chain.num_finished_stages < len(chain.stages):
-        assert chain.run_stage(observer or SilentObserver())
-    return chain
-
-
 def nrmse(chain: PipelineRun) -> float:
     assert chain.scan.truth is not None
     return compare_with_truth(chain.make_reconstruction(), chain.scan.truth).nrmse
@@ -77,7 +72,7 @@ def test_held_out_pixels_have_no_influence(engine: str, scan: Scan) -> None:
     held = pixels_of(scan)
     chosen = stage(engine=engine, update_probe=True, update_positions=True, position_start=1, update_background=True)
     chains = [
-        finished(
+        finish_pipeline(
             chain_of(replace(scan, amplitudes=np.where(held, np.float32(rubbish), scan.amplitudes)), chosen, held=held)
         )
         for rubbish in (0, 50)
@@ -112,12 +107,12 @@ def test_an_overfit_shows_and_the_stop_finds_about_the_best_epoch(dim: Scan) -> 
     held = pixels_of(dim)
     whole = chain_of(dim, stage(**OVERFITTING, epochs=30), held=held)
     errors = Errors(whole)
-    deviance = finished(whole, errors).history["held_out_deviance"]
+    deviance = finish_pipeline(whole, errors).history["held_out_deviance"]
     lowest = int(np.argmin(deviance))
     assert 0 < lowest < 20
     assert deviance[0] > deviance[lowest] < 0.97 * deviance[-1]
     assert whole.history["r"][-1] == min(whole.history["r"])  # what the engine sees still looks better
-    stopped = finished(chain_of(dim, stage(**OVERFITTING, epochs=30, patience=4), held=held))
+    stopped = finish_pipeline(chain_of(dim, stage(**OVERFITTING, epochs=30, patience=4), held=held))
     assert len(stopped.history["r"]) == lowest + 1 + 4
     assert stopped.history["held_out_deviance"] == deviance[: lowest + 5]
     assert nrmse(stopped) == errors.errors[lowest]
@@ -128,7 +123,7 @@ def test_an_overfit_shows_and_the_stop_finds_about_the_best_epoch(dim: Scan) -> 
 @pytest.mark.parametrize("engine", NAMES)
 def test_with_patience_the_best_epoch_is_what_is_left(engine: str, dim: Scan) -> None:
     held = pixels_of(dim)
-    chain = finished(chain_of(dim, stage(engine=engine, epochs=8, update_probe=True, patience=2), held=held))
+    chain = finish_pipeline(chain_of(dim, stage(engine=engine, epochs=8, update_probe=True, patience=2), held=held))
     deviance = chain.history["held_out_deviance"]
     assert chain.compute_holdout_scores()["held_out_deviance"] == min(deviance)
     assert len(deviance) in (8, int(np.argmin(deviance)) + 3)
@@ -142,11 +137,11 @@ def test_a_run_that_stops_goes_on_exactly_from_its_checkpoint(
     chosen = stage(engine=engine, epochs=10, patience=3, **({"optimizer": "lbfgs"} if engine == "gradient" else {}))
     held = pixels_of(dim)
     whole, begun, resumed = (chain_of(dim, chosen, stage(patience=1), held=held) for _ in range(3))
-    finished(whole)
+    finish_pipeline(whole)
     assert not begun.run_stage(Errors(begun, interrupt))
     begun.save(tmp_path / "state.safetensors", {})
     resumed.load(tmp_path / "state.safetensors", {})
-    finished(resumed)
+    finish_pipeline(resumed)
     assert resumed.make_reconstruction().object.tobytes() == whole.make_reconstruction().object.tobytes()
     assert resumed.make_reconstruction().history == whole.make_reconstruction().history
 
@@ -157,14 +152,14 @@ def test_a_checkpoint_of_the_very_last_epoch_does_not_go_on(dim: Scan, tmp_path:
     whole, resumed = (chain_of(dim, chosen, held=held) for _ in range(2))
     assert whole.run_stage(SilentObserver(), lambda: whole.save(tmp_path / "state.safetensors", {}))
     resumed.load(tmp_path / "state.safetensors", {})
-    finished(resumed)
+    finish_pipeline(resumed)
     assert resumed.make_reconstruction().history == whole.make_reconstruction().history
     assert resumed.make_reconstruction().object.tobytes() == whole.make_reconstruction().object.tobytes()
 
 
 def test_a_chain_is_judged_by_the_same_pixels_throughout(dim: Scan) -> None:
     stages = stage(epochs=4), stage(engine="lsqml", epochs=3), stage(**OVERFITTING, epochs=2)
-    history = finished(chain_of(dim, *stages, held=pixels_of(dim))).make_reconstruction().history
+    history = finish_pipeline(chain_of(dim, *stages, held=pixels_of(dim))).make_reconstruction().history
     assert history["stage"] == [1] * 4 + [2] * 3 + [3] * 2
     assert {len(figures) for figures in history.values()} == {9}
     assert history["held_out_deviance"][4] < history["held_out_deviance"][0]
@@ -174,7 +169,7 @@ def test_a_chain_is_judged_by_the_same_pixels_throughout(dim: Scan) -> None:
 def test_the_history_holds_the_floor(scan_factory: Callable[..., Scan], patterns: int, tolerance: float) -> None:
     scan = scan_factory(n=patterns, size=23, seed=1)
     scan = replace(scan, mask=np.random.default_rng(0).uniform(size=scan.amplitudes.shape) > 0.1)
-    result = finished(chain_of(scan, stage(epochs=12), stage(epochs=2, update_probe=True))).make_reconstruction()
+    result = finish_pipeline(chain_of(scan, stage(epochs=12), stage(epochs=2, update_probe=True))).make_reconstruction()
     exact = compute_fourier_error(result, scan, photons_per_unit=1.0).r_floor
     assert result.history["r_floor"][-1] == pytest.approx(exact, rel=tolerance)
     assert len(set(result.history["r_floor"])) == 2

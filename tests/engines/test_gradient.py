@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers import scale_probe_to_truth
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,17 +30,8 @@ UNKNOWNS = ("object", "probe", "background", "positions")
 UPDATE_ALL = {"update_probe": True, "update_background": True, "update_positions": True, "position_start": 0}
 
 
-def make_probe_of_true_power(scan: Scan) -> Tensor:
-    """Return the probe with the power with which the true object predicts the photons of the scan."""
-    assert scan.truth is not None
-    obj, probe = (torch.from_numpy(array).to(torch.complex128) for array in (scan.truth, scan.probe))
-    expected = from_object(obj, probe, torch.from_numpy(scan.positions)).intensity.sum()
-    counts = np.square(scan.amplitudes, dtype=np.float64).sum()
-    return torch.from_numpy(scan.probe) * float(np.sqrt(counts / float(expected)))
-
-
 def make_problem(scan: Scan, loss: str = "amplitude") -> tuple[Measurement, ReconstructionState]:
-    state = make_vacuum_state(torch.from_numpy(scan.positions.copy()), make_probe_of_true_power(scan), margin=4)
+    state = make_vacuum_state(torch.from_numpy(scan.positions.copy()), scale_probe_to_truth(scan), margin=4)
     return make_measurement(scan, 1.0, make_noise_model(loss), CPU), state
 
 
@@ -252,7 +244,7 @@ def test_a_background_is_recovered_and_not_negative(optimizer: str, scan_factory
     scan = scan_factory(n=49, size=24, seed=8, photons=1e5)
     rng, level = np.random.default_rng(9), 0.03 * 1e5 / 24**2
     counts = np.square(scan.amplitudes) + rng.poisson(level, scan.amplitudes.shape)
-    probe = make_probe_of_true_power(scan)
+    probe = scale_probe_to_truth(scan)
     with_background = replace(scan, amplitudes=np.sqrt(counts).astype(np.float32))
     measurement = make_measurement(with_background, 1.0, make_noise_model("poisson"), CPU)
     state = make_vacuum_state(torch.from_numpy(scan.positions), probe, margin=4)
@@ -267,7 +259,7 @@ def test_total_variation_removes_noise_and_preserves_an_edge(scan_factory: Calla
     assert scan.truth is not None
     truth, positions = np.ones_like(scan.truth), torch.from_numpy(scan.positions)
     truth[:, truth.shape[1] // 2 :] = np.exp(0.8j)
-    probe = make_probe_of_true_power(scan)
+    probe = scale_probe_to_truth(scan)
     rates = from_object(torch.from_numpy(truth), probe, positions).intensity.double().numpy()
     counts = np.random.default_rng(11).poisson(rates)
     amplitudes = np.sqrt(np.fft.fftshift(counts, axes=(1, 2))).astype(np.float32)

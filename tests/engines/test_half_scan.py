@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers import finish_pipeline
 from scipy.spatial import cKDTree
 
 from ptycho_torch.config.engines import LSQML, PIE, EngineOptions
 from ptycho_torch.core.errors import DataError
-from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.holdout import draw_holdout_pixels
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
@@ -31,9 +31,8 @@ def chain_of(scan: Scan, *stages: EngineOptions) -> PipelineRun:
 
 
 def finished(chain: PipelineRun) -> Reconstruction:
-    while chain.num_finished_stages < len(chain.stages):
-        assert chain.run_stage(SilentObserver())
-    return chain.make_reconstruction()
+    result: Reconstruction = finish_pipeline(chain).make_reconstruction()
+    return result
 
 
 @pytest.mark.parametrize("n", [2, 81, 99])

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import finish_pipeline, scale_probe_to_truth
 from numpy.typing import NDArray
 
 from ptycho_torch.config.engines import ENGINES, ITERATIVE_ENGINES, EngineOptions
@@ -41,10 +42,8 @@ def chain_of(
 
 
 def reconstructed(scan: Scan, *stages: EngineOptions, **settings: Any) -> Reconstruction:
-    chain = chain_of(scan, *stages, **settings)
-    while chain.num_finished_stages < len(stages):
-        assert chain.run_stage(SilentObserver())
-    return chain.make_reconstruction()
+    result: Reconstruction = finish_pipeline(chain_of(scan, *stages, **settings)).make_reconstruction()
+    return result
 
 
 def stage(engine: str, **settings: Any) -> EngineOptions:
@@ -59,18 +58,11 @@ def nrmse(result: Reconstruction, scan: Scan) -> float:
 @pytest.fixture(scope="module")
 def bright(scan_factory: Callable[..., Scan]) -> Scan:
     """49 patterns of 24 × 24 pixels, whose probe has the power that its photons say."""
-    return powered(scan_factory(n=49, size=24, seed=2, photons=1e5))
+    return scale_to_truth(scan_factory(n=49, size=24, seed=2, photons=1e5))
 
 
-def powered(scan: Scan) -> Scan:
-    """``scan`` with its probe scaled so that the true object gives its photons."""
-    from ptycho_torch.physics.forward import from_object
-
-    assert scan.truth is not None
-    obj, probe = (torch.from_numpy(array).to(torch.complex128) for array in (scan.truth, scan.probe))
-    expected = from_object(obj, probe, torch.from_numpy(scan.positions)).intensity.sum()
-    counts = np.square(scan.amplitudes, dtype=np.float64).sum()
-    return replace(scan, probe=(scan.probe * np.sqrt(counts / float(expected))).astype(np.complex64))
+def scale_to_truth(scan: Scan) -> Scan:
+    return replace(scan, probe=scale_probe_to_truth(scan).numpy())
 
 
 @pytest.mark.parametrize("loss", sorted(NOISE_MODELS))
@@ -85,7 +77,7 @@ def test_the_error_falls_towards_the_floor_and_the_truth(engine: str, loss: str,
 
 @pytest.mark.parametrize("engine", NAMES)
 def test_a_perfect_noiseless_start_stays_put(engine: str, scan_factory: Callable[..., Scan]) -> None:
-    scan = powered(scan_factory(n=25, size=24, seed=3, photons=0))
+    scan = scale_to_truth(scan_factory(n=25, size=24, seed=3, photons=0))
     before = chain_of(scan, obj=scan.truth).make_reconstruction()
     after = reconstructed(scan, stage(engine), obj=scan.truth)
     difference = np.abs(after.object - before.object)[before.coverage > 0.1 * before.coverage.max()]
@@ -117,7 +109,7 @@ def test_seeded_runs_repeat_to_the_byte(engine: str, learned: bool, scan: Scan) 
 
 @pytest.mark.parametrize("engine", NAMES)
 def test_an_odd_window_and_two_modes(engine: str, scan_factory: Callable[..., Scan]) -> None:
-    scan = powered(scan_factory(n=42, size=23, seed=4, modes=2, photons=1e5))
+    scan = scale_to_truth(scan_factory(n=42, size=23, seed=4, modes=2, photons=1e5))
     result = reconstructed(scan, stage(engine, epochs=40))
     assert result.probe.shape == (2, 23, 23)
     assert result.object.shape[0] != result.object.shape[1]

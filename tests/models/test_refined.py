@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import TruePatchNetwork, scale_probe_to_truth
 
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.observer import SilentObserver
@@ -19,7 +20,6 @@ from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NetworkConfig
 from ptycho_torch.models.saved_model import Model, load_model, save_model
 from ptycho_torch.physics.batch import make_batch, scale_probe_to_photons
-from ptycho_torch.physics.patches import extract_patches
 from ptycho_torch.training.batches import PatternGroups
 from ptycho_torch.training.optimizer import POSITION_DELAY_STEPS
 from ptycho_torch.training.tracking import make_tracker
@@ -30,36 +30,10 @@ Train = Callable[..., Path]
 ALL: dict[str, Any] = {"update_positions": True, "update_background": True, "update_probe": True, "probe_modes": 2}
 
 
-class KnowsTheTruth(torch.nn.Module):
-    """A network that answers with the true patch at the corner where the given positions put it."""
-
-    def __init__(self, scan: Scan) -> None:
-        super().__init__()
-        batch = make_batch(scan, 1.0)
-        self.amplitudes = batch.amplitudes
-        self.patches = extract_patches(torch.from_numpy(scan.truth), batch.corners, scan.size)
-
-    def channels(self, amplitudes: torch.Tensor, probe: torch.Tensor) -> torch.Tensor:
-        return amplitudes[:, None]
-
-    def forward(
-        self, amplitudes: torch.Tensor, probe: torch.Tensor, *_: torch.Tensor, **__: torch.Tensor | None
-    ) -> torch.Tensor:
-        return self.patches[torch.cdist(amplitudes.flatten(1), self.amplitudes.flatten(1)).argmin(1)]
-
-
-def the_right_power(scan: Scan) -> torch.Tensor:
-    """The scan's probe with the power that made its patterns through its true object."""
-    patches = extract_patches(torch.from_numpy(scan.truth), make_batch(scan, 1.0).corners, scan.size)
-    probe = torch.from_numpy(scan.probe)
-    photons = float(np.square(scan.amplitudes).sum() / len(scan))
-    return probe * (photons / float((probe * patches[:, None]).abs().square().sum() / len(scan))) ** 0.5
-
-
 def trained(scan: Scan, light: Scan, tmp_path: Path, epochs: int = 60, **unknown: Any) -> PtychoModel:
     """Nothing but ``unknown`` is learned: the network knows the object, and the probe is that of ``light``."""
-    model = PtychoModel(NetworkConfig(width=4), the_right_power(light), **unknown)
-    model.network = KnowsTheTruth(scan)
+    model = PtychoModel(NetworkConfig(width=4), scale_probe_to_truth(light), **unknown)
+    model.network = TruePatchNetwork(scan)
     patterns = PatternGroups(make_batch(scan, 1.0), np.arange(len(scan))[:, None], scan.positions)
     trainer = Trainer(model, [patterns], [patterns], TrainerSettings(epochs, 6, 3e-3, warm_up=0, position_bound=2.0))
     assert trainer.run(SilentObserver(), make_tracker("none", tmp_path), tmp_path / "state")
@@ -70,7 +44,7 @@ def trained(scan: Scan, light: Scan, tmp_path: Path, epochs: int = 60, **unknown
 def test_a_learned_shift_is_a_moved_position(scan: Scan) -> None:
     """Of any length: the patch stays where it is, and the probe moves on it."""
     model = PtychoModel(NetworkConfig(width=4), torch.from_numpy(scan.probe), positions=[36])
-    model.network = KnowsTheTruth(scan)
+    model.network = TruePatchNetwork(scan)
     batch = make_batch(scan, 1.0)
     shifts = torch.from_numpy(np.random.default_rng(0).uniform(-1.5, 1.5, (36, 2))).float()
     expected = model(batch._replace(fractions=batch.fractions + shifts)).intensity

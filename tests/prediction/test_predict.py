@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import TruePatchNetwork
 
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NetworkConfig
 from ptycho_torch.models.saved_model import load_model
-from ptycho_torch.physics.batch import make_batch, scale_probe_to_photons
-from ptycho_torch.physics.patches import extract_patches
+from ptycho_torch.physics.batch import scale_probe_to_photons
 from ptycho_torch.prediction.predict import predict_scan
 
 
@@ -23,22 +23,9 @@ def model(model_folder: Path) -> PtychoModel:
     return load_model(model_folder).model
 
 
-class KnowsTheTruth(torch.nn.Module):
-    """A network that recognises each pattern and answers with its true patch."""
-
-    def __init__(self, scan: Scan) -> None:
-        super().__init__()
-        batch = make_batch(scan, 1.0)
-        self.amplitudes = batch.amplitudes
-        self.patches = extract_patches(torch.from_numpy(scan.truth), batch.corners, scan.size)
-
-    def forward(self, amplitudes: torch.Tensor, probe: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        return self.patches[torch.cdist(amplitudes.flatten(1), self.amplitudes.flatten(1)).argmin(1)]
-
-
 def knowing(scan: Scan) -> PtychoModel:
     model = PtychoModel(NetworkConfig(width=4), scale_probe_to_photons(scan, 1.0))
-    model.network = KnowsTheTruth(scan)
+    model.network = TruePatchNetwork(scan)
     return model
 
 
