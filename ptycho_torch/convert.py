@@ -1,4 +1,4 @@
-"""Launcher of ``python -m ptycho_torch.convert``: see :mod:`ptycho_torch.commands.convert`."""
+"""Launcher of the command ``convert``, whose functions are in :mod:`ptycho_torch.commands.convert`."""
 
 from ptycho_torch.cli.launcher import forward_attributes, make_main
 

@@ -1,4 +1,4 @@
-"""Launcher of ``python -m ptycho_torch.demo``: see :mod:`ptycho_torch.commands.demo`."""
+"""Launcher of the command ``demo``, whose functions are in :mod:`ptycho_torch.commands.demo`."""
 
 from ptycho_torch.cli.launcher import forward_attributes, make_main
 

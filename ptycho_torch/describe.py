@@ -1,4 +1,4 @@
-"""Launcher of ``python -m ptycho_torch.describe``: see :mod:`ptycho_torch.commands.describe`."""
+"""Launcher of the command ``describe``, whose functions are in :mod:`ptycho_torch.commands.describe`."""
 
 from ptycho_torch.cli.launcher import forward_attributes, make_main
 

@@ -1,4 +1,4 @@
-"""Launcher of ``python -m ptycho_torch.evaluate``: see :mod:`ptycho_torch.commands.evaluate`."""
+"""Launcher of the command ``evaluate``, whose functions are in :mod:`ptycho_torch.commands.evaluate`."""
 
 from ptycho_torch.cli.launcher import forward_attributes, make_main
 

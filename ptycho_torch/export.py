@@ -1,4 +1,4 @@
-"""Launcher of ``python -m ptycho_torch.export``: see :mod:`ptycho_torch.commands.export`."""
+"""Launcher of the command ``export``, whose functions are in :mod:`ptycho_torch.commands.export`."""
 
 from ptycho_torch.cli.launcher import forward_attributes, make_main
 

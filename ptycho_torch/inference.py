@@ -1,4 +1,4 @@
-"""Launcher of ``python -m ptycho_torch.inference``: see :mod:`ptycho_torch.commands.inference`."""
+"""Launcher of the command ``inference``, whose functions are in :mod:`ptycho_torch.commands.inference`."""
 
 from ptycho_torch.cli.launcher import forward_attributes, make_main
 

@@ -1,4 +1,4 @@
-"""Launcher of ``python -m ptycho_torch.pretrain``: see :mod:`ptycho_torch.commands.pretrain`."""
+"""Launcher of the command ``pretrain``, whose functions are in :mod:`ptycho_torch.commands.pretrain`."""
 
 from ptycho_torch.cli.launcher import forward_attributes, make_main
 

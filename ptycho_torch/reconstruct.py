@@ -1,4 +1,4 @@
-"""Launcher of ``python -m ptycho_torch.reconstruct``: see :mod:`ptycho_torch.commands.reconstruct`."""
+"""Launcher of the command ``reconstruct``, whose functions are in :mod:`ptycho_torch.commands.reconstruct`."""
 
 from ptycho_torch.cli.launcher import forward_attributes, make_main
 

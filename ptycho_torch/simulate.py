@@ -1,4 +1,4 @@
-"""Launcher of ``python -m ptycho_torch.simulate``: see :mod:`ptycho_torch.commands.simulate`."""
+"""Launcher of the command ``simulate``, whose functions are in :mod:`ptycho_torch.commands.simulate`."""
 
 from ptycho_torch.cli.launcher import forward_attributes, make_main
 

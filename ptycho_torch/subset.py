@@ -1,4 +1,4 @@
-"""Launcher of ``python -m ptycho_torch.subset``: see :mod:`ptycho_torch.commands.subset`."""
+"""Launcher of the command ``subset``, whose functions are in :mod:`ptycho_torch.commands.subset`."""
 
 from ptycho_torch.cli.launcher import forward_attributes, make_main
 

@@ -1,4 +1,4 @@
-"""Launcher of ``python -m ptycho_torch.sweep``: see :mod:`ptycho_torch.commands.sweep`."""
+"""Launcher of the command ``sweep``, whose functions are in :mod:`ptycho_torch.commands.sweep`."""
 
 from ptycho_torch.cli.launcher import forward_attributes, make_main
 

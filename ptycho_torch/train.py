@@ -1,4 +1,4 @@
-"""Launcher of ``python -m ptycho_torch.train``: see :mod:`ptycho_torch.commands.train`."""
+"""Launcher of the command ``train``, whose functions are in :mod:`ptycho_torch.commands.train`."""
 
 from ptycho_torch.cli.launcher import forward_attributes, make_main
 

@@ -158,9 +158,9 @@ def _format_metavar(kind: type) -> str:
 
 def _format_help(field: dataclasses.Field[Any]) -> str:
     """Return the help text of a setting with its default in parentheses."""
-    text = str(field.metadata["help"])
-    if "default:" in text:
-        return text
+    text, _, automatic = str(field.metadata["help"]).partition("; default: ")
+    if automatic:
+        return f"{text} (default: {automatic})"
     default = field.default
     if default is MISSING:
         return f"{text} (required)"

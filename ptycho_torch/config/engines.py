@@ -38,8 +38,10 @@ class EngineOptions:
     """Name of the engine on the command line."""
 
     batch_size: int | None = option(None, BATCH_SIZE_HELP)
-    update_positions: bool = option(False, "refine the scan positions")
-    position_bound: float = option(5.0, "largest displacement of a position along each axis, in pixels")
+    update_positions: bool = option(False, "refine the scan positions", group="Positions")
+    position_bound: float = option(
+        5.0, "largest displacement of a position along each axis, in pixels", group="Positions"
+    )
 
     def __post_init__(self) -> None:
         require_positive(self, "batch_size", "position_bound")
@@ -75,7 +77,7 @@ class EngineOptions:
         Raises:
             PtychoError: an option or the scan cannot be used.
         """
-        result: "Reconstruction" = call_deferred(
+        result: Reconstruction = call_deferred(
             "ptycho_torch.engines.pipeline:run_stages",
             (self,),
             scan,
@@ -101,17 +103,26 @@ class IterativeOptions(EngineOptions):
     )
     batches: Literal["random", "compact"] = option("random", BATCHES_HELP)
     loss: Literal["amplitude", "poisson"] = option("amplitude", "noise model of the patterns")
-    update_probe: bool = option(False, "update the probe too, which measured data needs")
-    probe_start: int = option(0, "first epoch that updates the probe")
-    probe_modes: int | None = option(None, "incoherent probe modes; default: as many as the initial probe has")
-    position_start: int = option(3, "first epoch that refines positions: in earlier epochs the object is too rough")
-    update_background: bool = option(False, "fit a background that is the same in all patterns")
+    update_probe: bool = option(False, "update the probe too, which measured data needs", group="Probe")
+    probe_start: int = option(0, "first epoch that updates the probe", group="Probe")
+    probe_modes: int | None = option(
+        None, "incoherent probe modes; default: as many as the initial probe has", group="Probe"
+    )
+    position_start: int = option(
+        3, "first epoch that refines positions: in earlier epochs the object is too rough", group="Positions"
+    )
+    update_background: bool = option(
+        False, "fit a background that is the same in all patterns", group="Nuisance parameters"
+    )
     support: Path | None = option(
         None,
-        "NPZ file with support, 0 to 1 on the object's pixels, and origin_yx; outside, the object is constant; default: none",
+        "NPZ file with support (0 to 1 per object pixel) and origin_yx; the object is constant outside the support",
+        group="Object",
     )
     max_amplitude: float | None = option(
-        None, "largest amplitude of the object, in the result's unit, in which vacuum is not exactly 1; default: none"
+        None,
+        "largest amplitude of the object, in the result's unit, in which vacuum is not exactly 1; default: none",
+        group="Object",
     )
 
     def __post_init__(self) -> None:
@@ -137,11 +148,16 @@ class RefinementOptions(IterativeOptions):
     position_method: Literal["gradient", "correlation"] = option(
         "gradient",
         "estimator of the displacements: gradient, by least squares; correlation, by cross-correlation peaks",
+        group="Positions",
     )
     position_model: Literal["free", "affine"] = option(
-        "free", "free: each position by itself; affine: all positions by one scale, rotation and shear"
+        "free",
+        "free: each position by itself; affine: all positions by one scale, rotation and shear",
+        group="Positions",
     )
-    update_intensity: bool = option(False, "fit the power of the probe in each pattern, for sources that fluctuate")
+    update_intensity: bool = option(
+        False, "fit the power of the probe in each pattern, for sources that fluctuate", group="Nuisance parameters"
+    )
 
     @property
     def fixed_probe(self) -> bool:
@@ -279,8 +295,10 @@ class Gradient(IterativeOptions):
     optimizer: Literal["adam", "sgd", "lbfgs"] = option("adam", "optimizer")
     step: float | None = option(None, f"{STEP_HELP}; default: the optimizer's")
     momentum: float | None = option(None, f"{MOMENTUM_HELP}; default: the optimizer's")
-    tv: float = option(0.0, "weight of the total variation of the object")
-    smoothness: float = option(0.0, "weight of the squared differences between neighboring pixels of the object")
+    tv: float = option(0.0, "weight of the total variation of the object", group="Object")
+    smoothness: float = option(
+        0.0, "weight of the squared differences between neighboring pixels of the object", group="Object"
+    )
     decay_start: float = internal(0.3, "fraction of the run after which the steps of adam and sgd decrease")
     final_step: float = internal(0.02, "step at the end of the run, as a fraction of the first step")
     eps: float = internal(
@@ -310,26 +328,32 @@ class NetworkEngine(EngineOptions):
     model: Any = dataclasses.field(
         default=None, kw_only=False, metadata={"help": "a trained model in memory", "internal": True}
     )
-    model_path: Path | None = option(None, "folder written by train or pretrain")
+    model_path: Path | None = option(None, "folder written by train or pretrain", group="Files")
     batch_size: int | None = option(64, "patterns computed together; the result depends on it by rounding only")
     probe: Path | None = option(
         None,
         "scan file or reconstruction.npz whose probe illuminates the scan; default: the probe that the model learned "
         "on this scan, else the model's only probe, else the scan's own",
+        group="Probe",
     )
     positions: Path | None = option(
         None,
         "reconstruction.npz or scan file with positions; default: the positions that the model learned on this scan, "
         "else the scan's own",
+        group="Positions",
     )
-    n_images: int | None = option(None, "groups to reconstruct, spread over the scan; default: all")
-    gridsize: int | None = option(None, "g: a group is a position and its g*g-1 nearest; default: as trained")
-    precision: Precision = option("auto", PRECISION_HELP)
+    n_images: int | None = option(None, "groups to reconstruct, spread over the scan; default: all", group="Result")
+    gridsize: int | None = option(
+        None, "g: a group is a position and its g*g-1 nearest; default: as trained", group="Result"
+    )
+    precision: Precision = option("auto", PRECISION_HELP, group="Computing")
     onnx: Path | None = option(
-        None, "file written by export: onnxruntime runs its network in place of torch, on the CPU"
+        None, "file written by export: onnxruntime runs its network in place of torch, on the CPU", group="Files"
     )
     uncertainty: bool = option(
-        False, "compute the standard deviation of each pixel, which takes about as long again as the network"
+        False,
+        "compute the standard deviation of each pixel, which takes about as long again as the network",
+        group="Result",
     )
 
     def __post_init__(self) -> None:

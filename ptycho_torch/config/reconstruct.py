@@ -44,10 +44,18 @@ def make_engine_flags() -> type[Any]:
             if engine in ITERATIVE_ENGINES or field.name not in fields:
                 fields.setdefault(field.name, {})[engine] = field
                 hints.setdefault(field.name, typing.get_type_hints(options)[field.name])
-    flags: list[tuple[str, Any, Any]] = [("engine", str, option("pie", f"engine: {', '.join(ENGINES)}"))]
+    flags: list[tuple[str, Any, Any]] = [
+        ("engine", str, option("pie", f"algorithm of the first stage: {', '.join(ENGINES)}"))
+    ]
     for name, per_engine in fields.items():
         default, help_text = _merge_fields(per_engine)
-        flags.append((name, hints[name] | None if default is None else hints[name], option(default, help_text)))
+        flags.append(
+            (
+                name,
+                hints[name] | None if default is None else hints[name],
+                option(default, help_text, group=next(iter(per_engine.values())).metadata["group"]),
+            )
+        )
     return dataclasses.make_dataclass("EngineFlags", flags, kw_only=True, frozen=True)
 
 
@@ -76,33 +84,38 @@ EngineFlags: Any = make_engine_flags()
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructConfig(EngineFlags, ScanReadOptions):  # type: ignore[misc]  # a generated base class
-    """Settings of ``python -m ptycho_torch.reconstruct``."""
+    """Settings of the command ``reconstruct``."""
 
-    scan: Path = option(MISSING, "scan file (NPZ) to reconstruct", positional=True)
-    output_dir: Path = option(MISSING, "folder for the reconstruction, figures and report")
+    scan: Path = option(MISSING, "scan file (NPZ) to reconstruct", positional=True, group="Files")
+    output_dir: Path = option(MISSING, "folder for the reconstruction, figures and report", group="Files")
     then: tuple[str, ...] = option(
         (), 'a further engine with its own settings, as "gradient:epochs=20,batch_size=64"; may be repeated'
     )
     init_object: Path | None = option(
-        None, "reconstruction.npz or scan file with the initial object; default: an object of ones"
+        None, "reconstruction.npz or scan file with the initial object; default: an object of ones", group="Object"
     )
     init_probe: str = option(
         "file",
         "initial probe: file, the probe of the scan; gaussian:SIGMA, sigma in pixels, with a curvature estimated from "
         "the patterns; gaussian, with a width estimated too; or the path of an NPZ file",
+        group="Probe",
     )
-    init_positions: Path | None = option(None, "reconstruction.npz or scan file with the initial positions")
+    init_positions: Path | None = option(
+        None, "reconstruction.npz or scan file with the initial positions", group="Positions"
+    )
     holdout: float = option(
         0.0,
         "fraction of the detector pixels that no iterative engine uses, for cross-validation and early stop",
     )
     half_scan_frc: bool = option(
-        False, "also reconstruct each half of the positions and correlate both: the resolution without ground truth"
+        False,
+        "also reconstruct each half of the positions and correlate both: the resolution without ground truth",
+        group="Result",
     )
-    seed: int = option(0, "seed of every random choice")
-    device: Device = option("auto", DEVICE_HELP)
+    seed: int = option(0, "seed of all random numbers")
+    device: Device = option("auto", DEVICE_HELP, group="Computing")
     resume: bool = option(False, "resume from the checkpoint in the output folder")
-    report: bool = option(True, "write report.html and the figures, which take about half of the time")
+    report: bool = option(True, "write report.html and the figures, which take about half of the time", group="Output")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,21 +8,23 @@ the backticks. The command line replaces a setting in backticks by its flag, ``-
 
 
 class PtychoError(Exception):
-    """Bad input of any kind: the base of every error that a user can cause and mend."""
+    """Base class of all errors that a user can cause and correct."""
 
 
 class ConfigError(PtychoError):
-    """A setting is unknown, out of range, or contradicts another."""
+    """A setting that is unknown, out of range, or in conflict with another setting."""
 
 
 class DataError(PtychoError):
-    """A file is missing, unreadable, or does not hold what it should."""
+    """A file that is missing, unreadable, or without the expected content."""
 
 
 class ContractError(DataError):
-    """A scan file breaks a MUST of ``specs/data_contracts.md``.
+    """A violation of a rule (MUST) of ``specs/data_contracts.md`` by a scan file.
 
-    ``rule`` is the number of the rule, for example ``"R4"``.
+    Args:
+        rule: number of the rule, for example ``"R4"``.
+        message: description of the violation.
     """
 
     def __init__(self, rule: str, message: str) -> None:
@@ -31,12 +33,12 @@ class ContractError(DataError):
 
 
 class BundleError(PtychoError):
-    """A model folder holds no bundle, or one that this version cannot read."""
+    """A folder without a model bundle, or with a bundle that this version cannot read."""
 
 
 class DeviceError(PtychoError):
-    """A device was asked for that this machine does not have."""
+    """A device that is not available on this machine."""
 
 
 class ProcessGroupError(PtychoError):
-    """Another process of the same run is gone, or cannot be reached."""
+    """A failure of communication with another process of the same run."""

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all: written aside, then renamed."""
+"""Write files atomically: to a temporary file in the same folder, which is then renamed."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from ptycho_torch.core.errors import DataError
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write to; rename it to ``path`` on success, delete it on failure.
+    """Yield a temporary path in the folder of ``path``; rename it to ``path`` on success, delete it on failure.
 
-    The temporary name keeps the suffix of ``path``, because writers choose the format by it.
+    The temporary name keeps the suffix of ``path``, because writers select the format by the suffix.
 
     Raises:
-        DataError: the folder does not exist or cannot be written to, or ``path`` is itself a folder.
+        DataError: the folder does not exist or cannot be written to, or ``path`` is a folder.
     """
     path = Path(path)
     try:
@@ -31,7 +31,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         yield temp_path
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temp_path, 0o666 & ~umask)  # mkstemp makes private files; results are for the group, as usual
+        os.chmod(temp_path, 0o666 & ~umask)  # mkstemp creates private files; results get the usual permissions
         try:
             os.replace(temp_path, path)
         except OSError as error:
@@ -41,27 +41,29 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` as UTF-8, whole or not at all."""
+    """Write ``text`` to ``path`` as UTF-8, atomically."""
     with atomic_write(path) as temp_path:
         temp_path.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` to ``path`` as indented JSON with sorted keys (the same value gives the same bytes)."""
+    """Write ``value`` to ``path`` as indented JSON with sorted keys, so that equal values give equal bytes."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def make_output_dir(path: Path) -> Path:
-    """Create the folder ``path`` with its parents, or accept it if it is there.
+    """Create the folder ``path`` and its parents if they do not exist, and return it.
 
     Raises:
-        DataError: a file stands in its place, or the folder cannot be made.
+        DataError: a file has this path, or the folder cannot be created or written to.
     """
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{path}: the output folder cannot be made ({error.strerror}); change `output_dir`") from error
+        raise DataError(
+            f"{path}: the output folder cannot be created ({error.strerror}); change `output_dir`"
+        ) from error
     if not os.access(path, os.W_OK):
         raise DataError(f"{path}: the output folder cannot be written to; change `output_dir`")
     return path

@@ -39,7 +39,7 @@ def test_help_describes_every_setting(name: str) -> None:
         assert re.search(rf" {field.name.upper()} | --{field.name} ", usage)
         assert f"[--{field.name}" not in usage
     settings = rest[rest.index("\n\n", len(command.description)) :]
-    assert len(re.findall(r"default:|\(required\)", settings)) == len(dataclasses.fields(command.config_type))
+    assert len(re.findall(r"\(default:\s|\(required\)", settings)) == len(dataclasses.fields(command.config_type))
     assert re.findall(r"^([A-Z][\w ]+):$", settings, flags=re.MULTILINE)[-1] == "General"
 
 

@@ -134,7 +134,7 @@ def test_another_unit_is_warned_of(files: Path, tmp_path: Path, run_main: Callab
         (("rec.npz", "--truth", "no_truth.npz", "--output_dir", "OUT"), "no objectGuess"),
         (("rec.npz", "--scan", "other_size.npz", "--output_dir", "OUT"), "14 × 14"),
         (("nan.npz", "--scan", "scan.npz", "--output_dir", "OUT"), "NaN or infinity"),
-        (("rec.npz", "--scan", "scan.npz", "--output_dir", "scan.npz"), "output folder cannot be made"),
+        (("rec.npz", "--scan", "scan.npz", "--output_dir", "scan.npz"), "output folder cannot be created"),
         (("rec.npz", "--scan", "scan.npz", "--output_dir", "OUT", "--photons_per_unit", "0"), "--photons_per_unit"),
         (("rec.npz", "--colour", "red"), "--colour"),
     ],

@@ -159,8 +159,8 @@ def test_a_scan_of_another_size_is_refused(
         (("--update_positions", "--position_bound", "25"), "expected at most 24, the side of a pattern"),
         (("--photons_per_unit", "nan"), "--photons_per_unit is nan"),
         (("--output_dir", ""), "--output_dir: an empty path"),
-        (("--output_dir", "file"), "the output folder cannot be made"),
-        (("--output_dir", "file/below"), "the output folder cannot be made"),
+        (("--output_dir", "file"), "the output folder cannot be created"),
+        (("--output_dir", "file/below"), "the output folder cannot be created"),
         (("--train_data_file", "x"), "--train_data_file"),
     ],
 )

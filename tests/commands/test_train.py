@@ -255,7 +255,7 @@ def test_a_file_in_the_place_of_the_output_folder(tmp_path: Path, scan_file: Pat
         words = ("--train_data_file", scan_file, "--output_dir", tmp_path / place, "--disable_mlflow", "--quiet")
         code, out, err = run_main("train", *words)
         assert (code, out, err.count("\n")) == (2, "", 1), err
-        assert "the output folder cannot be made" in err
+        assert "the output folder cannot be created" in err
     assert (tmp_path / "file").read_text() == "mine"
 
 

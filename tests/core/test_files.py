@@ -82,7 +82,7 @@ def test_folders_are_made_with_their_parents(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["file", "file/below", "x" * 300])
 def test_a_folder_that_cannot_be_made(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"cannot be made .*`output_dir`"):
+    with pytest.raises(DataError, match=r"cannot be created .*`output_dir`"):
         make_output_dir(tmp_path / place)
 
 

@@ -134,5 +134,5 @@ def test_bad_input_leaves_no_folder(simulated_case: Any, case_factory: Any, tmp_
         write(tmp_path / "out", simulated_case._replace(scan=case_factory(size=15).scan))
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DataError, match="output folder cannot be made"):
+    with pytest.raises(DataError, match="output folder cannot be created"):
         write(tmp_path / "file", simulated_case)
