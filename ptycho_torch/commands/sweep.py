@@ -1,13 +1,13 @@
-"""Measure what the runtime of training depends on: each run a training in a process of its own.
+"""Measure the runtime of trainings with different settings, each in a separate process.
 
     python -m ptycho_torch.sweep --train_data_file scan.npz --output_dir scope \
         --run epochs=2,n_images=64,batch_size=4 --run epochs=1,n_images=16,batch_size=2
 
-A run is named by settings of train; ``epochs`` is short for ``max_epochs``. Two settings differ from train's defaults:
-the device is the CPU, with CUDA hidden, and the logger is csv, because a tracker's database would blur the times.
-``scope.json`` and ``scope.md`` are written after each run; ``runs/<k>/`` keeps the log, the history and the stage
-times of run k, and with `keep_outputs` all files of the run. The exit code is 1 when a run failed or was stopped.
-Nothing else should run on the machine meanwhile.
+A run is a list of settings of ``train``; ``epochs`` is short for ``max_epochs``. Two defaults differ from those of
+``train``: the device is the CPU, with CUDA hidden, and the logger is csv, because the database of a tracker would
+distort the times. ``scope.json`` and ``scope.md`` are written after each run. ``runs/<k>/`` contains the log, the
+history and the stage times of run k, and with ``--keep_outputs`` all files. The exit code is 1 if a run failed or was
+stopped. Other processes on the machine distort the times.
 """
 
 import csv
@@ -37,57 +37,56 @@ log = logging.getLogger("ptycho_torch.sweep")  # __name__ is __main__ under pyth
 
 SETTING_ALIASES = {"epochs": "max_epochs"}
 RESERVED_SETTINGS = ("train_data_file", "output_dir", "device")
-"""Settings of train that the sweep itself makes."""
+"""Settings of train that the sweep sets."""
 
 LOG_FILE = "log.txt"
 KEPT_FILES = {LOG_FILE, "history.csv", "timing.json", "config.yaml"}
-"""What stays of a run without `keep_outputs`."""
+"""Files of a run that remain without ``keep_outputs``."""
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-"""Variables that times depend on; the runs inherit them."""
+"""Environment variables that affect the times; the runs inherit them."""
 
 
 def sweep(config: SweepConfig, observer: Observer | None = None) -> RuntimeReport:
-    """Run every training of ``config.run`` and write the scope into ``config.output_dir``.
+    """Run every training of ``config.run`` and write the report to ``config.output_dir``.
 
-    A run that fails or is stopped is a row like the others.
+    A run that fails or is stopped is a row of the report.
 
     Raises:
-        PtychoError: a run is malformed, the scan file cannot be read, or the folder holds runs already: before
-            anything is run or written.
+        PtychoError: a run is malformed, the scan file cannot be read, or the folder contains runs already. Nothing has
+            then been run or written.
     """
-
     runs = [parse_run_settings(text) for text in config.run]
-    # Headers only: a large process would hide the memory of small ones that it starts.
-    found = profile_scan_file(config.train_data_file, stats=False)
-    about = {name: getattr(found, name) for name in ("arrays", "axis_order", "measurement", "violations")}
+    # Headers only: the memory of a run cannot be measured below the peak of this process.
+    profile = profile_scan_file(config.train_data_file, stats=False)
+    summary = {name: getattr(profile, name) for name in ("arrays", "axis_order", "measurement", "violations")}
     folder = config.output_dir / "runs"
     _check_empty(folder)
     make_output_dir(folder)
     scan = str(config.train_data_file)
-    scope = RuntimeReport(
-        scan, about, describe_headers(found), _describe_machine(config), config.timeout, len(runs), rows=[]
+    report = RuntimeReport(
+        scan, summary, describe_headers(profile), _describe_machine(config), config.timeout, len(runs), rows=[]
     )
     observer = observer or SilentObserver()
     observer.start("sweep", len(runs))
     try:
         for number, settings in enumerate(runs, start=1):
             row = _run_training(config, folder / str(number), settings)
-            scope = dataclasses.replace(scope, rows=[*scope.rows, row])
-            _write_runtime_model(config.output_dir, scope)
+            report = dataclasses.replace(report, rows=[*report.rows, row])
+            _write_report(config.output_dir, report)
             if row.failure:
                 log.warning("run %s: %s", row.name, row.failure)
             observer.advance(seconds=row.wall_seconds)
     finally:
         observer.finish()
-    return scope
+    return report
 
 
 def parse_run_settings(text: str) -> dict[str, str]:
-    """The settings that a ``--run`` asks for, by train's names, in the order typed.
+    """Return the settings of a ``run`` by the names of train, in the given order.
 
     Raises:
-        ConfigError: it is empty or malformed, or names a setting that is unknown, typed twice or the sweep's own.
+        ConfigError: the text is empty or malformed, or contains a setting that is unknown, repeated or reserved.
     """
     known = {field.name for field in dataclasses.fields(TrainConfig)} - set(RESERVED_SETTINGS)
     aliases = SETTING_ALIASES | setting_aliases(TrainConfig)
@@ -98,21 +97,23 @@ def parse_run_settings(text: str) -> dict[str, str]:
         name = aliases.get(name, name)
         if not typed or not value:
             raise ConfigError(
-                f"--run {text!r}: {part!r} is not name=value; expected settings of train such as "
+                f"`run` {text!r}: {part!r} is not name=value; expected settings of train such as "
                 "epochs=2,n_images=64,batch_size=4"
             )
         if name in RESERVED_SETTINGS:
-            raise ConfigError(f"--run {text!r}: the sweep itself sets {name}; give --{name} to the sweep")
+            raise ConfigError(f"`run` {text!r}: the sweep sets {name}; set `{name}` of the sweep instead")
         if name not in known:
-            raise ConfigError(f"--run {text!r}: train has no setting {typed}; known are {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"`run` {text!r}: train has no setting {typed}; expected one of {', '.join(sorted(known))}"
+            )
         if name in settings:
-            raise ConfigError(f"--run {text!r}: {name} is there twice; give it once")
+            raise ConfigError(f"`run` {text!r}: {name} occurs twice; give it once")
         settings[name] = value
     return settings
 
 
 def make_train_command(config: SweepConfig, folder: Path, settings: dict[str, str]) -> list[str]:
-    """The words after ``python`` that train with ``settings`` into ``folder``."""
+    """Return the arguments of ``python`` for a training with ``settings`` into ``folder``."""
     words = ["-m", "ptycho_torch.train", "--train_data_file", str(config.train_data_file), "--output_dir", str(folder)]
     switches = {field.name for field in dataclasses.fields(TrainConfig) if field.type is bool}
     for name, value in settings.items():
@@ -126,14 +127,13 @@ def make_train_command(config: SweepConfig, folder: Path, settings: dict[str, st
 
 
 def _check_empty(folder: Path) -> None:
-    """Raise DataError where ``folder`` holds anything: what is removed after a run must be the run's own."""
+    """Raise :class:`DataError` unless ``folder`` is empty, because files are removed from it after a run."""
     if folder.is_dir() and any(folder.iterdir()):
-        raise DataError(f"{folder}: holds runs of an earlier sweep; remove them, or choose another --output_dir")
+        raise DataError(f"{folder}: contains runs of an earlier sweep; expected an empty folder; change `output_dir`")
 
 
 def _run_training(config: SweepConfig, folder: Path, settings: dict[str, str]) -> RunRecord:
-    """Train once, measured, and tidy up."""
-
+    """Measure one training, and remove its large files."""
     make_output_dir(folder)
     words = make_train_command(config, folder, settings)
     environment = {"CUDA_VISIBLE_DEVICES": ""} if config.device == "cpu" else {}
@@ -167,21 +167,20 @@ def _list_files(folder: Path) -> list[Path]:
 
 
 def _describe_failure(measured: ProcessResult, folder: Path, limit: float) -> str | None:
-    """Why a run has no result, with the last words of its log; None where it has."""
+    """Return the reason for a missing result, with the last line of the log; None for a complete run."""
     if measured.timed_out:
-        how = f"stopped at the limit of {limit:g} s"
+        reason = f"stopped at the limit of {limit:g} s"
     elif measured.exit_code:
-        how = f"exit code {measured.exit_code}"
+        reason = f"exit code {measured.exit_code}"
     else:
         missing = [name for name in ("bundle.json", "history.csv", "timing.json") if not (folder / name).is_file()]
-        return f"exit code 0, and no {', '.join(missing)}" if missing else None
+        return f"exit code 0, but no {', '.join(missing)}" if missing else None
     lines = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").split("\n")
-    return ": ".join([how, *[line.strip() for line in lines if line.strip()][-1:]])
+    return ": ".join([reason, *[line.strip() for line in lines if line.strip()][-1:]])
 
 
 def _read_work(folder: Path) -> TrainingWork:
-    """What a complete training in ``folder`` says that it did."""
-
+    """Read the amount of work of the complete training in ``folder``."""
     settings = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["provenance"]["settings"]
     with (folder / "history.csv").open(encoding="utf-8", newline="") as stream:
         history = list(csv.DictReader(stream))
@@ -195,7 +194,7 @@ def _read_work(folder: Path) -> TrainingWork:
 
 
 def _remove_outputs(folder: Path) -> None:
-    """Remove all but the small text files from ``folder``, which the sweep itself made."""
+    """Remove all files but the small text files from ``folder``."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -204,7 +203,7 @@ def _remove_outputs(folder: Path) -> None:
 
 
 def _describe_machine(config: SweepConfig) -> dict[str, Any]:
-    """What the times depend on besides the settings."""
+    """Return the hardware, versions and thread settings that the times depend on."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cores": cores,
@@ -216,17 +215,16 @@ def _describe_machine(config: SweepConfig) -> dict[str, Any]:
     }
 
 
-def _write_runtime_model(folder: Path, scope: RuntimeReport) -> None:
-
-    write_json(folder / "scope.json", scope.to_dict())
-    write_text(folder / "scope.md", scope.to_markdown())
+def _write_report(folder: Path, report: RuntimeReport) -> None:
+    write_json(folder / "scope.json", report.to_dict())
+    write_text(folder / "scope.md", report.to_markdown())
 
 
 def run(config: SweepConfig, invocation: Invocation) -> int:
-    """Run the command; return the exit code."""
-    scope = sweep(config, invocation.observer)
-    failed = [row.name for row in scope.rows if row.failure]
+    """Measure the runs, and print the path of the report; return the exit code."""
+    report = sweep(config, invocation.observer)
+    failed = [row.name for row in report.rows if row.failure]
     if not config.quiet:
-        told = f", run {', '.join(failed)} failed" if failed else ""
-        print(f"{config.output_dir / 'scope.md'}: {len(scope.rows)} runs{told}")
+        failures = f", run {', '.join(failed)} failed" if failed else ""
+        print(f"{config.output_dir / 'scope.md'}: {len(report.rows)} runs{failures}")
     return 1 if failed else 0

@@ -1,4 +1,4 @@
-"""Run one command in a process of its own and measure it: exit code, wall and CPU seconds, peak memory, log."""
+"""Run a command in a separate process and measure its exit code, wall time, CPU time and peak memory."""
 
 import os
 import re
@@ -17,61 +17,61 @@ _ExitUsage = tuple[float, resource.struct_rusage]
 
 
 TERMINATION_GRACE_S = 3.0
-"""Seconds between the request to end and the kill of a command that is stopped."""
+"""Seconds between SIGTERM and SIGKILL for a command that exceeds its time limit."""
 
 POLL_INTERVAL_S = 0.01
-"""Seconds between two looks at a command: the resolution of its wall time."""
+"""Polling interval in seconds: the resolution of the wall time."""
 
 
 @dataclass(frozen=True)
 class ProcessResult:
-    """What a command took. Its children count where it waited for them before it ended."""
+    """Measurements of a command, including the child processes that it waited for."""
 
     exit_code: int
-    """What it returned; minus the signal's number where a signal ended it."""
+    """Exit code; the negative signal number if a signal ended the process."""
 
     timed_out: bool
-    """Whether it ran past the limit and was stopped."""
+    """Whether the command exceeded the time limit and was stopped."""
 
     wall_seconds: float
-    """From its start to its end, to 0.01 s."""
+    """Wall time in seconds, with a resolution of 0.01 s."""
 
     cpu_seconds: float
-    """User and system time of all its cores."""
+    """User and system time in seconds, over all cores."""
 
     peak_bytes: int | None
-    """Largest resident memory of any one of its processes; None where it stayed below this process's own peak, which
-    the system hands on to a new process, so that nothing smaller can be seen."""
+    """Largest resident memory of a single process of the command, in bytes; None if it is below the peak of the
+    measuring process, which a new process inherits."""
 
 
 def run_measured(
     command: Sequence[str], log: Path, *, limit: float | None = None, environment: Mapping[str, str] | None = None
 ) -> ProcessResult:
-    """Run ``command`` to its end, its output going to the file ``log`` as it comes.
+    """Run ``command`` once and measure it.
 
-    It has a process group of its own, nothing to read, and is never run twice. Whatever is left of the group when it
-    ends, is stopped or this call is interrupted, is killed.
+    The command has its own process group and an empty standard input. When it ends, exceeds the limit, or this call is
+    interrupted, all remaining processes of the group are killed.
 
     Args:
         command: program and arguments.
-        log: file for standard output and error, replaced if it is there.
-        limit: seconds after which the command is stopped: asked to end, and killed :data:`TERMINATION_GRACE_S` seconds later.
-        environment: variables to set besides those of this process.
+        log: file for standard output and standard error; an existing file is replaced.
+        limit: seconds after which the command receives SIGTERM, and :data:`TERMINATION_GRACE_S` seconds later SIGKILL.
+        environment: variables to set in addition to the environment of this process.
 
     Raises:
-        PtychoError: this system has no ``os.wait4``, which measures.
+        PtychoError: this system has no ``os.wait4``, which the measurement needs.
         DataError: the log cannot be written, or the command cannot be started.
     """
     if not hasattr(os, "wait4"):
         raise PtychoError(
-            f"a command cannot be measured on {sys.platform}, which lacks os.wait4; use Linux or macOS (or WSL)"
+            f"a command cannot be measured on {sys.platform}; expected a system with os.wait4; use Linux, macOS or WSL"
         )
     started = time.perf_counter()
     process = _start(command, log, dict(os.environ) | dict(environment or {}))
     try:
-        found = _wait(process, None if limit is None else started + limit)
-        stopped = found is None
-        ended, usage = found or _stop(process)
+        exit_usage = _wait(process, None if limit is None else started + limit)
+        stopped = exit_usage is None
+        ended, usage = exit_usage or _stop(process)
     finally:
         _signal_group(process.pid, signal.SIGKILL)
         if process.returncode is None:
@@ -102,12 +102,15 @@ def _start(command: Sequence[str], log: Path, environment: Mapping[str, str]) ->
 
 
 def _wait(process: subprocess.Popen[bytes], until: float | None) -> _ExitUsage | None:
-    """When the process ended and what it used; None if it still runs at ``until`` (of ``time.perf_counter``)."""
+    """Return the end time and the resource usage of the process, or None if it still runs at ``until``.
+
+    Times are those of ``time.perf_counter``.
+    """
     while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         now = time.perf_counter()
         if pid:
-            process.returncode = os.waitstatus_to_exitcode(status)  # or subprocess would wait for it again
+            process.returncode = os.waitstatus_to_exitcode(status)  # prevents subprocess from waiting again
             return now, usage
         if until is not None and now >= until:
             return None
@@ -115,34 +118,32 @@ def _wait(process: subprocess.Popen[bytes], until: float | None) -> _ExitUsage |
 
 
 def _stop(process: subprocess.Popen[bytes]) -> _ExitUsage:
-    """Ask the whole group to end, then kill it."""
+    """Send SIGTERM to the whole group, then SIGKILL."""
     _signal_group(process.pid, signal.SIGTERM)
-    found = _wait(process, time.perf_counter() + TERMINATION_GRACE_S)
-    while found is None:
+    exit_usage = _wait(process, time.perf_counter() + TERMINATION_GRACE_S)
+    while exit_usage is None:
         _signal_group(process.pid, signal.SIGKILL)
-        found = _wait(process, time.perf_counter() + TERMINATION_GRACE_S)
-    return found
+        exit_usage = _wait(process, time.perf_counter() + TERMINATION_GRACE_S)
+    return exit_usage
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
     try:
         os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):  # nobody is left; macOS says the latter of a group of zombies
+    except (ProcessLookupError, PermissionError):  # the group has ended; macOS raises PermissionError for zombies
         return
 
 
 def _read_own_peak_bytes() -> int:
-    """Largest resident memory of this process, in bytes."""
-    import resource
-
+    """Return the largest resident memory of this process, in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # on Linux the other figure holds, in turn, the peak of whatever started this process
-        found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
+    if status.exists():  # on Linux getrusage includes the peak of the parent process
+        match = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
+        if match:
+            return int(match[1]) * 1024
     return _to_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def _to_bytes(resident: int) -> int:
-    """Linux counts in KiB, macOS in bytes."""
+    """Convert ``ru_maxrss`` to bytes: Linux reports KiB, macOS bytes."""
     return resident if sys.platform == "darwin" else resident * 1024

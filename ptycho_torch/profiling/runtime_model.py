@@ -1,7 +1,7 @@
-"""What the runtime of training depends on: from measured runs to differences, fitted costs and a page of tables.
+"""Runtime model of a training: differences between measured runs, fitted costs, and a page of tables.
 
-Nothing here runs, reads or writes anything: :mod:`ptycho_torch.sweep` does. Times are in seconds, sizes in bytes; an
-image is a group that a training goes through once.
+This module neither runs a training nor accesses files; the command ``sweep`` does. Times are in seconds, sizes in
+bytes. An image is one group in one epoch.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from ptycho_torch.data.profile import Profile
 
 STARTUP_TERM = "start-up"
 COST_TERMS = ("image", "epoch", "batch")
-"""What a cost is fitted to besides start-up, the first first."""
+"""Amounts of work with a fitted cost, in the order in which they are added to the model; start-up comes first."""
 
 WORK_SETTINGS = {"max_epochs", "n_images", "batch_size", "seed"}
-"""Settings that leave the cost of an image as it is. Runs that differ in others are not fitted together."""
+"""Settings that do not change the cost per image. Runs that differ in other settings are fitted separately."""
 
 CONFIDENCE_LEVEL = 0.95
-"""Chance with which the true cost lies in the range that is told."""
+"""Probability that the reported interval contains the true cost."""
 
 TIMING_STAGES = ("load", "prepare", "train", "save", "pictures")
 """The stages of ``timing.json``, in order."""
@@ -32,32 +32,32 @@ TIMING_STAGES = ("load", "prepare", "train", "save", "pictures")
 
 @dataclass(frozen=True)
 class TrainingWork:
-    """What a complete training did."""
+    """Amount of work of a complete training."""
 
     epochs: int
     """Passes over the groups."""
 
     groups: int | None
-    """Images an epoch; None where there was no epoch."""
+    """Images per epoch; None without an epoch."""
 
     batch_size: int
-    """Groups a batch."""
+    """Groups per batch."""
 
     loss: float | None
-    """Training loss of the last epoch."""
+    """Training loss of the last epoch; None without an epoch."""
 
     stages: dict[str, float]
     """Seconds by stage, as in ``timing.json``."""
 
     @property
     def batches_per_epoch(self) -> int | None:
-        """All batches but one are full: :func:`ptycho_torch.data.grouping.make_compact_batches`."""
+        """Batches per epoch, at most one of which is smaller than ``batch_size``."""
         return None if self.groups is None else math.ceil(self.groups / self.batch_size)
 
     def count_units(self, term: str) -> int:
-        """How many images, epochs or batches were gone through in all."""
-        each = {"image": self.groups, "epoch": 1, "batch": self.batches_per_epoch}[term]
-        return self.epochs * (each or 0)
+        """Return the total number of images, epochs or batches."""
+        per_epoch = {"image": self.groups, "epoch": 1, "batch": self.batches_per_epoch}[term]
+        return self.epochs * (per_epoch or 0)
 
 
 @dataclass(frozen=True)
@@ -65,113 +65,113 @@ class RunRecord:
     """One run of the sweep."""
 
     name: str
-    """Its folder under ``runs/``."""
+    """Name of its folder under ``runs/``."""
 
     settings: dict[str, str]
-    """What was asked for, by the names of train's settings."""
+    """Given settings of the command ``train``."""
 
     command: str
-    """The command line, to be typed as it stands."""
+    """Complete command line."""
 
     exit_code: int
-    """What the process returned; minus the signal's number where a signal ended it."""
+    """Exit code; the negative signal number if a signal ended the process."""
 
     failure: str | None
-    """Why there is no result; None where there is."""
+    """Reason for a missing result; None for a complete run."""
 
     wall_seconds: float
     cpu_seconds: float
 
     peak_bytes: int | None
-    """Largest resident memory; None where it could not be seen."""
+    """Largest resident memory; None if it could not be measured."""
 
     files: dict[str, int]
-    """Size of each file that the run left, before bulky ones were removed."""
+    """Size of each file of the run, before large ones are removed."""
 
     work: TrainingWork | None
-    """What was done; None where the run failed."""
+    """Amount of work; None if the run failed."""
 
 
 @dataclass(frozen=True)
 class RunDifference:
-    """The second of two runs less the first."""
+    """Difference between two runs: the second minus the first."""
 
     runs: tuple[str, str]
     settings: dict[str, tuple[str | None, str | None]]
-    """Settings in which they differ, None for one that was not typed."""
+    """Settings in which the runs differ; None for a setting that was not given."""
 
     wall_seconds: float
     amounts: dict[str, int]
-    """Difference in images, epochs and batches gone through, by :data:`COST_TERMS`."""
+    """Difference in images, epochs and batches, by :data:`COST_TERMS`."""
 
     reading: str | None
-    """What the difference says by itself; None where more than one thing changed."""
+    """Cost that follows from the difference; None if several amounts changed."""
 
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """What one image, epoch or batch takes, or the start."""
+    """Estimated time per image, epoch or batch, or of the start-up."""
 
     name: str
     seconds: float
     margin: float
-    """Half the width of the 95 % range."""
+    """Half the width of the 95 % confidence interval."""
 
     remark: str | None
-    """What is wrong with it."""
+    """Reason for doubt; None if there is none."""
 
 
 @dataclass(frozen=True)
 class RuntimeFit:
-    """Wall time as start-up and a cost for each image, epoch and batch, by least squares."""
+    """Least-squares fit of the wall time: start-up and a cost per image, epoch and batch."""
 
     settings: dict[str, str]
-    """What all of these runs share besides the amount of work."""
+    """Settings that all runs of the fit share, except the amount of work."""
 
     runs: list[str]
     costs: list[CostEstimate]
     residual_seconds: float | None
-    """What the runs stray from the fit by: root of the squares' sum over the runs beyond the number of costs."""
+    """Standard deviation of the residuals, with the number of costs subtracted from the number of runs."""
 
     left_out: dict[str, str]
-    """Costs that are not fitted, and why."""
+    """Costs that are not fitted, with the reason."""
 
 
 @dataclass(frozen=True)
 class RuntimeReport:
-    """A sweep as far as it has come."""
+    """Results of a sweep, complete or in progress."""
 
     scan: str
-    """The scan file as it was typed."""
+    """Path of the scan file as given."""
 
     profile: dict[str, Any]
-    """Its arrays, axis order, measurement and violations, found from the headers."""
+    """Arrays, axis order, measurement and violations of the file, from its headers."""
 
     observations: list[str]
-    """What that says on dtype and orientation."""
+    """Sentences about the dtypes and the orientation of the file."""
 
     machine: dict[str, Any]
-    """What the times depend on besides the settings."""
+    """Hardware, versions and thread settings that the times depend on."""
 
     limit: float
-    """Seconds after which a run was stopped."""
+    """Time limit per run in seconds."""
 
     planned: int
-    """Runs in all."""
+    """Number of planned runs."""
 
     rows: list[RunRecord]
 
     def to_dict(self) -> dict[str, Any]:
-        """All that was found, as JSON can hold it."""
+        """Return all results as JSON."""
         content = dataclasses.asdict(self)
         del content["rows"]
         content["runs"] = [_convert_row(row) for row in self.rows]
-        content["differences"] = [dataclasses.asdict(found) for found in compute_differences(self.rows)]
-        content["fits"] = [dataclasses.asdict(found) for found in fit_costs(self.rows)]
+        content["differences"] = [dataclasses.asdict(difference) for difference in compute_differences(self.rows)]
+        content["fits"] = [dataclasses.asdict(fit) for fit in fit_costs(self.rows)]
         return content
 
     def to_markdown(self) -> str:
-        """The same for people, with tables."""
+        """Return all results as a Markdown page with tables."""
         return "\n".join(_format_page(self)) + "\n"
 
 
@@ -183,8 +183,8 @@ def _convert_row(row: RunRecord) -> dict[str, Any]:
 
 
 def compute_differences(rows: Sequence[RunRecord]) -> list[RunDifference]:
-    """Every pair of the runs that were complete, in order."""
-    done = [(row, row.work) for row in rows if row.work]
+    """Return the difference of every pair of complete runs, in order."""
+    complete = [(row, row.work) for row in rows if row.work]
     return [
         RunDifference(
             runs=(first.name, second.name),
@@ -197,51 +197,51 @@ def compute_differences(rows: Sequence[RunRecord]) -> list[RunDifference]:
             amounts={term: after.count_units(term) - before.count_units(term) for term in COST_TERMS},
             reading=_interpret_difference(first, before, second, after),
         )
-        for (first, before), (second, after) in combinations(done, 2)
+        for (first, before), (second, after) in combinations(complete, 2)
     ]
 
 
 def _interpret_difference(first: RunRecord, before: TrainingWork, second: RunRecord, after: TrainingWork) -> str | None:
-    """What a difference says where one thing alone changed."""
+    """Return the cost that follows from a difference in a single amount of work, as text."""
     if _make_workload_key(first) != _make_workload_key(second):
         return None
     changed = [name for name in ("epochs", "batch_size") if getattr(before, name) != getattr(after, name)]
     if before.groups != after.groups and None not in (before.groups, after.groups):
         changed.append("groups")
     if not changed:
-        return "the same work: this is how far times stray"
+        return "the same work: the difference is the scatter of the times"
     term = {"epochs": "epoch", "batch_size": "batch", "groups": "image"}[changed[0]]
     amount = after.count_units(term) - before.count_units(term)
     if len(changed) > 1 or not amount:
         return None
-    each = (second.wall_seconds - first.wall_seconds) / amount
-    lost = ", negative: less than times stray by" if each < 0 else ""
-    return f"{_format_seconds(each)} a{'n' if term[0] in 'ei' else ''} {term}{lost}"
+    cost = (second.wall_seconds - first.wall_seconds) / amount
+    remark = ", negative: below the scatter of the times" if cost < 0 else ""
+    return f"{_format_seconds(cost)} per {term}{remark}"
 
 
 def _make_workload_key(row: RunRecord) -> tuple[tuple[str, str], ...]:
-    """What a run does, apart from how much of it."""
+    """Return the settings of a run except the amount of work."""
     return tuple(sorted(item for item in row.settings.items() if item[0] not in WORK_SETTINGS))
 
 
 def fit_costs(rows: Sequence[RunRecord]) -> list[RuntimeFit]:
-    """A fit for each kind of work among the runs that were complete."""
-    kinds: dict[tuple[tuple[str, str], ...], list[RunRecord]] = {}
+    """Fit the costs of the complete runs, separately for each workload."""
+    workloads: dict[tuple[tuple[str, str], ...], list[RunRecord]] = {}
     for row in rows:
         if row.work:
-            kinds.setdefault(_make_workload_key(row), []).append(row)
-    return [_fit_runs(dict(kind), members) for kind, members in kinds.items()]
+            workloads.setdefault(_make_workload_key(row), []).append(row)
+    return [_fit_runs(dict(settings), members) for settings, members in workloads.items()]
 
 
 def _fit_runs(settings: dict[str, str], rows: list[RunRecord]) -> RuntimeFit:
-    """As many costs as the runs tell apart and leave one run over for, so that the residual says something."""
+    """Fit as many costs as the runs determine with at least one degree of freedom left for the residual."""
     works = [row.work for row in rows if row.work]
     columns = {term: np.array([work.count_units(term) for work in works], dtype=np.float64) for term in COST_TERMS}
     columns[STARTUP_TERM] = np.ones(len(works))
     fitted, left_out = [STARTUP_TERM], {}
     for term in COST_TERMS:
         if not _are_independent([columns[name] for name in (*fitted, term)]):
-            left_out[term] = f"in these runs it goes along with {' and '.join(fitted)}"
+            left_out[term] = f"in these runs it is proportional to {' and '.join(fitted)}"
         elif len(rows) < len(fitted) + 2:
             left_out[term] = f"{len(fitted) + 1} costs need {len(fitted) + 2} runs, and there are {len(rows)}"
         else:
@@ -262,30 +262,34 @@ def _are_independent(columns: list[NDArray[np.float64]]) -> bool:
 def _solve_least_squares(
     columns: Mapping[str, NDArray[np.float64]], wall: NDArray[np.float64]
 ) -> tuple[list[CostEstimate], float]:
-    """Costs with their ranges, and the residual. ``columns`` are independent and fewer than the runs."""
+    """Return the costs with their confidence intervals, and the residual.
+
+    Args:
+        columns: amounts of work by cost, each (runs,); independent, and fewer than the runs.
+        wall: (runs,) wall times.
+    """
     from scipy.special import stdtrit
 
     scales = np.array([column.max() for column in columns.values()])
     matrix = np.stack(list(columns.values()), axis=1) / scales
-    found, *_ = np.linalg.lstsq(matrix, wall, rcond=None)
+    solution, *_ = np.linalg.lstsq(matrix, wall, rcond=None)
     degrees_of_freedom = len(wall) - len(columns)
-    residual = math.sqrt(float(np.square(wall - matrix @ found).sum()) / degrees_of_freedom)
+    residual = math.sqrt(float(np.square(wall - matrix @ solution).sum()) / degrees_of_freedom)
     deviations = residual * np.sqrt(np.diag(np.linalg.inv(matrix.T @ matrix)))
-    margins = deviations * float(
-        stdtrit(degrees_of_freedom, (1 + CONFIDENCE_LEVEL) / 2)
-    )  # few runs say little about their own scatter
-    costs = zip(columns, (found / scales).tolist(), (margins / scales).tolist(), strict=True)
+    # Student's t distribution, because few runs estimate their own scatter poorly.
+    margins = deviations * float(stdtrit(degrees_of_freedom, (1 + CONFIDENCE_LEVEL) / 2))
+    costs = zip(columns, (solution / scales).tolist(), (margins / scales).tolist(), strict=True)
     return [CostEstimate(name, cost, margin, _make_remark(cost, margin)) for name, cost, margin in costs], residual
 
 
 def _make_remark(cost: float, margin: float) -> str | None:
     if abs(cost) <= margin:
-        return "not told apart from zero by these runs"
-    return "negative, which no cost is: these runs differ in something else" if cost < 0 else None
+        return "not significantly different from zero"
+    return "negative, which is impossible: these runs differ in another respect" if cost < 0 else None
 
 
 def describe_headers(profile: Profile) -> list[str]:
-    """What a scan file's headers say on dtype and orientation, and what the reader makes of them."""
+    """Return sentences on the dtypes and the orientation of a scan file, and on their interpretation by the reader."""
     order, kind = profile.axis_order, profile.measurement
     lines = [
         f"{key} is {array['dtype']} of shape ({', '.join(map(str, array['shape']))})"
@@ -294,37 +298,37 @@ def describe_headers(profile: Profile) -> list[str]:
     ]
     lines.append(f"axis order {order['order'] or 'open'}: {order['reason']}")
     lines.append(f"measurement {kind['kind'] or 'open'}: {kind['reason']}")
-    violations = [f"{found['level']} {found['rule']}: {found['message']}" for found in profile.violations]
-    return lines + (violations or ["nothing to convert: it is in the canonical layout"])
+    violations = [f"{item['level']} {item['rule']}: {item['message']}" for item in profile.violations]
+    return lines + (violations or ["the file is in the canonical layout"])
 
 
-def _format_page(scope: RuntimeReport) -> Iterator[str]:
-    failed = sum(row.failure is not None for row in scope.rows)
-    yield "# What the runtime of training depends on"
+def _format_page(report: RuntimeReport) -> Iterator[str]:
+    failed = sum(row.failure is not None for row in report.rows)
+    yield "# Runtime of training"
     yield ""
     yield (
-        f"{len(scope.rows)} of {scope.planned} runs on `{scope.scan}`, each a process of its own"
-        f"{f'; {failed} failed' if failed else ''}. Times are in seconds, an image is a group gone through once, and a "
-        f"run is stopped at {scope.limit:g} s. Whatever else ran on the machine meanwhile is in the times."
+        f"{len(report.rows)} of {report.planned} runs on `{report.scan}`, each in a separate process"
+        f"{f'; {failed} failed' if failed else ''}. Times are in seconds. An image is one group in one epoch. The time "
+        f"limit per run is {report.limit:g} s. Other processes on the machine increase the times."
     )
     yield ""
     yield from _format_table(
-        ("what", "value"), sorted((name, _format_value(value)) for name, value in scope.machine.items())
+        ("quantity", "value"), sorted((name, _format_value(value)) for name, value in report.machine.items())
     )
     for title, lines in (
-        ("Runs", _format_runs(scope.rows)),
-        ("Stages", _format_stages(scope.rows)),
-        ("Commands", _format_commands(scope.rows)),
-        ("Files", _format_files(scope.rows)),
-        ("Differences", _format_differences(scope.rows)),
-        ("Costs", _format_costs(scope.rows)),
-        ("The scan file", (f"- {line}" for line in scope.observations)),
+        ("Runs", _format_runs(report.rows)),
+        ("Stages", _format_stages(report.rows)),
+        ("Commands", _format_commands(report.rows)),
+        ("Files", _format_files(report.rows)),
+        ("Differences", _format_differences(report.rows)),
+        ("Costs", _format_costs(report.rows)),
+        ("The scan file", (f"- {line}" for line in report.observations)),
     ):
         yield from ("", f"## {title}", "", *lines)
 
 
 def _format_runs(rows: Sequence[RunRecord]) -> Iterator[str]:
-    head = ("run", "settings", "outcome", "wall", "CPU", "peak MiB", "epochs", "images an epoch", "batches an epoch")
+    head = ("run", "settings", "outcome", "wall", "CPU", "peak MiB", "epochs", "images per epoch", "batches per epoch")
     yield from _format_table(
         (*head, "final loss"),
         (
@@ -346,25 +350,25 @@ def _format_runs(rows: Sequence[RunRecord]) -> Iterator[str]:
 
 
 def _format_stages(rows: Sequence[RunRecord]) -> Iterator[str]:
-    """Seconds of each stage; the rest of the wall time is the interpreter and its imports."""
-    done = [(row, row.work) for row in rows if row.work]
-    if not done:
-        yield "No run was complete."
+    """Format the seconds of each stage; the rest of the wall time is the interpreter and its imports."""
+    complete = [(row, row.work) for row in rows if row.work]
+    if not complete:
+        yield "No run is complete."
         return
-    stages = [name for name in TIMING_STAGES if any(name in work.stages for _, work in done)]
+    stages = [name for name in TIMING_STAGES if any(name in work.stages for _, work in complete)]
     yield from _format_table(
-        ("run", *stages, "outside of them"),
+        ("run", *stages, "other"),
         (
             (
                 row.name,
                 *(f"{work.stages[name]:.2f}" if name in work.stages else None for name in stages),
                 f"{row.wall_seconds - sum(work.stages.values()):.2f}",
             )
-            for row, work in done
+            for row, work in complete
         ),
     )
     yield ""
-    yield "Outside of the stages lie the start of Python, imports, and the end of the process."
+    yield "The column other is the start of Python, the imports, and the end of the process."
 
 
 def _format_commands(rows: Sequence[RunRecord]) -> Iterator[str]:
@@ -382,12 +386,12 @@ def _format_files(rows: Sequence[RunRecord]) -> Iterator[str]:
 
 
 def _format_differences(rows: Sequence[RunRecord]) -> Iterator[str]:
-    found = compute_differences(rows)
-    if not found:
-        yield "Fewer than two runs were complete, so there is nothing to compare."
+    differences = compute_differences(rows)
+    if not differences:
+        yield "Fewer than two runs are complete: no comparison."
         return
     yield from _format_table(
-        ("runs", "what differs", "wall", "images", "epochs", "batches", "reads as"),
+        ("runs", "changed settings", "wall", "images", "epochs", "batches", "implied cost"),
         (
             (
                 f"{pair.runs[1]} − {pair.runs[0]}",
@@ -398,25 +402,26 @@ def _format_differences(rows: Sequence[RunRecord]) -> Iterator[str]:
                 *(f"{pair.amounts[term]:+d}" for term in COST_TERMS),
                 pair.reading,
             )
-            for pair in found
+            for pair in differences
         ),
     )
 
 
 def _format_costs(rows: Sequence[RunRecord]) -> Iterator[str]:
-    found = fit_costs(rows)
-    if not found:
-        yield "No run was complete, so there is nothing to fit."
-    for number, fit in enumerate(found):
+    fits = fit_costs(rows)
+    if not fits:
+        yield "No run is complete: no fit."
+    for number, fit in enumerate(fits):
         if number:
             yield ""
-        runs = f"{'Run' if len(fit.runs) == 1 else 'Runs'} {', '.join(fit.runs)} ({_format_settings(fit.settings) or 'defaults'})"
+        noun = "Run" if len(fit.runs) == 1 else "Runs"
+        runs = f"{noun} {', '.join(fit.runs)} ({_format_settings(fit.settings) or 'defaults'})"
         if fit.costs:
             yield f"{runs}: wall time by least squares, residual {fit.residual_seconds:.3f} s."
             yield ""
-            yield from _format_table(("of", "seconds", "± (95 %)", "remark"), map(_format_cost_cells, fit.costs))
+            yield from _format_table(("cost", "seconds", "± (95 %)", "remark"), map(_format_cost_cells, fit.costs))
         else:
-            yield f"{runs}: no fit, because the runs are too few or too much alike."
+            yield f"{runs}: no fit, because there are too few different runs."
         if fit.left_out:
             yield ""
             yield from (f"- Not fitted, {term}: {reason}." for term, reason in fit.left_out.items())

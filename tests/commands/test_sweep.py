@@ -1,4 +1,4 @@
-"""python -m ptycho_torch.sweep: trainings, each measured in a process of its own."""
+"""The command sweep: trainings, each measured in a separate process."""
 
 import csv
 import json
@@ -20,8 +20,8 @@ SMALL = "width=4,batch_size=6"
 
 
 @pytest.fixture(scope="module")
-def telling(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment in which every python says its process number and what it knows of CUDA, before all else."""
+def reporting_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment in which every Python prints its process id and CUDA_VISIBLE_DEVICES at its start."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "sitecustomize.py").write_text(
         "import os, sys\n"
@@ -32,9 +32,12 @@ def telling(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def swept(
-    tmp_path_factory: pytest.TempPathFactory, scan_file: Path, run_process: Callable[..., Any], telling: dict[str, str]
+    tmp_path_factory: pytest.TempPathFactory,
+    scan_file: Path,
+    run_process: Callable[..., Any],
+    reporting_environment: dict[str, str],
 ) -> tuple[Path, Any]:
-    """A sweep of a training and of a run that asks for more than there is."""
+    """A sweep of a training and of a run with too many groups."""
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "scan.npz").write_bytes(scan_file.read_bytes())
     runs = (
@@ -44,7 +47,7 @@ def swept(
     words = ["-m", "ptycho_torch.sweep", "--train_data_file", "scan.npz", "--output_dir", "out"]
     for run in runs:
         words += ["--run", run]
-    return folder / "out", run_process(*words, cwd=folder, **telling)
+    return folder / "out", run_process(*words, cwd=folder, **reporting_environment)
 
 
 @pytest.fixture(scope="module")
@@ -53,47 +56,47 @@ def scope(swept: tuple[Path, Any]) -> dict[str, Any]:
     return content
 
 
-def test_a_failed_run_is_a_row_and_exit_code_1(swept: tuple[Path, Any], scope: dict[str, Any]) -> None:
+def test_failed_run_is_a_row_and_gives_exit_code_1(swept: tuple[Path, Any], scope: dict[str, Any]) -> None:
     folder, result = swept
     assert result.code == 1
     assert result.out.strip() == f"{Path('out/scope.md')}: 2 runs, run 2 failed"
     assert [run["exit_code"] for run in scope["runs"]] == [0, 2]
     failed = scope["runs"][1]
     assert failed["work"] is None
-    assert re.fullmatch(r"exit code 2: train: --n_images is 10000, .*", failed["failure"])
+    assert re.fullmatch(r"exit code 2: train: --n_images is 10000; .*", failed["failure"])
     assert failed["failure"] in (folder / "scope.md").read_text()
 
 
-def test_a_row_says_what_the_training_did(swept: tuple[Path, Any], scope: dict[str, Any]) -> None:
+def test_row_contains_the_work_of_the_training(swept: tuple[Path, Any], scope: dict[str, Any]) -> None:
     folder, _ = swept
     run, work = scope["runs"][0], scope["runs"][0]["work"]
-    kept = folder / "runs" / "1"
-    with (kept / "history.csv").open() as stream:
+    run_folder = folder / "runs" / "1"
+    with (run_folder / "history.csv").open() as stream:
         history = list(csv.DictReader(stream))
     assert (work["epochs"], work["groups"], work["batch_size"]) == (2, 20, 6) == (len(history), 20, 6)
     assert work["loss"] == float(history[-1]["loss"])
-    assert work["stages"] == json.loads((kept / "timing.json").read_text())
-    done = re.search(r"training: (\d+) of \1 ", (kept / "log.txt").read_text())
+    assert work["stages"] == json.loads((run_folder / "timing.json").read_text())
+    done = re.search(r"training: (\d+) of \1 ", (run_folder / "log.txt").read_text())
     assert done
     assert work["batches_per_epoch"] * work["epochs"] == int(done[1])
-    assert sum(work["stages"].values()) < run["wall_seconds"] < 60
+    assert sum(work["stages"].values()) < run["wall_seconds"]
     assert 0 < run["cpu_seconds"] < run["wall_seconds"] * (os.cpu_count() or 1)
     assert 50 < run["peak_bytes"] / 2**20 < 4000  # torch alone is over 50
     assert run["peak_bytes"] > scope["runs"][1]["peak_bytes"]
 
 
-def test_every_file_is_weighed_and_small_ones_stay(swept: tuple[Path, Any], scope: dict[str, Any]) -> None:
+def test_file_sizes_are_recorded_and_small_files_remain(swept: tuple[Path, Any], scope: dict[str, Any]) -> None:
     folder, _ = swept
     for run in scope["runs"]:
         kept = {path.name: path for path in (folder / "runs" / run["name"]).iterdir()}
         assert kept.keys() == (KEPT if run["exit_code"] == 0 else {"log.txt"})
         assert {name: run["files"][name] for name in kept} == {name: path.stat().st_size for name, path in kept.items()}
-    weighed = set(scope["runs"][0]["files"])
-    assert weighed == KEPT | {"model.safetensors", "bundle.json", "checkpoints/last/state.safetensors"}
+    sizes = set(scope["runs"][0]["files"])
+    assert sizes == KEPT | {"model.safetensors", "bundle.json", "checkpoints/last/state.safetensors"}
     assert {path.name for path in folder.iterdir()} == {"scope.json", "scope.md", "runs"}
 
 
-def test_the_command_is_exact_and_cuda_hidden(swept: tuple[Path, Any], scope: dict[str, Any]) -> None:
+def test_command_is_recorded_and_cuda_hidden(swept: tuple[Path, Any], scope: dict[str, Any]) -> None:
     folder, _ = swept
     assert shlex.split(scope["runs"][0]["command"]) == shlex.split(
         "CUDA_VISIBLE_DEVICES= python -m ptycho_torch.train --train_data_file scan.npz --output_dir out/runs/1 "
@@ -101,12 +104,12 @@ def test_the_command_is_exact_and_cuda_hidden(swept: tuple[Path, Any], scope: di
     )
     for run in scope["runs"]:
         assert run["command"] in (folder / "scope.md").read_text()
-        said = (folder / "runs" / run["name"] / "log.txt").read_text().splitlines()[0]
-        assert said.endswith("cuda ''")
+        first_line = (folder / "runs" / run["name"] / "log.txt").read_text().splitlines()[0]
+        assert first_line.endswith("cuda ''")
     assert "update_probe: true" in (folder / "runs" / "1" / "config.yaml").read_text()
 
 
-def test_nothing_names_the_machine(swept: tuple[Path, Any]) -> None:
+def test_report_does_not_name_the_machine(swept: tuple[Path, Any]) -> None:
     folder, _ = swept
     for name in ("scope.json", "scope.md"):
         text = (folder / name).read_text()
@@ -114,13 +117,13 @@ def test_nothing_names_the_machine(swept: tuple[Path, Any]) -> None:
         assert os.uname().nodename not in re.split(r"\W+", text) or os.uname().nodename == "localhost"
 
 
-def test_the_scan_is_observed(scope: dict[str, Any]) -> None:
+def test_report_describes_the_scan_file(scope: dict[str, Any]) -> None:
     assert "diffraction is float32 of shape (36, 24, 24)" in scope["observations"]
     assert "axis order nhw: from the metadata" in scope["observations"]
 
 
 @pytest.mark.parametrize("seconds", ["0.5"])
-def test_a_run_is_stopped_at_the_limit_and_not_retried(
+def test_run_is_stopped_at_the_limit_and_not_retried(
     seconds: str, tmp_path: Path, scan_file: Path, run_process: Callable[..., Any]
 ) -> None:
     words = ["--train_data_file", scan_file, "--output_dir", tmp_path / "out", "--timeout", seconds]
@@ -129,12 +132,12 @@ def test_a_run_is_stopped_at_the_limit_and_not_retried(
     (run,) = json.loads((tmp_path / "out" / "scope.json").read_text())["runs"]
     assert run["failure"].startswith(f"stopped at the limit of {seconds} s")
     assert run["exit_code"] == -signal.SIGTERM
-    assert float(seconds) <= run["wall_seconds"] < float(seconds) + 5
+    assert run["wall_seconds"] >= float(seconds)
     assert (tmp_path / "out" / "scope.md").read_text().count(f"stopped at the limit of {seconds} s") == 1
     assert [path.name for path in (tmp_path / "out" / "runs").iterdir()] == ["1"]
 
 
-def test_keep_keeps_what_the_run_wrote_and_no_epoch_is_no_loss(
+def test_keep_leaves_all_files_and_no_epoch_has_no_loss(
     tmp_path: Path, scan_file: Path, run_process: Callable[..., Any]
 ) -> None:
     words = ["--train_data_file", scan_file, "--output_dir", tmp_path / "out", "--keep_outputs", "--quiet"]
@@ -150,7 +153,7 @@ def test_keep_keeps_what_the_run_wrote_and_no_epoch_is_no_loss(
     assert (work["epochs"], work["groups"], work["batches_per_epoch"], work["loss"]) == (0, None, None, None)
 
 
-def test_ctrl_c_takes_the_run_along(tmp_path: Path, scan_file: Path, telling: dict[str, str]) -> None:
+def test_ctrl_c_ends_the_run(tmp_path: Path, scan_file: Path, reporting_environment: dict[str, str]) -> None:
     words = [
         "--train_data_file",
         str(scan_file),
@@ -162,7 +165,7 @@ def test_ctrl_c_takes_the_run_along(tmp_path: Path, scan_file: Path, telling: di
     log = tmp_path / "out" / "runs" / "1" / "log.txt"
     with subprocess.Popen(
         [sys.executable, "-m", "ptycho_torch.sweep", *words],
-        env=os.environ | telling,
+        env=os.environ | reporting_environment,
         stderr=subprocess.PIPE,
         text=True,
     ) as sweep:
@@ -170,15 +173,15 @@ def test_ctrl_c_takes_the_run_along(tmp_path: Path, scan_file: Path, telling: di
         while not (log.is_file() and "process" in log.read_text()) and time.monotonic() < deadline:
             time.sleep(0.02)
         sweep.send_signal(signal.SIGINT)
-        _, said = sweep.communicate(timeout=30)
+        _, err = sweep.communicate(timeout=30)
     assert sweep.returncode == 130
-    assert said.splitlines()[-1] == "sweep: interrupted"
+    assert err.splitlines()[-1] == "sweep: interrupted"
     with pytest.raises(ProcessLookupError):
         os.kill(int(log.read_text().split()[1]), 0)
 
 
 @pytest.mark.parametrize(
-    ("runs", "said"),
+    ("runs", "message"),
     [
         ([""], "name=value"),
         (["epochs"], "name=value"),
@@ -190,22 +193,22 @@ def test_ctrl_c_takes_the_run_along(tmp_path: Path, scan_file: Path, telling: di
         (["epochs=1,device=cpu"], "sets device"),
         (["output-dir=here"], "sets output_dir"),
         (["train_data_file=scan.npz"], "sets train_data_file"),
-        (["epochs=1,max_epochs=2"], "max_epochs is there twice"),
+        (["epochs=1,max_epochs=2"], "max_epochs occurs twice"),
         ([], "--run missing"),
     ],
 )
-def test_a_run_that_makes_no_sense_is_one_line(
-    runs: list[str], said: str, tmp_path: Path, scan_file: Path, run_main: Callable[..., Any]
+def test_malformed_run_gives_a_one_line_error(
+    runs: list[str], message: str, tmp_path: Path, scan_file: Path, run_main: Callable[..., Any]
 ) -> None:
     words = [word for run in runs for word in ("--run", run)]
     result = run_main("sweep", "--train_data_file", scan_file, "--output_dir", tmp_path / "out", *words)
     assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
-    assert said in result.err
+    assert message in result.err
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("missing", ["none.npz", "."])
-def test_a_scan_that_cannot_be_read_is_one_line(missing: str, tmp_path: Path, run_main: Callable[..., Any]) -> None:
+def test_unreadable_scan_gives_a_one_line_error(missing: str, tmp_path: Path, run_main: Callable[..., Any]) -> None:
     words = ["--train_data_file", tmp_path / missing, "--output_dir", tmp_path / "out", "--run", "epochs=1"]
     result = run_main("sweep", *words)
     assert (result.code, result.err.count("\n")) == (2, 1)
@@ -213,7 +216,7 @@ def test_a_scan_that_cannot_be_read_is_one_line(missing: str, tmp_path: Path, ru
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "inf", "nan"])
-def test_a_limit_that_is_none_is_one_line(
+def test_invalid_limit_gives_a_one_line_error(
     limit: str, tmp_path: Path, scan_file: Path, run_main: Callable[..., Any]
 ) -> None:
     words = ["--train_data_file", scan_file, "--output_dir", tmp_path / "out", "--run", "epochs=1", "--timeout", limit]
@@ -222,7 +225,7 @@ def test_a_limit_that_is_none_is_one_line(
     assert "--timeout is" in result.err
 
 
-def test_runs_of_an_earlier_sweep_are_not_touched(
+def test_runs_of_an_earlier_sweep_are_not_changed(
     tmp_path: Path, scan_file: Path, run_main: Callable[..., Any]
 ) -> None:
     earlier = tmp_path / "out" / "runs" / "1" / "model.safetensors"

@@ -1,4 +1,4 @@
-"""profiling/processes.py: one command, measured."""
+"""Measurement of a command in a separate process."""
 
 import json
 import os
@@ -32,21 +32,19 @@ def log(tmp_path: Path) -> Path:
         ("import os; os.kill(os.getpid(), 9)", -signal.SIGKILL),
     ],
 )
-def test_the_exit_code_is_what_the_command_returned(text: str, code: int, log: Path) -> None:
+def test_exit_code_of_the_command_is_reported(text: str, code: int, log: Path) -> None:
     result = python(text, log)
     assert (result.exit_code, result.timed_out) == (code, False)
 
 
-def test_wall_time_counts_waiting_and_cpu_time_counts_work(log: Path) -> None:
-    idle = python("import time; time.sleep(0.5)", log)
+def test_wall_time_includes_waiting_and_cpu_time_does_not(log: Path) -> None:
+    idle = python("import time; time.sleep(1.5)", log)
     busy = python("import time\nwhile time.process_time() < 0.5: pass", log)
-    assert 0.5 <= idle.wall_seconds < 1.5
-    assert idle.cpu_seconds < 0.3
-    assert 0.5 <= busy.cpu_seconds < 1.0
-    assert busy.cpu_seconds <= busy.wall_seconds + 0.1
+    assert idle.cpu_seconds + 1.0 < idle.wall_seconds >= 1.5
+    assert 0.5 <= busy.cpu_seconds <= busy.wall_seconds + 0.1
 
 
-def test_the_work_of_children_that_were_waited_for_counts(log: Path) -> None:
+def test_cpu_time_of_child_processes_is_included(log: Path) -> None:
     spin = "import time\\nwhile time.process_time() < 0.4: pass"
     result = python(f"import subprocess, sys; subprocess.run([sys.executable, '-S', '-c', '{spin}'])", log)
     assert result.cpu_seconds > 0.4
@@ -55,27 +53,27 @@ def test_the_work_of_children_that_were_waited_for_counts(log: Path) -> None:
 MEASURE_IN_A_SMALL_PROCESS = """
 import json, sys
 from pathlib import Path
-from ptycho_torch.profiling.processes import measure
+from ptycho_torch.profiling.processes import run_measured
 ballast = bytearray(int(sys.argv[2]) << 20)
 del ballast
 commands = [[sys.executable, "-c", f"bytearray({size} << 20)"] for size in (80, 240)]
-print(json.dumps([measure(command, Path(sys.argv[1])).peak_bytes for command in commands]))
+print(json.dumps([run_measured(command, Path(sys.argv[1])).peak_bytes for command in commands]))
 """
 
 
-@pytest.mark.parametrize(("ballast", "seen"), [(0, (True, True)), (160, (False, True)), (400, (False, False))])
-def test_the_peak_is_that_of_the_command_or_not_told(
-    ballast: int, seen: tuple[bool, bool], log: Path, run_process: Callable[..., Any]
+@pytest.mark.parametrize(("ballast", "measurable"), [(0, (True, True)), (160, (False, True)), (400, (False, False))])
+def test_peak_memory_is_reported_only_above_the_peak_of_the_measuring_process(
+    ballast: int, measurable: tuple[bool, bool], log: Path, run_process: Callable[..., Any]
 ) -> None:
-    """A new process inherits the peak of the one that starts it, so a smaller one must not be reported."""
+    """A new process inherits the peak of its parent process, and a smaller peak cannot be measured."""
     result = run_process("-c", MEASURE_IN_A_SMALL_PROCESS, log, str(ballast))
-    for peak, size, told in zip(json.loads(result.out), (80, 240), seen, strict=True):
-        assert (peak is not None) is told
+    for peak, size, expected in zip(json.loads(result.out), (80, 240), measurable, strict=True):
+        assert (peak is not None) is expected
         assert peak is None or size < peak / 2**20 < size + 30
 
 
-def test_the_log_holds_all_that_was_said_and_the_environment_is_added_to(log: Path) -> None:
-    log.write_text("of an earlier run")
+def test_log_contains_all_output_and_environment_is_extended(log: Path) -> None:
+    log.write_text("earlier content")
     python("import os, sys; print(os.environ['A'], os.environ['PATH']); print('error', file=sys.stderr)", log, A="b")
     assert sorted(log.read_text().splitlines()) == sorted([f"b {os.environ['PATH']}", "error"])
 
@@ -88,10 +86,10 @@ def is_running(pid: int) -> bool:
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize("parent_waits", [True, False])
-def test_no_process_outlives_the_command(parent_waits: bool, log: Path) -> None:
-    """At the limit, or when the command ends by itself, its children go with it, even one that ignores SIGTERM."""
+def test_no_process_survives_the_command(parent_waits: bool, log: Path) -> None:
+    """Child processes end with the command, at the limit or by itself, even if they ignore SIGTERM."""
     start = f"""
 import subprocess, sys
 child = subprocess.Popen([sys.executable, "-S", "-c", {STUBBORN!r}], stdout=subprocess.PIPE)
@@ -109,30 +107,30 @@ print(child.pid, flush=True)
     assert not is_running(child)
 
 
-def test_a_command_that_ignores_the_request_is_killed(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_that_ignores_sigterm_is_killed(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ptycho_torch.profiling.processes.TERMINATION_GRACE_S", 0.2)
     result = python(STUBBORN, log, limit=3.0)  # long enough for Python to start on a busy machine
     assert (result.exit_code, result.timed_out) == (-signal.SIGKILL, True)
-    assert 3.2 <= result.wall_seconds < 10
+    assert result.wall_seconds >= 3.2
 
 
-def test_an_interrupt_takes_the_command_along(log: Path) -> None:
+def test_interrupt_ends_the_command(log: Path) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    kept = signal.signal(signal.SIGALRM, interrupt)
+    previous = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, 0.5)
     try:
         with pytest.raises(KeyboardInterrupt):
             python("import os, time; print(os.getpid(), flush=True); time.sleep(60)", log)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, kept)
+        signal.signal(signal.SIGALRM, previous)
     with pytest.raises(ProcessLookupError):
         os.kill(int(log.read_text()), 0)
 
 
-def test_what_cannot_be_started_or_logged_is_said(tmp_path: Path) -> None:
+def test_error_names_a_missing_program_or_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no-such-program"):
         run_measured(["no-such-program"], tmp_path / "log.txt")
     with pytest.raises(DataError, match=r"none/log\.txt"):

@@ -1,4 +1,4 @@
-"""profiling/runtime_model.py: from measured runs to differences, fitted costs and a page."""
+"""The runtime model: differences between runs, fitted costs and the page."""
 
 import json
 import math
@@ -24,8 +24,8 @@ from ptycho_torch.profiling.runtime_model import (
 COSTS = {"start-up": 3.0, "image": 0.01, "epoch": 0.2, "batch": 0.05}
 
 
-def a_row(name: str, epochs: int, groups: int, batch_size: int, noise: float = 0.0, **settings: str) -> RunRecord:
-    """A run whose wall time is that of :data:`COSTS`."""
+def make_row(name: str, epochs: int, groups: int, batch_size: int, noise: float = 0.0, **settings: str) -> RunRecord:
+    """Make a run whose wall time follows :data:`COSTS`."""
     work = TrainingWork(
         epochs, groups if epochs else None, batch_size, 0.5 if epochs else None, {"load": 0.5, "train": 1.0}
     )
@@ -34,7 +34,7 @@ def a_row(name: str, epochs: int, groups: int, batch_size: int, noise: float = 0
     return RunRecord(name, amounts | settings, f"train {name}", 0, None, wall + noise, wall, 2**28, {"a.txt": 3}, work)
 
 
-def a_failure(name: str) -> RunRecord:
+def make_failed_row(name: str) -> RunRecord:
     return RunRecord(
         name, {"max_epochs": "9"}, "train it", 2, "exit code 2: no | file", 1.0, 1.0, None, {"log.txt": 9}, None
     )
@@ -43,31 +43,31 @@ def a_failure(name: str) -> RunRecord:
 MANY = [(1, 64, 4), (2, 64, 4), (1, 16, 2), (3, 100, 16), (0, 64, 4), (4, 33, 5), (2, 200, 8)]
 
 
-def rows_of(amounts: list[tuple[int, int, int]], **settings: str) -> list[RunRecord]:
-    return [a_row(str(number), *amount, **settings) for number, amount in enumerate(amounts, start=1)]
+def make_rows(amounts: list[tuple[int, int, int]], **settings: str) -> list[RunRecord]:
+    return [make_row(str(number), *amount, **settings) for number, amount in enumerate(amounts, start=1)]
 
 
 @pytest.mark.parametrize(("groups", "batch_size"), [(1, 1), (7, 3), (34, 6), (64, 4), (65, 4), (1000, 24), (5, 9)])
-def test_the_batches_of_an_epoch_are_those_that_training_makes(groups: int, batch_size: int) -> None:
+def test_batches_per_epoch_equal_those_of_the_training(groups: int, batch_size: int) -> None:
     rng = np.random.default_rng(1)
     made = make_compact_batches(rng.uniform(0, 50, (groups, 2)), batch_size, 4, rng)
     assert TrainingWork(1, groups, batch_size, 0.0, {}).batches_per_epoch == len(made)
 
 
-def test_many_runs_give_back_every_cost() -> None:
-    (found,) = fit_costs(rows_of(MANY))
-    assert {cost.name: cost.seconds for cost in found.costs} == pytest.approx(COSTS)
-    assert found.residual_seconds == pytest.approx(0, abs=1e-9)
-    assert all(cost.margin < 1e-6 and cost.remark is None for cost in found.costs)
-    assert found.left_out == {}
+def test_many_runs_determine_every_cost() -> None:
+    (fit,) = fit_costs(make_rows(MANY))
+    assert {cost.name: cost.seconds for cost in fit.costs} == pytest.approx(COSTS)
+    assert fit.residual_seconds == pytest.approx(0, abs=1e-9)
+    assert all(cost.margin < 1e-6 and cost.remark is None for cost in fit.costs)
+    assert fit.left_out == {}
 
 
-def test_the_true_costs_lie_in_the_ranges_told_as_often_as_said() -> None:
+def test_confidence_intervals_contain_the_true_costs_at_their_level() -> None:
     rng = np.random.default_rng(2)
-    amounts = MANY[1:]  # two runs more than costs, where the normal distribution would be far off
+    amounts = MANY[1:]  # only two degrees of freedom, for which the normal distribution would be far off
     hits, trials = 0, 400
     for _ in range(trials):
-        rows = [a_row(str(k), *amount, noise=rng.normal(0, 0.3)) for k, amount in enumerate(amounts)]
+        rows = [make_row(str(k), *amount, noise=rng.normal(0, 0.3)) for k, amount in enumerate(amounts)]
         hits += sum(abs(cost.seconds - COSTS[cost.name]) <= cost.margin for cost in fit_costs(rows)[0].costs)
     assert 0.93 < hits / (trials * len(COSTS)) < 0.97
 
@@ -80,44 +80,44 @@ def test_the_true_costs_lie_in_the_ranges_told_as_often_as_said() -> None:
         (4, ["start-up", "image", "epoch"], {"batch"}),
     ],
 )
-def test_few_runs_give_few_costs_and_say_what_is_missing(count: int, fitted: list[str], left_out: set[str]) -> None:
-    (found,) = fit_costs(rows_of(MANY[:count]))
-    assert [cost.name for cost in found.costs] == fitted
-    assert found.left_out.keys() == left_out
-    assert any(f"there are {count}" in reason for reason in found.left_out.values())
+def test_few_runs_determine_few_costs(count: int, fitted: list[str], left_out: set[str]) -> None:
+    (fit,) = fit_costs(make_rows(MANY[:count]))
+    assert [cost.name for cost in fit.costs] == fitted
+    assert fit.left_out.keys() == left_out
+    assert any(f"there are {count}" in reason for reason in fit.left_out.values())
 
 
-def test_costs_that_go_along_with_each_other_are_not_told_apart() -> None:
-    (found,) = fit_costs(rows_of([(epochs, 64, 4) for epochs in (1, 2, 3, 5, 8)]))
-    assert [cost.name for cost in found.costs] == ["start-up", "image"]
-    assert found.left_out.keys() == {"epoch", "batch"}
-    assert all("goes along with" in reason for reason in found.left_out.values())
-    # All that an epoch costs is then counted to its images.
-    assert found.costs[1].seconds == pytest.approx(COSTS["image"] + COSTS["epoch"] / 64 + COSTS["batch"] / 4)
+def test_proportional_amounts_give_one_cost() -> None:
+    (fit,) = fit_costs(make_rows([(epochs, 64, 4) for epochs in (1, 2, 3, 5, 8)]))
+    assert [cost.name for cost in fit.costs] == ["start-up", "image"]
+    assert fit.left_out.keys() == {"epoch", "batch"}
+    assert all("proportional to" in reason for reason in fit.left_out.values())
+    # The cost of an epoch is then part of the cost of its images.
+    assert fit.costs[1].seconds == pytest.approx(COSTS["image"] + COSTS["epoch"] / 64 + COSTS["batch"] / 4)
 
 
-def test_equal_runs_are_not_fitted() -> None:
-    (found,) = fit_costs(rows_of([(1, 64, 4)] * 5))
-    assert (found.costs, found.residual_seconds) == ([], None)
+def test_equal_runs_give_no_fit() -> None:
+    (fit,) = fit_costs(make_rows([(1, 64, 4)] * 5))
+    assert (fit.costs, fit.residual_seconds) == ([], None)
 
 
 @pytest.mark.parametrize(
     ("walls", "remark"),
     [
         ((9.0, 8.0, 7.0, 6.0), "negative"),
-        ((5.0, 5.4, 4.9, 5.1), "not told apart from zero"),
+        ((5.0, 5.4, 4.9, 5.1), "not significantly different from zero"),
         ((5.0, 6.0, 7.0, 8.0), None),
     ],
 )
-def test_a_cost_that_cannot_be_is_said_to_be_so(walls: tuple[float, ...], remark: str | None) -> None:
-    rows = [replace(a_row(str(k), k, 10, 5), wall_seconds=wall) for k, wall in enumerate(walls, start=1)]
+def test_doubtful_cost_has_a_remark(walls: tuple[float, ...], remark: str | None) -> None:
+    rows = [replace(make_row(str(k), k, 10, 5), wall_seconds=wall) for k, wall in enumerate(walls, start=1)]
     image = fit_costs(rows)[0].costs[1]
     assert image.remark is None if remark is None else remark in (image.remark or "")
 
 
-def test_runs_that_do_another_kind_of_work_are_fitted_apart() -> None:
-    wide = [replace(row, name=f"w{row.name}", wall_seconds=2 * row.wall_seconds) for row in rows_of(MANY, width="32")]
-    narrow, other = fit_costs([*rows_of(MANY), *wide, a_failure("f")])
+def test_different_workloads_are_fitted_separately() -> None:
+    wide = [replace(row, name=f"w{row.name}", wall_seconds=2 * row.wall_seconds) for row in make_rows(MANY, width="32")]
+    narrow, other = fit_costs([*make_rows(MANY), *wide, make_failed_row("f")])
     assert (narrow.settings, other.settings) == ({}, {"width": "32"})
     assert {cost.name: cost.seconds / 2 for cost in other.costs} == pytest.approx(COSTS)
     assert narrow.costs[0].seconds == pytest.approx(COSTS["start-up"])
@@ -133,22 +133,22 @@ def test_runs_that_do_another_kind_of_work_are_fitted_apart() -> None:
         ((2, 64, 4), (2, 64, 16), COSTS["batch"]),
     ],
 )
-def test_a_pair_in_which_one_thing_changed_reads_as_its_cost(
+def test_difference_in_one_amount_gives_its_cost(
     first: tuple[int, int, int], second: tuple[int, int, int], reading: float
 ) -> None:
-    (pair,) = compute_differences(rows_of([first, second]))
+    (pair,) = compute_differences(make_rows([first, second]))
     assert float((pair.reading or "").split()[0]) == pytest.approx(reading, rel=5e-3)
 
 
-def test_pairs_that_differ_in_more_say_nothing_by_themselves() -> None:
-    assert [pair.reading for pair in compute_differences(rows_of([(1, 64, 4), (2, 32, 4)]))] == [None]
-    other = replace(a_row("2", 2, 64, 4), settings={"width": "32"})
-    (pair,) = compute_differences([a_row("1", 1, 64, 4), a_failure("f"), other])
+def test_difference_in_several_amounts_gives_no_cost() -> None:
+    assert [pair.reading for pair in compute_differences(make_rows([(1, 64, 4), (2, 32, 4)]))] == [None]
+    other = replace(make_row("2", 2, 64, 4), settings={"width": "32"})
+    (pair,) = compute_differences([make_row("1", 1, 64, 4), make_failed_row("f"), other])
     assert (pair.runs, pair.reading) == (("1", "2"), None)
     assert pair.settings["width"] == (None, "32")
-    (pair,) = compute_differences(rows_of([(1, 64, 4), (1, 64, 4)]))
+    (pair,) = compute_differences(make_rows([(1, 64, 4), (1, 64, 4)]))
     assert "same work" in (pair.reading or "")
-    (pair,) = compute_differences([a_row("1", 1, 64, 4), a_row("2", 2, 64, 4, noise=-9)])
+    (pair,) = compute_differences([make_row("1", 1, 64, 4), make_row("2", 2, 64, 4, noise=-9)])
     assert "negative" in (pair.reading or "")
 
 
@@ -159,7 +159,7 @@ PROFILE = Profile(
         "metadata": {"shape": [], "dtype": "<U9"},
     },
     axis_order={"order": "hwn", "reason": "the first two axes are equal"},
-    measurement={"kind": None, "reason": "integers, and nothing else is said"},
+    measurement={"kind": None, "reason": "integers, without a statement of the quantity"},
     photons=None,
     geometry=None,
     object=None,
@@ -168,7 +168,7 @@ PROFILE = Profile(
 )
 
 
-def a_scope(rows: list[RunRecord]) -> RuntimeReport:
+def make_report(rows: list[RunRecord]) -> RuntimeReport:
     return RuntimeReport(
         "scan.npz", {"axis_order": {}}, describe_headers(PROFILE), {"cores": 2, "threads": {}}, 120.0, 9, rows
     )
@@ -178,14 +178,16 @@ def test_observations_name_dtype_and_orientation_with_reasons() -> None:
     assert describe_headers(PROFILE) == [
         "diffraction is float64 of shape (6, 6, 40)",
         "axis order hwn: the first two axes are equal",
-        "measurement open: integers, and nothing else is said",
+        "measurement open: integers, without a statement of the quantity",
         "SHOULD R22: diffraction is float64",
     ]
 
 
-@pytest.mark.parametrize("rows", [[], [a_failure("f")], rows_of(MANY[:1]), [*rows_of(MANY), a_failure("f")]])
-def test_the_page_has_sound_tables_and_json_the_same(rows: list[RunRecord]) -> None:
-    scope = a_scope(rows)
+@pytest.mark.parametrize(
+    "rows", [[], [make_failed_row("f")], make_rows(MANY[:1]), [*make_rows(MANY), make_failed_row("f")]]
+)
+def test_page_and_json_contain_every_run(rows: list[RunRecord]) -> None:
+    scope = make_report(rows)
     page = scope.to_markdown()
     tables = re.findall(r"(?:^\|.*\|\n)+", page, re.MULTILINE)
     for table in tables:
