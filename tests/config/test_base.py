@@ -1,4 +1,4 @@
-"""Settings: every field has a help text, and numbers that make no sense are refused by name."""
+"""Settings: every field has a help text, and invalid numbers are rejected by name."""
 
 import dataclasses
 import pkgutil
@@ -24,7 +24,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("kind", sorted(CONFIGS, key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__)
-def test_every_setting_is_explained_and_frozen(kind: type) -> None:
+def test_every_setting_has_a_help_text_and_is_frozen(kind: type) -> None:
     for field in dataclasses.fields(kind):
         assert len(field.metadata["help"]) > 10, field.name
     assert vars(kind)["__dataclass_params__"].frozen
@@ -44,20 +44,20 @@ def test_every_setting_is_explained_and_frozen(kind: type) -> None:
         ("seed", [-1, 2**63]),
     ],
 )
-def test_numbers_out_of_range(name: str, values: list[Any]) -> None:
+def test_numbers_out_of_range_are_rejected(name: str, values: list[Any]) -> None:
     for value in values:
         with pytest.raises(ConfigError, match=f"`{name}` is {value}; expected"):
             TrainConfig(train_data_file=Path("a"), output_dir=Path("b"), **{name: value})
 
 
 @pytest.mark.parametrize("name", ["n_images", "gridsize", "batch_size", "photons_per_unit"])
-def test_inference_refuses_the_same(name: str) -> None:
+def test_inference_rejects_numbers_out_of_range(name: str) -> None:
     paths: dict[str, Any] = {"model_path": Path("a"), "test_data": Path("b"), "output_dir": Path("c")}
     with pytest.raises(ConfigError, match=f"`{name}` is 0"):
         InferenceConfig(**paths, **{name: 0})
 
 
 @pytest.mark.parametrize("value", [0, 3])
-def test_numbers_at_the_edge(value: int) -> None:
+def test_numbers_at_the_edge_of_the_range_are_accepted(value: int) -> None:
     made = TrainConfig(train_data_file=Path("a"), output_dir=Path("b"), max_epochs=value, seed=value, num_workers=value)
     assert made.max_epochs == value
