@@ -20,7 +20,7 @@ class Backbone(nn.Module):
     divisor: ClassVar[int]
     """N must be divisible by this."""
 
-    leave: nn.Module
+    output_layer: nn.Module
     """The last layer."""
 
     def __init__(self, channels_in: int, width: int) -> None:
@@ -36,7 +36,7 @@ class Backbone(nn.Module):
             elif isinstance(layer, nn.LayerNorm):
                 nn.init.ones_(layer.weight)
                 nn.init.zeros_(layer.bias)
-        for parameter in self.leave.parameters():
+        for parameter in self.output_layer.parameters():
             nn.init.zeros_(parameter)
 
     def require_divisible(self, image: Tensor) -> None:

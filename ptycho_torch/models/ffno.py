@@ -79,8 +79,8 @@ class Block(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.along_rows, self.along_columns = SpectralConvolution(channels), SpectralConvolution(channels)
-        self.widen = nn.Linear(channels, MLP_RATIO * channels)
-        self.narrow = nn.Linear(MLP_RATIO * channels, channels)
+        self.mlp_expand = nn.Linear(channels, MLP_RATIO * channels)
+        self.mlp_project = nn.Linear(MLP_RATIO * channels, channels)
 
     def forward(self, image: Tensor) -> Tensor:
         """Of (rows, columns, n, channels): an axis is then in front for one product and second for the other."""
@@ -88,7 +88,7 @@ class Block(nn.Module):
         down = self.along_rows(image.reshape(rows, -1, channels)).reshape(image.shape)
         across = self.along_columns(image.transpose(0, 1).reshape(columns, -1, channels))
         seen = image + down + across.reshape(columns, rows, n, channels).transpose(0, 1)
-        return image + self.narrow(nn.functional.silu(self.widen(seen)))
+        return image + self.mlp_project(nn.functional.silu(self.mlp_expand(seen)))
 
 
 class FFNO(Backbone):
@@ -106,9 +106,9 @@ class FFNO(Backbone):
     def __init__(self, channels_in: int, width: int) -> None:
         super().__init__(channels_in, width)
         channels = 3 * width
-        self.enter = nn.Linear(GRID_STEP_PX**2 * channels_in, channels)
+        self.input_layer = nn.Linear(GRID_STEP_PX**2 * channels_in, channels)
         self.blocks = nn.Sequential(*(Block(channels) for _ in range(NUM_BLOCKS)))
-        self.leave = nn.Linear(channels, GRID_STEP_PX**2 * 2)
+        self.output_layer = nn.Linear(channels, GRID_STEP_PX**2 * 2)
 
     def initialize(self, generator: torch.Generator) -> None:
         super().initialize(generator)
@@ -124,5 +124,5 @@ class FFNO(Backbone):
         """
         self.require_divisible(image)
         points = nn.functional.pixel_unshuffle(image, GRID_STEP_PX).permute(2, 3, 0, 1)
-        mixed = self.leave(nn.functional.silu(self.blocks(self.enter(points))))
+        mixed = self.output_layer(nn.functional.silu(self.blocks(self.input_layer(points))))
         return nn.functional.pixel_shuffle(mixed.permute(2, 3, 0, 1), GRID_STEP_PX)

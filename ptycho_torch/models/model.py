@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ptycho_torch.models.input_lift import inpaint_masked
-from ptycho_torch.models.registry import NETWORKS, NetworkConfig, build_network
+from ptycho_torch.models.registry import NetworkConfig, build_network
 from ptycho_torch.physics.batch import Batch, NetworkInputs
 from ptycho_torch.physics.forward import Wavefields, from_patches, shift_probe
 from ptycho_torch.physics.object_patterns import (
@@ -21,6 +21,30 @@ from ptycho_torch.physics.object_patterns import (
 )
 from ptycho_torch.physics.overlap import apply_overlap_constraint
 from ptycho_torch.physics.probe import compute_power
+
+
+class ScanParameters(nn.Module):
+    """The parameters of one scan: its probe, and offsets of its positions and a background if they are optimized.
+
+    Args:
+        probe: (M, N, N) complex, in √photons.
+        update_probe: whether the probe is optimized.
+        positions: number of patterns whose position offsets are optimized; 0: none.
+        update_background: whether a background is optimized.
+    """
+
+    position_offsets: nn.Parameter | None
+    """(n, 2) real (y, x), in pixels."""
+
+    background: nn.Parameter | None
+    """(N, N) real, in photons, zero frequency at [0, 0]."""
+
+    def __init__(self, probe: Tensor, update_probe: bool, positions: int, update_background: bool) -> None:
+        super().__init__()
+        # A real view: optimizers and safetensors then need no complex arithmetic.
+        self.probe = nn.Parameter(torch.view_as_real(probe).clone(), requires_grad=update_probe)
+        self.position_offsets = nn.Parameter(torch.zeros(positions, 2)) if positions else None
+        self.background = nn.Parameter(torch.zeros(probe.shape[-2:])) if update_background else None
 
 
 class PtychoModel(nn.Module):
@@ -53,27 +77,30 @@ class PtychoModel(nn.Module):
         self.config = config
         self.size = int(probes[0].shape[-1]) if size is None else size
         self.network = build_network(config, self.size, generator)
-        self._probe_names = [_parameter_name("probe_parts", index) for index in range(len(probes))]
-        for name, modes in zip(self._probe_names, probes, strict=True):
-            # A real view: optimisers and safetensors then need no complex arithmetic.
-            self.register_parameter(name, nn.Parameter(torch.view_as_real(modes).clone(), requires_grad=update_probe))
-
-        for index, count in enumerate(positions):
-            if count:
-                self.register_parameter(_parameter_name("shifts", index), nn.Parameter(torch.zeros(count, 2)))
-        for index, learned in enumerate(backgrounds):
-            if learned:
-                self.register_parameter(
-                    _parameter_name("background", index), nn.Parameter(torch.zeros(self.size, self.size))
-                )
+        counts = [*positions, *(0 for _ in probes[len(positions) :])]
+        learned_backgrounds = [*backgrounds, *(False for _ in probes[len(backgrounds) :])]
+        self.scans = nn.ModuleList(
+            ScanParameters(modes, update_probe, count, background)
+            for modes, count, background in zip(probes, counts, learned_backgrounds, strict=True)
+        )
 
     def get_position_offsets(self, scan_index: int) -> Tensor | None:
-        """What was added to the positions (y, x) of a scan, (n, 2) in pixels; None: they are as given."""
-        return getattr(self, _parameter_name("shifts", scan_index), None)
+        """Return the offsets (n, 2) of the positions (y, x) of a scan, in pixels; None: not optimized."""
+        parameters = self._get_scan(scan_index)
+        return None if parameters is None else parameters.position_offsets
 
     def get_background(self, scan_index: int) -> Tensor | None:
-        """Photons added to every pattern of a scan, (N, N), zero frequency at [0, 0], not negative; None: none."""
-        return getattr(self, _parameter_name("background", scan_index), None)
+        """Return the background (N, N) of a scan, in photons, zero frequency at [0, 0]; None: not optimized."""
+        parameters = self._get_scan(scan_index)
+        return None if parameters is None else parameters.background
+
+    def _get_scan(self, scan_index: int) -> ScanParameters | None:
+        """Return the parameters of a scan; None: the model has none of it."""
+        if scan_index >= len(self.scans):
+            return None
+        parameters = self.scans[scan_index]
+        assert isinstance(parameters, ScanParameters)
+        return parameters
 
     @property
     def probes(self) -> list[Tensor]:
@@ -82,8 +109,8 @@ class PtychoModel(nn.Module):
 
     @property
     def probe_parameters(self) -> list[Tensor]:
-        """The parameters behind :attr:`probes`, (M, N, N, 2) real."""
-        return [getattr(self, name) for name in self._probe_names]
+        """The parameters of :attr:`probes`, (M, N, N, 2) real."""
+        return [parameters.probe for parameters in self.scans if isinstance(parameters, ScanParameters)]
 
     @property
     def probe(self) -> Tensor:
@@ -92,10 +119,8 @@ class PtychoModel(nn.Module):
         Raises:
             ConfigError: there are several, or none.
         """
-        if len(self._probe_names) != 1:
-            raise ConfigError(
-                f"the model holds {len(self._probe_names)} probes, so that none is the model's own: give --probe"
-            )
+        if len(self.scans) != 1:
+            raise ConfigError(f"the model has {len(self.scans)} probes; expected one; select one by `probe`")
         return self.probes[0]
 
     @property
@@ -137,7 +162,7 @@ class PtychoModel(nn.Module):
     @property
     def object_stages(self) -> int:
         """How often the network looks at the object that all patches make together."""
-        return NETWORKS[self.config.name].object_stages
+        return self.network.object_stages
 
     def refine_object(self, obj: Tensor, velocity: Tensor, object_patterns: ObjectPatterns) -> tuple[Tensor, Tensor]:
         """The object (rows, columns) complex, sides divisible by 8, after a look at it and all its patterns.
@@ -200,11 +225,6 @@ class PtychoModel(nn.Module):
         """Shift of the probe on each patch (n, 2): what learned positions add moves the probe too."""
         shifts = self.get_position_offsets(batch.scan_index)
         return batch.fractions if shifts is None or batch.indices is None else batch.fractions + shifts[batch.indices]
-
-
-def _parameter_name(kind: str, scan_index: int) -> str:
-    """Name of a parameter of a scan. The first one has no number, as when there was only one."""
-    return f"{kind}_{scan_index}" if scan_index else kind
 
 
 class ForwardResult(NamedTuple):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ptycho_torch.core.errors import BundleError, ConfigError, DataError
 from ptycho_torch.core.files import atomic_write
 from ptycho_torch.models.model import PtychoModel
+from ptycho_torch.models.saved_model import downgrade_layer_names
 from ptycho_torch.physics.forward import from_patches, shift_probe
 
 ONNX_OPSET_VERSION = 18
@@ -97,10 +98,10 @@ def load_onnx_network(model: PtychoModel, path: Path) -> None:
             f"{path}: exported for patterns of {size} × {size} pixels, and the model is for {model_size} × {model_size}; "
             "export this model"
         )
-    name, part = _find_learned_module(model)
-    if exported.metadata["network_sha256"] != _compute_digest(part.state_dict()):
+    part = _find_learned_module(model)
+    if exported.metadata["network_sha256"] != _compute_weights_digest(part):
         raise DataError(f"{path}: exported from another model, or before its last training; export this model")
-    setattr(model.network, name, exported)
+    model.network.backbone = exported
 
 
 def export_network(path: Path, model: PtychoModel, metadata: dict[str, str]) -> float:
@@ -121,7 +122,7 @@ def export_network(path: Path, model: PtychoModel, metadata: dict[str, str]) -> 
     """
     for needed in ("onnx", "onnxscript", "onnxruntime"):
         _import_optional(needed)
-    _, part = _find_learned_module(model)
+    part = _find_learned_module(model)
     with atomic_write(path) as temp_path:
         try:
             with _silence_exporter():
@@ -142,7 +143,7 @@ def export_network(path: Path, model: PtychoModel, metadata: dict[str, str]) -> 
         identity = {
             "network": model.config.name,
             "head": model.config.head,
-            "network_sha256": _compute_digest(part.state_dict()),
+            "network_sha256": _compute_weights_digest(part),
             "opset": str(ONNX_OPSET_VERSION),
             "probe_sha256": _compute_digest(
                 {f"probe_{index}" if index else "probe": parts for index, parts in enumerate(model.probe_parameters)}
@@ -158,14 +159,20 @@ def export_network(path: Path, model: PtychoModel, metadata: dict[str, str]) -> 
     return difference
 
 
-def _find_learned_module(model: PtychoModel) -> tuple[str, nn.Module]:
-    """Name and module of the part of the network that learns: its only child. Lift and head have no weights."""
-    parts = list(model.network.named_children())
+def _find_learned_module(model: PtychoModel) -> nn.Module:
+    """Return the only learned module of the network; the physics input and the head have no weights."""
+    parts = model.network.learned_modules
     if len(parts) != 1:
         raise BundleError(
-            f"network {model.config.name}: has {len(parts)} learned parts, and ONNX files are made of networks with one"
+            f"network {model.config.name}: has {len(parts)} learned parts; an ONNX file contains exactly one; train "
+            "another `network`"
         )
     return parts[0]
+
+
+def _compute_weights_digest(part: nn.Module) -> str:
+    """Return the digest of the weights of ``part``; names of layers as in the first exported files."""
+    return _compute_digest(downgrade_layer_names(dict(part.state_dict())))
 
 
 def _compute_digest(tensors: dict[str, Tensor]) -> str:
@@ -195,7 +202,7 @@ def _compute_difference(model: PtychoModel, path: Path) -> float:
 def _capture_channels(model: PtychoModel, count: int) -> Tensor:
     """What the real-valued part gets of ``count`` patterns."""
     captured: list[Tensor] = []
-    hook = _find_learned_module(model)[1].register_forward_pre_hook(lambda _, inputs: captured.extend(inputs))
+    hook = _find_learned_module(model).register_forward_pre_hook(lambda _, inputs: captured.extend(inputs))
     model.network(*_simulate_patterns(model, count))
     hook.remove()
     return captured[0]

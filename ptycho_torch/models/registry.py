@@ -1,7 +1,7 @@
-"""The networks by name. A new one is a new entry here; its tests follow from the name."""
+"""Networks by name, and the network of patterns: physics input, backbones, data-consistency steps, object stages."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,46 @@ from ptycho_torch.models.unet import UNet
 from ptycho_torch.models.vit import ViT
 from ptycho_torch.physics.object_patterns import ObjectPatterns
 
+INPUTS = ("backprojection", "amplitude")
+"""Inputs of a network: the back-projected pattern with its log amplitude, or the log amplitude only."""
+
+
+class NetworkPreset(NamedTuple):
+    """The architecture of a network."""
+
+    backbone: type[Backbone]
+    """Class of the learned layers."""
+
+    input: str = "backprojection"
+    """One of :data:`INPUTS`."""
+
+    cascades: int = 0
+    """Backbones after the first. Each reads the patch and its data-consistency step, and adds a correction."""
+
+    dc_steps: int = 0
+    """Data-consistency steps after every backbone, including the last. They correct whatever contradicts the measured
+    pattern. At low dose they may fit noise."""
+
+    object_stages: int = 0
+    """Refinement stages of the object that all patches form, with one common network."""
+
+
+NETWORKS: dict[str, NetworkPreset] = {
+    "lifted_unet": NetworkPreset(UNet),
+    "stepped_unet": NetworkPreset(UNet, dc_steps=1),
+    "unrolled_unet": NetworkPreset(UNet, cascades=1),
+    "refined_unet": NetworkPreset(UNet, cascades=1, dc_steps=3),
+    "overlap_unet": NetworkPreset(UNet, object_stages=4),
+    "unet": NetworkPreset(UNet, input="amplitude"),
+    "ffno": NetworkPreset(FFNO),
+    "vit": NetworkPreset(ViT),
+}
+"""Presets by name. A network with the input "amplitude" has to learn the optics from the loss."""
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """All that is needed to build a network again."""
+    """The settings from which a network is built: a preset, and values in place of those of the preset."""
 
     name: str = "stepped_unet"
     """Key of :data:`NETWORKS`."""
@@ -36,144 +72,165 @@ class NetworkConfig:
     """Channels of the finest scale."""
 
     probe_channel: bool = False
-    """Whether the network sees the probe's amplitude, too, which one that serves many probes may need."""
+    """Whether the probe amplitude is an input channel, which a network for many probes may need."""
 
+    input: str | None = None
+    """As in :class:`NetworkPreset`. None: of the preset."""
 
-class NetworkPreset(NamedTuple):
-    """How a network is made."""
+    cascades: int | None = None
+    """As in :class:`NetworkPreset`. None: of the preset."""
 
-    backbone: type[Backbone]
-    """What learns."""
+    dc_steps: int | None = None
+    """As in :class:`NetworkPreset`. None: of the preset."""
 
-    physics_input: bool
-    """Whether it sees the pattern lifted into real space beside its log amplitude, or the latter alone."""
+    object_stages: int | None = None
+    """As in :class:`NetworkPreset`. None: of the preset."""
 
-    cascades: int = 0
-    """How often physics corrects what has been said, and another body of the same kind says what to add."""
+    @property
+    def architecture(self) -> NetworkPreset:
+        """The preset with the values of this configuration.
 
-    dc_steps: int = 0
-    """Steps of physics towards the pattern after each body has spoken, also after the last. They take away what the
-    pattern contradicts, so that bodies are left with what it cannot tell; of few photons they can draw the noise."""
+        Raises:
+            ConfigError: there is no preset of this name, or a value is invalid.
+        """
+        if self.name not in NETWORKS:
+            raise ConfigError(f"`network` is {self.name}; expected one of {', '.join(sorted(NETWORKS))}")
+        values = {name: getattr(self, name) for name in NetworkPreset._fields[1:]}
+        architecture = NETWORKS[self.name]._replace(
+            **{name: value for name, value in values.items() if value is not None}
+        )
+        if architecture.input not in INPUTS:
+            raise ConfigError(f"`input` is {architecture.input}; expected one of {', '.join(INPUTS)}")
+        for name in ("cascades", "dc_steps", "object_stages"):
+            if getattr(architecture, name) < 0:
+                raise ConfigError(f"`{name}` is {getattr(architecture, name)}; expected 0 or more")
+        return architecture
 
-    object_stages: int = 0
-    """How often another network looks at the object that all patches make together, always the same one."""
-
-
-NETWORKS: dict[str, NetworkPreset] = {
-    "lifted_unet": NetworkPreset(UNet, physics_input=True),
-    "stepped_unet": NetworkPreset(UNet, physics_input=True, dc_steps=1),
-    "unrolled_unet": NetworkPreset(UNet, physics_input=True, cascades=1),
-    "refined_unet": NetworkPreset(UNet, physics_input=True, cascades=1, dc_steps=3),
-    "overlap_unet": NetworkPreset(UNet, physics_input=True, object_stages=4),
-    "unet": NetworkPreset(UNet, physics_input=False),
-    "ffno": NetworkPreset(FFNO, physics_input=True),
-    "vit": NetworkPreset(ViT, physics_input=True),
-}
-"""One that does not see the lift has to learn the optics from the loss."""
-
-
-OBJECT_STAGE_KEY = "object_look"
-"""Name of the network that looks at whole objects among the weights of a bundle."""
+    def to_record(self) -> dict[str, Any]:
+        """Return the settings as JSON, without the values that are those of the preset."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class PatternNetwork(nn.Module):
-    """The physics before, the body, and the head behind; all that learns is in the body, and in those after it.
+    """A network from patterns to patches.
 
-    It maps amplitudes (n, N, N) in √photons, corner-origin, and the probe at each fraction (n, M, N, N) to patches
-    (n, N, N) complex.
+    It maps amplitudes (n, N, N) in √photons, zero frequency at [0, 0], and the probe (n, M, N, N), shifted to each
+    position's fraction of a pixel, to patches (n, N, N) complex. The backbones and the object stage contain all learned
+    parameters.
     """
+
+    backbone: nn.Module
+    """The first :class:`Backbone`, or the same network in another runtime."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        backbone, self.physics_input, cascades, self.dc_steps, self.object_stages = NETWORKS[config.name]
-        self.state_key, self.probe_channel, self.head = backbone.state_key, config.probe_channel, HEADS[config.head]
-        channels = 1 + 2 * self.physics_input + self.probe_channel
-        self.cascade_keys = [f"{self.state_key}_{number}" for number in range(2, cascades + 2)]
-        for part in [self.state_key, *self.cascade_keys]:
-            made = backbone(channels + 4 * (part != self.state_key), config.width)
-            # In the memory order that convolutions on a CPU are fastest with.
-            self.add_module(part, made.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
-        if self.object_stages:
-            look = ObjectRefinementStage(config.width)
-            self.add_module(OBJECT_STAGE_KEY, look.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+        make_backbone, self.input, cascades, self.dc_steps, self.object_stages = config.architecture
+        self.state_key, self.probe_channel, self.head = (
+            make_backbone.state_key,
+            config.probe_channel,
+            HEADS[config.head],
+        )
+        channels = 1 + 2 * (self.input == "backprojection") + self.probe_channel
+        self.backbone = make_backbone(channels, config.width)
+        self.cascades = nn.ModuleList(make_backbone(channels + 4, config.width) for _ in range(cascades))
+        self.object_stage = ObjectRefinementStage(config.width) if self.object_stages else None
+        # The memory order in which convolutions on a CPU are fastest.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(
         self, amplitudes: Tensor, probe: Tensor, channels: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """``channels`` may be given where they are at hand; steps of physics leave out what ``mask`` does."""
+        """Predict the patches (n, N, N) complex.
+
+        Args:
+            amplitudes: (n, N, N) in √photons.
+            probe: (n, M, N, N) complex.
+            channels: result of :meth:`compute_channels`, if it is cached.
+            mask: (n or 1, N, N) bool, True where a pixel counts: data-consistency steps exclude other pixels.
+        """
         channels = self.compute_channels(amplitudes, probe) if channels is None else channels
         obj = self._apply_data_consistency(self.head(self.backbone(channels).float()), amplitudes, probe, mask)
-        for part in self.cascade_keys:
+        for backbone in self.cascades:
             step = data_consistency_step(obj, amplitudes, probe, mask)
             object_channels = torch.stack([obj.real - 1, obj.imag, step.real, step.imag], 1)
-            features = torch.cat([object_channels, channels], 1)
-            update = self.get_submodule(part)(features).float()
+            update = backbone(torch.cat([object_channels, channels], 1)).float()
             obj = self._apply_data_consistency(obj + torch.complex(update[:, 0], update[:, 1]), amplitudes, probe, mask)
         return obj
 
     def predict_untrained(self, amplitudes: Tensor, probe: Tensor, mask: Tensor | None) -> Tensor:
-        """What it would say before it has learned anything: vacuum, and the steps of physics from there."""
+        """Predict the patches of the untrained network: data-consistency steps from vacuum."""
         obj = torch.ones_like(amplitudes) + 0j
-        for _ in (self.state_key, *self.cascade_keys):
+        for _ in range(1 + len(self.cascades)):
             obj = self._apply_data_consistency(obj, amplitudes, probe, mask)
         return obj
 
     def _apply_data_consistency(self, obj: Tensor, amplitudes: Tensor, probe: Tensor, mask: Tensor | None) -> Tensor:
-        """``obj`` after the steps of physics, if there are any."""
         for _ in range(self.dc_steps):
             obj = obj + data_consistency_step(obj, amplitudes, probe, mask)
         return obj
 
     def refine_object(self, obj: Tensor, velocity: Tensor, object_patterns: ObjectPatterns) -> tuple[Tensor, Tensor]:
-        """See :meth:`~ptycho_torch.models.object_refinement.ObjectRefinementStage.forward`."""
-        refined, velocity = self.get_submodule(OBJECT_STAGE_KEY)(obj, velocity, object_patterns)
+        """Apply one object stage; see :meth:`~ptycho_torch.models.object_refinement.ObjectRefinementStage.forward`."""
+        assert self.object_stage is not None
+        refined, velocity = self.object_stage(obj, velocity, object_patterns)
         return refined, velocity
 
     @property
-    def backbone(self) -> nn.Module:
-        """A :class:`Backbone`, or the same by another runtime."""
-        return self.get_submodule(self.state_key)
+    def learned_modules(self) -> list[nn.Module]:
+        """The modules with learned parameters, in the order of their use."""
+        stages = [] if self.object_stage is None else [self.object_stage]
+        return [self.backbone, *self.cascades, *stages]
 
     def compute_channels(self, amplitudes: Tensor, probe: Tensor) -> Tensor:
-        """What the body sees, (n, C, N, N): lift (real, imaginary part), log amplitude, probe's amplitude."""
+        """Compute the input of the first backbone, (n, C, N, N) real.
+
+        The channels are the back-projection (real and imaginary part), the log amplitude and the probe amplitude, as
+        far as the configuration includes them.
+        """
         features = [compute_log_amplitude(amplitudes)]
-        if self.physics_input:
-            lifted = backproject_pattern(amplitudes, probe)
-            features = [lifted.real, lifted.imag, *features]
+        if self.input == "backprojection":
+            backprojection = backproject_pattern(amplitudes, probe)
+            features = [backprojection.real, backprojection.imag, *features]
         if self.probe_channel:
             features.append(compute_probe_amplitude(probe))
         return torch.stack(features, 1)
 
 
 def build_network(config: NetworkConfig, size: int, generator: torch.Generator | None = None) -> PatternNetwork:
-    """Build the network of ``config`` for patterns of ``size`` pixels, with weights drawn from ``generator``.
+    """Build the network of ``config`` for patterns of ``size`` pixels.
 
-    Torch's global generator is neither read nor moved. Without a generator the weights are those of seed 0.
+    The global generator of torch is neither read nor advanced.
+
+    Args:
+        config: settings of the network.
+        size: N, the side of the patterns in pixels.
+        generator: source of the initial weights; None: seed 0.
 
     Raises:
-        ConfigError: an unknown network or head, a size that the network cannot take, or a probe's channel for a
-            network that sees no lift.
+        ConfigError: an unknown network or head, a side of the patterns that the network does not support, or a probe
+            channel without the back-projection.
     """
-    if config.name not in NETWORKS:
-        raise ConfigError(f"--network is {config.name}: known are {', '.join(sorted(NETWORKS))}")
+    architecture = config.architecture
     if config.head not in HEADS:
-        raise ConfigError(f"--head is {config.head}: known are {', '.join(sorted(HEADS))}")
-    backbone, lifted, *_ = NETWORKS[config.name]
-    if size % backbone.divisor:
+        raise ConfigError(f"`head` is {config.head}; expected one of {', '.join(sorted(HEADS))}")
+    divisor = architecture.backbone.divisor
+    if size % divisor:
         raise ConfigError(
-            f"patterns of {size} × {size} pixels: --network {config.name} needs a side divisible by {backbone.divisor}; "
+            f"patterns of {size} × {size} pixels; `network` {config.name} expects a side divisible by {divisor}; "
             "crop or pad the patterns"
         )
-    if config.probe_channel and not lifted:
-        raise ConfigError(f"--network {config.name} sees nothing of the probe: choose one that sees the lifted pattern")
-    with torch.device("meta"):  # layers made here draw nothing
+    if config.probe_channel and architecture.input != "backprojection":
+        raise ConfigError(
+            f"`network` {config.name} with a probe channel; expected the input backprojection; choose another `network`"
+        )
+    with torch.device("meta"):  # layers on this device draw no weights
         network = PatternNetwork(config)
     for module in network.modules():
         for name, empty in list(module.named_parameters(recurse=False)):
-            # Not to_empty(), which imports a computer algebra system to find out the strides.
+            # Not to_empty(), which imports a computer algebra system to compute the strides.
             setattr(module, name, nn.Parameter(torch.empty_strided(empty.shape, empty.stride())))
     generator = generator or torch.Generator().manual_seed(0)
-    for part in network.children():
+    for part in network.learned_modules:
         assert isinstance(part, Backbone | ObjectRefinementStage)
         part.initialize(generator)
     return network

@@ -65,7 +65,7 @@ class UNet(Backbone):
     def __init__(self, channels_in: int, width: int = 16, channels_out: int = 2) -> None:
         super().__init__(channels_in, width)
         fine, half, quarter = width, 2 * width, 4 * width
-        self.enter = nn.Sequential(
+        self.input_layer = nn.Sequential(
             PixelUnshuffle(), nn.Conv2d(4 * channels_in, fine, 3, padding=1), ResidualBlock(fine)
         )
         self.down_half = nn.Sequential(nn.Conv2d(fine, half, 2, stride=2), ResidualBlock(half))
@@ -75,7 +75,7 @@ class UNet(Backbone):
         self.merge_half = ResidualBlock(half)
         self.up_fine = Upsample(half, fine)
         self.merge_fine = ResidualBlock(fine)
-        self.leave = nn.Conv2d(fine, 4 * channels_out, 3, padding=1)
+        self.output_layer = nn.Conv2d(fine, 4 * channels_out, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
         """Map (n, channels_in, N, N) to (n, channels_out, N, N).
@@ -84,9 +84,9 @@ class UNet(Backbone):
             ConfigError: N is not divisible by 8.
         """
         self.require_divisible(image)
-        fine = self.enter(image)
+        fine = self.input_layer(image)
         half = self.down_half(fine)
         quarter = self.bottom(self.down_quarter(half))
         half = self.merge_half(self.up_half.upsample_and_add(quarter, half))
         fine = self.merge_fine(self.up_fine.upsample_and_add(half, fine))
-        return nn.functional.pixel_shuffle(self.leave(nn.functional.silu(fine)), 2)
+        return nn.functional.pixel_shuffle(self.output_layer(nn.functional.silu(fine)), 2)

@@ -44,22 +44,22 @@ class Block(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.before_attention, self.before_feed = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(channels), nn.LayerNorm(channels)
         self.queries, self.keys, self.values = (nn.Linear(channels, channels) for _ in range(3))
-        self.join = nn.Linear(channels, channels)
-        self.widen = nn.Linear(channels, MLP_RATIO * channels)
-        self.narrow = nn.Linear(MLP_RATIO * channels, channels)
+        self.attention_output = nn.Linear(channels, channels)
+        self.mlp_expand = nn.Linear(channels, MLP_RATIO * channels)
+        self.mlp_project = nn.Linear(MLP_RATIO * channels, channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Of (n, tokens, channels)."""
-        normalized = self.before_attention(tokens)
+        normalized = self.attention_norm(tokens)
         queries, keys, values = (
             layer(normalized).unflatten(-1, (NUM_ATTENTION_HEADS, -1)).transpose(1, 2)
             for layer in (self.queries, self.keys, self.values)
         )
         attended = nn.functional.scaled_dot_product_attention(queries, keys, values)
-        tokens = tokens + self.join(attended.transpose(1, 2).flatten(2))
-        return tokens + self.narrow(nn.functional.silu(self.widen(self.before_feed(tokens))))
+        tokens = tokens + self.attention_output(attended.transpose(1, 2).flatten(2))
+        return tokens + self.mlp_project(nn.functional.silu(self.mlp_expand(self.mlp_norm(tokens))))
 
 
 class ViT(Backbone):
@@ -76,10 +76,10 @@ class ViT(Backbone):
     def __init__(self, channels_in: int, width: int) -> None:
         super().__init__(channels_in, width)
         channels = -(-6 * width // 8) * 8  # which heads and waves divide
-        self.enter = nn.Linear(TOKEN_SIZE_PX**2 * channels_in, channels)
+        self.input_layer = nn.Linear(TOKEN_SIZE_PX**2 * channels_in, channels)
         self.blocks = nn.Sequential(*(Block(channels) for _ in range(NUM_BLOCKS)))
-        self.before_leave = nn.LayerNorm(channels)
-        self.leave = nn.Linear(channels, TOKEN_SIZE_PX**2 * 2)
+        self.output_norm = nn.LayerNorm(channels)
+        self.output_layer = nn.Linear(channels, TOKEN_SIZE_PX**2 * 2)
 
     def forward(self, image: Tensor) -> Tensor:
         """Map (n, channels_in, N, N) to (n, 2, N, N).
@@ -90,7 +90,7 @@ class ViT(Backbone):
         self.require_divisible(image)
         pixels = nn.functional.pixel_unshuffle(image, TOKEN_SIZE_PX)
         rows, columns = pixels.shape[-2:]
-        tokens = self.enter(pixels.flatten(2).transpose(1, 2))
+        tokens = self.input_layer(pixels.flatten(2).transpose(1, 2))
         tokens = tokens + make_position_embedding(rows, columns, tokens.shape[-1], tokens)
-        outputs = self.leave(self.before_leave(self.blocks(tokens)))
+        outputs = self.output_layer(self.output_norm(self.blocks(tokens)))
         return nn.functional.pixel_shuffle(outputs.transpose(1, 2).unflatten(-1, (rows, columns)), TOKEN_SIZE_PX)

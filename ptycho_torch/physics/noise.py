@@ -98,7 +98,7 @@ def make_noise_model(name: str) -> NoiseModel:
         ConfigError: there is none of that name.
     """
     if name not in NOISE_MODELS:
-        raise ConfigError(f"--loss is {name}: known are {', '.join(sorted(NOISE_MODELS))}")
+        raise ConfigError(f"`loss` is {name}; expected one of {', '.join(sorted(NOISE_MODELS))}")
     return NOISE_MODELS[name]()
 
 

@@ -120,7 +120,7 @@ def fit(
     groups, validation_set = make_pattern_groups(
         sources, gridsize=gridsize, seed=seed, validation=validation, photons_per_unit=photons_per_unit
     )
-    requested = {"name": network} if isinstance(network, str) else asdict(network) if network else {}
+    requested = {"name": network} if isinstance(network, str) else network.to_record() if network else {}
     check_initial_model(initial, sources[0].scan.size, requested)
     settings = make_trainer_settings(
         sources[0].scan.size,

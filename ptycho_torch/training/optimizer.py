@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ptycho_torch.models.model import PtychoModel
+from ptycho_torch.models.saved_model import upgrade_tensor_names
 from ptycho_torch.training.adam import Adam, ParameterGroup
 from ptycho_torch.training.muon import KernelGroup, Muon
 
@@ -134,9 +135,9 @@ class Optimizer:
             KeyError: a tensor is missing.
             RuntimeError: a tensor has another shape.
         """
-        self.model.load_state_dict(_select_prefix(tensors, "model."), strict=True)
+        self.model.load_state_dict(upgrade_tensor_names(_select_prefix(tensors, "model.")), strict=True)
         self.averaged_weights = {
-            name: tensor.to(self.model.device) for name, tensor in _select_prefix(tensors, "average.").items()
+            name: tensor.to(self.model.device) for name, tensor in upgrade_tensor_names(_select_prefix(tensors, "average.")).items()
         }
         self.muon.load_state_dict(_select_prefix(tensors, "muon."))
         self.adam.load_state_dict(_select_prefix(tensors, "adam."))

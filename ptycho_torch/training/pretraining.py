@@ -126,7 +126,7 @@ class Pretrainer(TrainingLoop[SimulatedBatch]):
         probes = hashlib.sha256(b"".join(probe.tobytes() for probe in self.dataset.given_probes)).hexdigest()[:16]
         settings = {name: repr(value) for name, value in asdict(self.dataset.settings).items()}
         return settings | {
-            "network": asdict(self.model.config),
+            "network": self.model.config.to_record(),
             "pace": list(self.settings.schedule),
             "precision": self.settings.precision,
             "probes": probes,

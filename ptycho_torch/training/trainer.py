@@ -185,7 +185,7 @@ class Trainer(TrainingLoop[Batch]):
             del settings[free]
         groups = b"".join(patterns.groups.tobytes() for patterns in self.scans)
         return settings | {
-            "network": asdict(self.model.config),
+            "network": self.model.config.to_record(),
             "update_probe": any(parts.requires_grad for parts in self.model.probe_parameters),
             "probe_modes": [len(parts) for parts in self.model.probe_parameters],
             "update_background": self.model.get_background(0) is not None,

@@ -80,7 +80,7 @@ def test_an_untrained_network_answers_vacuum(config: NetworkConfig, scan: Scan) 
     batch = make_batch(scan, 1.0)
     patches = model_of(scan, config, stirred=False).predict(batch)
     probe = shift_probe(scale_probe_to_photons(scan, 1.0), batch.fractions)
-    made = NETWORKS[config.name]
+    made = config.architecture
     expected = torch.ones_like(patches)
     for _ in range(made.dc_steps * (1 + made.cascades)):
         expected = expected + data_consistency_step(expected, batch.amplitudes, probe)
@@ -131,7 +131,7 @@ def test_gradients_reach_everything_that_learns(config: NetworkConfig, update_pr
     for fields in stages_of(model, batch):
         (fields.intensity - batch.counts).square().mean().backward(retain_graph=True)
     for name, weight in model.named_parameters():
-        if name == "probe_parts" and not update_probe:
+        if name == "scans.0.probe" and not update_probe:
             assert weight.grad is None
             continue
         assert weight.grad is not None, name
@@ -189,9 +189,9 @@ def test_true_patches_pass_the_constraint_unchanged(scan: Scan) -> None:
 
 
 def test_unknown_names_are_refused(scan: Scan) -> None:
-    with pytest.raises(ConfigError, match=f"--network is vgg: known are {', '.join(sorted(NETWORKS))}"):
+    with pytest.raises(ConfigError, match=f"`network` is vgg; expected one of {', '.join(sorted(NETWORKS))}"):
         model_of(scan, NetworkConfig("vgg"))
-    with pytest.raises(ConfigError, match="--head is tanh: known are polar, residual"):
+    with pytest.raises(ConfigError, match="`head` is tanh; expected one of polar, residual"):
         model_of(scan, NetworkConfig(head="tanh"))
 
 
@@ -215,7 +215,7 @@ def test_the_probe_is_seen_as_a_share_of_its_maximum(modes: int, scan_factory: C
 
 
 def test_a_network_without_the_lift_gets_no_probe(scan: Scan) -> None:
-    with pytest.raises(ConfigError, match="--network unet sees nothing of the probe"):
+    with pytest.raises(ConfigError, match="`network` unet with a probe channel"):
         model_of(scan, NetworkConfig("unet", probe_channel=True))
 
 

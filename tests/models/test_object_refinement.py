@@ -109,9 +109,8 @@ def test_each_look_answers_for_itself(model: PtychoModel, scan: Scan) -> None:
     model.probe_parameters[0].requires_grad_()
     found = model.forward_details(make_batch(scan, 1.0))
     stages = [*found.intermediate, found.fields]
-    first, later = (name for name, _ in model.network.named_children())
     assert len(stages) == 1 + model.object_stages
-    for own, fields in zip([first, *(later for _ in range(model.object_stages))], stages, strict=True):
+    for own, fields in zip(["backbone", *["object_stage"] * model.object_stages], stages, strict=True):
         model.zero_grad()
         fields.intensity.sum().backward(retain_graph=True)
         moved = {name for name, weight in model.network.named_parameters() if weight.grad is not None}

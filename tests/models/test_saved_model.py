@@ -19,11 +19,14 @@ from ptycho_torch.models.saved_model import (
     SCHEMA_VERSION,
     Model,
     ScanRecord,
+    compute_weights_digest,
     load_model,
     load_tensors,
     save_model,
     save_tensors,
 )
+from ptycho_torch.physics.batch import Batch
+from ptycho_torch.training.optimizer import LearningRateSchedule, Optimizer
 
 
 @pytest.fixture
@@ -78,6 +81,117 @@ def test_the_same_bundle_is_the_same_bytes(folder: Path, tmp_path_factory: pytes
 def test_a_bundle_from_before_networks_could_see_the_probe(folder: Path) -> None:
     rewrite(folder, lambda content: content["network"].pop("probe_channel"))
     assert not load_model(folder).model.config.probe_channel
+
+
+OLD_LAYER_NAMES = {
+    "input_layer": "enter",
+    "output_layer": "leave",
+    "output_norm": "before_leave",
+    "attention_output": "join",
+    "attention_norm": "before_attention",
+    "mlp_norm": "before_feed",
+    "mlp_expand": "widen",
+    "mlp_project": "narrow",
+}
+OLD_SCAN_NAMES = {"probe": "probe_parts", "position_offsets": "shifts", "background": "background"}
+
+
+def make_old_name(name: str, backbone: str) -> str:
+    """Return the name of a tensor in schema 2."""
+    parts = name.split(".")
+    if parts[0] == "scans":
+        return OLD_SCAN_NAMES[parts[2]] + (f"_{parts[1]}" if parts[1] != "0" else "")
+    if parts[1] == "cascades":
+        module, rest = f"{backbone}_{int(parts[2]) + 2}", parts[3:]
+    else:
+        module, rest = {"backbone": backbone, "object_stage": "object_look"}[parts[1]], parts[2:]
+    return ".".join(["network", module, *(OLD_LAYER_NAMES.get(part, part) for part in rest)])
+
+
+def make_model(name: str) -> PtychoModel:
+    """Return a model of two scans, with all optional parameters of the first, away from the initial weights."""
+    generator = torch.Generator().manual_seed(0)
+    probes = [10 * torch.randn(modes, 16, 16, dtype=torch.complex64, generator=generator) for modes in (2, 1)]
+    model = PtychoModel(NetworkConfig(name, width=4), probes, positions=[5, 0], backgrounds=[True, False])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.03 * torch.rand(parameter.shape, generator=generator))
+    return model
+
+
+def make_patterns(model: PtychoModel) -> Batch:
+    corners = torch.tensor([[0, 0], [3, 2], [5, 6], [1, 4], [7, 0]])
+    amplitudes = 10 * torch.rand(5, 16, 16, generator=torch.Generator().manual_seed(1))
+    return Batch(amplitudes, None, corners, torch.zeros(5, 2), indices=torch.arange(5))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_bundle_with_the_tensor_names_of_schema_2_predicts_the_same_bits(name: str, tmp_path: Path) -> None:
+    model, scans = make_model(name), (ScanRecord("a.npz", "1", 1.0), ScanRecord("b.npz", "2", 1.0))
+    save_model(tmp_path, Model(model, scans, 1))
+    backbone = name if name in ("ffno", "vit") else "unet"
+    tensors = load_file(tmp_path / "model.safetensors")
+    rewrite_weights(tmp_path, {make_old_name(tensor, backbone): value for tensor, value in tensors.items()})
+    rewrite(tmp_path, lambda content: content.update(schema=2))
+    assert not set(load_file(tmp_path / "model.safetensors")) & set(tensors)
+    loaded, batch = load_model(tmp_path).model, make_patterns(model)
+    assert torch.equal(loaded(batch).intensity, model(batch).intensity)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["refined_unet", "overlap_unet", "ffno", "vit"])
+def test_checkpoint_with_the_tensor_names_of_schema_2_resumes(name: str) -> None:
+    backbone = name if name in ("ffno", "vit") else "unet"
+    first, second = (Optimizer(make_model(name), LearningRateSchedule(1e-3, 3)) for _ in range(2))
+    with torch.no_grad():
+        for parameter in first.model.parameters():
+            parameter.mul_(2)
+
+    def rename(name: str) -> str:
+        kind, _, rest = name.partition(".")
+        return f"{kind}.{make_old_name(rest, backbone)}" if kind in ("model", "average") else name
+
+    second.load_state_dict({rename(key): tensor.clone() for key, tensor in first.state_dict().items()}, 7)
+    for key, tensor in first.state_dict().items():
+        assert torch.equal(second.state_dict()[key], tensor), key
+
+
+def test_weights_digest_is_that_of_earlier_schemas() -> None:
+    """A fine-tuning compares the digest of its initial model with the one in its checkpoint."""
+    for name in sorted(NETWORKS):
+        network, digest = make_model(name).network, hashlib.sha256()
+        backbone = name if name in ("ffno", "vit") else "unet"
+        for key, tensor in network.state_dict().items():
+            old_name = make_old_name(f"network.{key}", backbone).removeprefix("network.")
+            digest.update(old_name.encode() + tensor.contiguous().numpy().tobytes())
+        assert compute_weights_digest(network) == digest.hexdigest()[:16]
+
+
+def test_architecture_that_is_no_preset_is_saved(tmp_path: Path) -> None:
+    config = NetworkConfig("unet", width=4, input="backprojection", cascades=2, dc_steps=1, object_stages=1)
+    model = PtychoModel(config, [], size=16)
+    Model(model, (), 1).save(tmp_path / "new" / "folder")
+    loaded = load_model(tmp_path / "new" / "folder").model
+    assert loaded.config == config
+    assert len(loaded.network.learned_modules) == 4
+    assert (
+        config.architecture._replace(cascades=0, dc_steps=0)
+        == NetworkConfig("overlap_unet", object_stages=1).architecture
+    )
+
+
+def test_settings_of_a_preset_are_stored_as_before(tmp_path: Path) -> None:
+    save_model(tmp_path, Model(PtychoModel(NetworkConfig("vit", width=4), [], size=16), (), 1))
+    stored = json.loads((tmp_path / "bundle.json").read_text())["network"]
+    assert stored == {"name": "vit", "head": "polar", "width": 4, "probe_channel": False}
+
+
+def test_model_is_described_in_a_few_lines() -> None:
+    text = repr(Model(make_model("unet"), (ScanRecord("a.npz", "1", 1.0), ScanRecord("b.npz", "2", 1.0)), 1))
+    assert text.startswith("Model for patterns of 16 × 16 pixels")
+    assert "a.npz, b.npz" in text
+    assert text.count("\n") < 5
 
 
 def test_loading_leaves_the_random_numbers_of_the_process_alone(folder: Path) -> None:

@@ -127,7 +127,7 @@ def test_limits_bound_the_relative_change() -> None:
 
 
 def test_unknown_noise_model_raises() -> None:
-    with pytest.raises(ConfigError, match="--loss is gamma: known are amplitude, poisson"):
+    with pytest.raises(ConfigError, match="`loss` is gamma; expected one of amplitude, poisson"):
         make_noise_model("gamma")
 
 

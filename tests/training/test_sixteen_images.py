@@ -67,8 +67,8 @@ def test_gradients_reach_the_object_and_every_probe_mode(sixteen: Path, loss: st
     masked_mean(make_noise_model(loss).deviance(fields.intensity, batch.counts), batch.mask).backward()
     assert fields.patches.grad is not None
     assert (fields.patches.grad.abs().amax((1, 2)) > 0).all()
-    assert model.probe_parts.grad is not None
-    assert (model.probe_parts.grad.abs().amax((1, 2, 3)) > 0).all()
+    assert model.probe_parameters[0].grad is not None
+    assert (model.probe_parameters[0].grad.abs().amax((1, 2, 3)) > 0).all()
     for name, weight in model.network.named_parameters():
         assert weight.grad is not None, name
         assert torch.isfinite(weight.grad).all(), name
