@@ -61,7 +61,7 @@ def test_any_size_divisible_by_eight(config: NetworkConfig, size: int, scan_fact
 
 @pytest.mark.parametrize("size", [20, 25, 63])
 def test_other_sizes_are_refused(config: NetworkConfig, size: int, scan_factory: Callable[..., Scan]) -> None:
-    with pytest.raises(ConfigError, match=rf"patterns of {size} × {size} pixels: .* divisible by 8"):
+    with pytest.raises(ConfigError, match=rf"patterns of {size} × {size} pixels; .* divisible by 8"):
         model_of(scan_factory(3, size), config)
 
 
