@@ -162,7 +162,7 @@ class PtychoModel(nn.Module):
     @property
     def object_stages(self) -> int:
         """How often the network looks at the object that all patches make together."""
-        return self.network.object_stages
+        return self.config.architecture.object_stages
 
     def refine_object(self, obj: Tensor, velocity: Tensor, object_patterns: ObjectPatterns) -> tuple[Tensor, Tensor]:
         """The object (rows, columns) complex, sides divisible by 8, after a look at it and all its patterns.
