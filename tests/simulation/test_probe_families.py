@@ -41,7 +41,7 @@ def far_power(modes: np.ndarray) -> np.ndarray:
 
 
 def rms(power: np.ndarray) -> float:
-    """Root mean square distance from the centre of mass, as a share of N."""
+    """Return the root mean square distance from the center of mass, as a fraction of N."""
     y, x = make_pixel_grid(len(power))
     power = power / power.sum()
     return float(np.sqrt((power * (y**2 + x**2)).sum() - (power * y).sum() ** 2 - (power * x).sum() ** 2) / len(power))
