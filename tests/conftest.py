@@ -1,4 +1,4 @@
-"""What tests of every room share: small scans without symmetry, models trained on them, and commands."""
+"""Fixtures for all tests: small scans without symmetry, models trained on them, and commands."""
 
 import os
 

@@ -1,8 +1,8 @@
-"""Bringing a reconstruction to the truth by the freedoms that ptychography leaves: scale, phase ramp, shift.
+"""Alignment of a reconstruction with the truth by the ambiguities of ptychography: scale, phase ramp and shift.
 
-What is removed, and in this order: a linear phase ramp (if asked), a sub-pixel shift (if asked), both repeated until
-they settle, and last, always, one complex factor. Everything is estimated over a boolean region and nothing else is
-touched: no blur, no unwrapping, no brightness per pixel.
+A linear phase ramp and a sub-pixel shift are removed on request, repeatedly until they converge, and one complex factor
+is always removed last. Each is estimated over a boolean region. Nothing else changes: no blur, no unwrapping, no scale
+per pixel.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.reconstruction import Reconstruction
 
 MIN_COVERAGE_FRACTION = 0.1
-"""A pixel is covered where its illumination is at least this share of the largest."""
+"""A pixel is covered if its illumination is at least this fraction of the largest illumination."""
 
 ComplexImage = NDArray[np.complex128]
 Region = NDArray[np.bool_]
@@ -43,13 +43,13 @@ class OverlapRegion(NamedTuple):
 
 
 class Alignment(NamedTuple):
-    """A reconstruction brought to the truth, and what was removed for it."""
+    """A reconstruction aligned with the truth, and the removed ambiguities."""
 
     object: ComplexImage
     """(rows, columns): ``scale`` · ramp⁻¹ · shifted reconstruction."""
 
     scale: complex
-    """The factor applied last."""
+    """The complex factor, applied last."""
 
     ramp: NDArray[np.float64]
     """Phase ramp (y, x) that was divided out, in rad per pixel."""
@@ -59,16 +59,16 @@ class Alignment(NamedTuple):
 
 
 def compute_covered_region(reconstruction: Reconstruction) -> Region:
-    """True where the illumination is at least :data:`MIN_COVERAGE_FRACTION` of its maximum, (rows, columns).
+    """Return True where the illumination is at least :data:`MIN_COVERAGE_FRACTION` of its maximum, (rows, columns).
 
     Raises:
-        DataError: nothing is lit, the object is not finite, or object and coverage are not of one shape.
+        DataError: no pixel is illuminated, the object is not finite, or object and coverage differ in shape.
     """
     coverage = reconstruction.coverage
     if coverage.shape != reconstruction.object.shape:
         raise DataError(
             f"the reconstruction's coverage is {coverage.shape} and its object {reconstruction.object.shape} pixels, "
-            "expected one shape"
+            "expected equal shapes"
         )
     highest = float(coverage.max(initial=0.0))
     if not (highest > 0 and np.isfinite(highest)):
@@ -82,7 +82,7 @@ def compute_covered_region(reconstruction: Reconstruction) -> Region:
 
 
 def crop_to_overlap(reconstruction: Reconstruction, truth: NDArray[np.complexfloating]) -> OverlapRegion:
-    """Cut the reconstruction and ``truth`` (rows, columns; origin (0, 0)) to the pixels that both have.
+    """Crop the reconstruction and ``truth`` (rows, columns; origin (0, 0)) to their common pixels.
 
     Raises:
         DataError: they share no covered pixel.
@@ -106,10 +106,15 @@ def crop_to_overlap(reconstruction: Reconstruction, truth: NDArray[np.complexflo
 
 
 def align(pair: OverlapRegion, *, remove_ramp: bool = False, remove_shift: bool = False) -> Alignment:
-    """Remove what is asked from ``pair.object``, then the best complex factor.
+    """Remove the requested ambiguities from ``pair.object``, then the best complex factor.
 
-    A shift reads the image up to a few pixels outside the region; farther out it is faded to zero, so that the
-    canvas's edges do not ring into the region.
+    A shift uses a few pixels outside the region. Farther out the object is tapered to zero; otherwise the edges of the
+    canvas would ring into the region.
+
+    Args:
+        pair: reconstruction and truth on their common pixels.
+        remove_ramp: remove a linear phase ramp.
+        remove_shift: remove a sub-pixel shift.
     """
     shifted, ramp, shift = pair.object, np.zeros(2), np.zeros(2)
     tapered = pair.object * _make_window(pair.region) if remove_shift else pair.object
@@ -133,7 +138,7 @@ def align(pair: OverlapRegion, *, remove_ramp: bool = False, remove_shift: bool 
 def fit_complex_scale(
     rec: ComplexImage, truth: ComplexImage, weights: NDArray[np.bool_] | NDArray[np.float64]
 ) -> complex:
-    """The complex c that minimises Σ weights·|c·rec − truth|²; zero for a reconstruction that is zero.
+    """Return the complex c that minimizes Σ weights·|c·rec − truth|²; zero for a reconstruction of zeros.
 
     Args:
         rec: (rows, columns).
@@ -145,22 +150,22 @@ def fit_complex_scale(
 
 
 def estimate_phase_ramp(rec: ComplexImage, truth: ComplexImage, region: Region) -> NDArray[np.float64]:
-    """The phase ramp (y, x) of ``rec`` against ``truth`` in rad per pixel: the peak of the product's spectrum."""
+    """Estimate the phase ramp (y, x) of ``rec`` against ``truth`` in rad per pixel, from the product's spectrum."""
     return 2 * np.pi * _find_peak_frequency(region * truth.conj() * rec)
 
 
 def apply_phase_ramp(image: ComplexImage, ramp: NDArray[np.float64]) -> ComplexImage:
-    """``image`` times a phase ramp (y, x) in rad per pixel, whose phase is zero at the middle pixel."""
+    """Multiply ``image`` by a phase ramp (y, x) in rad per pixel with zero phase at the central pixel."""
     rows, columns = (np.arange(n) - n // 2 for n in image.shape)
     factor: ComplexImage = np.exp(1j * (ramp[0] * rows[:, None] + ramp[1] * columns[None, :]))
     return image * factor
 
 
 def estimate_shift(rec: ComplexImage, truth: ComplexImage, region: Region) -> NDArray[np.float64]:
-    """The shift (y, x) in pixels that brings ``rec`` to ``truth``: the peak of their complex cross-correlation.
+    """Estimate the shift (y, x) in pixels that aligns ``rec`` with ``truth``: the peak of their cross-correlation.
 
-    Means over the region are removed first, so that the region's outline is no feature. What bias the fixed outline
-    leaves vanishes when the search is repeated on the shifted image, as :func:`align` does.
+    Means over the region are removed first, because the outline of the region would otherwise dominate. The remaining
+    bias of the fixed outline vanishes when the estimate is repeated on the shifted image, as in :func:`align`.
     """
 
     def spectrum(image: ComplexImage) -> ComplexImage:
@@ -172,17 +177,17 @@ def estimate_shift(rec: ComplexImage, truth: ComplexImage, region: Region) -> ND
 
 
 def shift_image(image: ComplexImage, shift: NDArray[np.float64]) -> ComplexImage:
-    """``image`` moved by ``shift`` (y, x) pixels in Fourier space, periodically."""
+    """Shift ``image`` periodically by ``shift`` (y, x) pixels in Fourier space."""
     from scipy.ndimage import fourier_shift
 
     return np.asarray(np.fft.ifft2(fourier_shift(np.fft.fft2(image), shift)), np.complex128)
 
 
 def _find_peak_frequency(field: ComplexImage) -> NDArray[np.float64]:
-    """The frequency (y, x), in cycles per sample, at which |Σ field·exp(−2πi f·r)| is largest.
+    """Return the frequency (y, x), in cycles per sample, at which |Σ field·exp(−2πi f·r)| is largest.
 
-    The grid of a twice padded FFT gives the start; each zoom evaluates the sum on a grid four times finer around it
-    (matrix-multiply Fourier transform, Guizar-Sicairos et al., Opt. Lett. 33, 156, 2008).
+    The grid of a twice padded FFT gives the initial estimate; each zoom evaluates the sum on a finer grid
+    (by a factor of four; matrix-multiply Fourier transform, Guizar-Sicairos et al., Opt. Lett. 33, 156, 2008).
     """
     padded = 2 * np.array(field.shape)
     coarse = np.abs(np.fft.fft2(field, s=tuple(padded.tolist())))
@@ -191,7 +196,7 @@ def _find_peak_frequency(field: ComplexImage) -> NDArray[np.float64]:
     rows, columns = (np.arange(n) for n in field.shape)
     offsets = np.linspace(-1, 1, 9)
     for zoom in range(_N_ZOOMS):
-        y, x = (centre + offsets / n / 4.0**zoom for centre, n in zip(best, padded, strict=True))
+        y, x = (center + offsets / n / 4.0**zoom for center, n in zip(best, padded, strict=True))
         values = np.abs(np.exp(-2j * np.pi * np.outer(y, rows)) @ field @ np.exp(-2j * np.pi * np.outer(columns, x)))
         i, j = np.unravel_index(int(values.argmax()), values.shape)
         best = np.array([y[i], x[j]])
@@ -199,7 +204,7 @@ def _find_peak_frequency(field: ComplexImage) -> NDArray[np.float64]:
 
 
 def _make_window(region: Region) -> NDArray[np.float64]:
-    """One on the region and a margin around it, then a cosine fall to zero."""
+    """Return a window of one on the region and its margin, with a cosine fall to zero around them."""
     from scipy.ndimage import distance_transform_edt
 
     if region.all():

@@ -1,4 +1,4 @@
-"""How well a stitched object explains the measured patterns: R, beside the floor that counting noise sets."""
+"""Agreement of a stitched object with the measured patterns: R, and the noise floor that counting noise sets."""
 
 from typing import NamedTuple
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ptycho_torch.core.errors import DataError
 
 MIN_SQUARE_SIDE_PX = 8
-"""Pixels: a smaller square has too few rings to speak of."""
+"""Smallest side of a square, in pixels; a smaller one has too few rings."""
 
 _MIN_RING_ENERGY = 1e-20  # share of an image's energy below which a ring holds rounding errors only
 
@@ -34,11 +34,11 @@ class RingCorrelation(NamedTuple):
 
     @property
     def resolution(self) -> float | None:
-        """Half a period at the crossing, in pixels: 1 is the best that a pixel grid holds; None without a crossing."""
+        """Half a period at the crossing, in pixels, at best 1; None without a crossing."""
         return 0.5 / self.crossing if self.crossing else None
 
     def find_crossing(self, level: float) -> float | None:
-        """As :attr:`crossing`, of a fixed ``level`` in place of the threshold."""
+        """Return the crossing with a fixed ``level`` in place of the threshold."""
         return _find_crossing(self.frequency, self.correlation - level)
 
 
@@ -47,8 +47,8 @@ def compute_ring_correlation(
 ) -> RingCorrelation:
     """Correlate two complex images of one square.
 
-    FRC(ring) = Re Σ F₁·F₂* / √(Σ|F₁|² Σ|F₂|²), on the complex fields: where a phase is missing the fields differ, so a
-    picture with a flat phase cannot score by its amplitude alone. Both images lose their mean and are tapered by a Hann
+    FRC(ring) = Re Σ F₁·F₂* / √(Σ|F₁|² Σ|F₂|²), on the complex fields: where a phase is missing the fields differ, so an
+    image with a flat phase cannot score by its amplitude alone. Both images lose their mean and are tapered by a Hann
     window before the transform, hence a constant image has no Fourier content and correlates with nothing (0).
     The images must be aligned: a global phase between them counts as a difference.
 
@@ -78,7 +78,7 @@ def compute_ring_correlation(
     full = power > _MIN_RING_ENERGY
     cross = over_rings((f1 * f2.conj()).real)
     correlation = np.where(full, cross / np.sqrt(np.where(full, power, 1)), 0.0)
-    # Tapering ties neighbouring Fourier pixels together: this share of them is independent.
+    # Tapering correlates neighboring Fourier pixels together: this share of them is independent.
     independent = np.sum(taper**2) ** 2 / np.sum(taper**4) / side**2
     threshold = compute_half_bit_threshold(np.maximum(over_rings(np.ones(rings.shape)) * independent, 1.0))
     frequency = np.arange(1, last + 1) / side
@@ -86,13 +86,13 @@ def compute_ring_correlation(
 
 
 def compute_half_bit_threshold(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The ½-bit threshold for rings of so many independent Fourier ``pixels`` (van Heel and Schatz, eq. 17)."""
+    """Return the ½-bit threshold of rings of ``pixels`` independent Fourier pixels (van Heel and Schatz, eq. 17)."""
     root = np.sqrt(pixels)
     return (0.2071 + 1.9102 / root) / (1.2071 + 0.9102 / root)
 
 
 def find_largest_square(region: NDArray[np.bool_]) -> tuple[slice, slice]:
-    """The largest square of odd side that lies wholly in ``region`` (rows, columns); empty where there is none."""
+    """Return the largest square of odd side within ``region`` (rows, columns); empty if there is none."""
     from scipy.ndimage import distance_transform_cdt
 
     # The chessboard distance to the nearest pixel outside is half the side of the largest square around a pixel.
@@ -103,7 +103,7 @@ def find_largest_square(region: NDArray[np.bool_]) -> tuple[slice, slice]:
 
 
 def _compute_spectrum(image: NDArray[np.complexfloating], taper: NDArray[np.float64]) -> NDArray[np.complex128]:
-    """Fourier transform of the tapered image without its weighted mean, in units of the image's own energy."""
+    """Return the Fourier transform of the tapered image without its weighted mean, divided by its norm."""
     image = np.asarray(image, np.complex128)
     energy = np.sqrt(np.sum(np.abs(taper * image) ** 2))
     mean = np.sum(taper * image) / np.sum(taper)
@@ -112,7 +112,7 @@ def _compute_spectrum(image: NDArray[np.complexfloating], taper: NDArray[np.floa
 
 
 def _find_crossing(frequency: NDArray[np.float64], above: NDArray[np.float64]) -> float | None:
-    """Where ``above`` first falls from positive to negative, by linear interpolation; see RingCorrelation.crossing."""
+    """Return the frequency at which ``above`` first falls below zero, as ``RingCorrelation.crossing``."""
     if not (above > 0).any():
         return 0.0
     falls = np.flatnonzero((above[:-1] > 0) & (above[1:] <= 0))

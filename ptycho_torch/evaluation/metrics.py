@@ -1,4 +1,4 @@
-"""How near a reconstruction is to the truth: numbers over the covered region, after what is removed by alignment."""
+"""Errors of a reconstruction against the truth, over the covered region and after a stated alignment."""
 
 import math
 from collections.abc import Callable
@@ -23,13 +23,13 @@ RealImage = NDArray[np.float64]
 
 
 class TruthComparison(NamedTuple):
-    """A reconstruction against the truth, over the covered region (see ``covered_region``)."""
+    """The comparison of a reconstruction with the truth, over the covered region."""
 
     nrmse: float
     """‖c·rec − truth‖ / ‖truth‖ of the complex fields."""
 
     nrmse_scanned_box: float
-    """The same over the box of the scan positions, with the factor c fitted there."""
+    """NRMSE over the bounding box of the scan positions, with the factor c fitted there."""
 
     amplitude_psnr: float
     """dB; the peak is the range (maximum − minimum) of the true amplitude."""
@@ -50,7 +50,7 @@ class TruthComparison(NamedTuple):
     alignment: Alignment
 
     def to_metrics(self) -> dict[str, Any]:
-        """The numbers by the names that ``metrics.json`` uses."""
+        """Return the numbers by the names that ``metrics.json`` uses."""
         return {
             "nrmse": self.nrmse,
             "nrmse_scanned_box": self.nrmse_scanned_box,
@@ -75,7 +75,7 @@ def compare_with_truth(
     remove_ramp: bool = False,
     remove_shift: bool = False,
 ) -> TruthComparison:
-    """Compare with ``truth`` (rows, columns; origin (0, 0)) after one complex factor and what else is asked.
+    """Compare with ``truth`` (rows, columns; origin (0, 0)) after one complex factor and the requested alignment.
 
     Raises:
         DataError: the two share no covered pixel.
@@ -99,7 +99,7 @@ def compare_with_truth(
 
 
 def make_scanned_box_mask(positions: NDArray[np.float64], pair: OverlapRegion) -> NDArray[np.bool_]:
-    """True on the pixels of ``pair`` that lie between the outermost scan positions (n, 2), in both directions."""
+    """Return True on the pixels of ``pair`` that lie in the bounding box of the scan positions (n, 2)."""
     low, high = positions.min(0), positions.max(0)
     rows, columns = (
         (start + np.arange(n) >= least) & (start + np.arange(n) <= most)
@@ -109,13 +109,13 @@ def make_scanned_box_mask(positions: NDArray[np.float64], pair: OverlapRegion) -
 
 
 def compute_nrmse(rec: NDArray[np.complex128], truth: NDArray[np.complex128], region: NDArray[np.bool_]) -> float:
-    """‖rec − truth‖ / ‖truth‖ over the region; NaN where the truth is zero or the region is empty."""
+    """Return ‖rec − truth‖ / ‖truth‖ over the region; NaN where the truth is zero or the region is empty."""
     norm = float(np.linalg.norm(truth[region]))
     return float(np.linalg.norm((rec - truth)[region])) / norm if norm > 0 else math.nan
 
 
 def compute_psnr(image: RealImage, truth: RealImage, region: NDArray[np.bool_]) -> float:
-    """10·log₁₀(range² / mean squared error) in dB, range = maximum − minimum of the truth over the region.
+    """Return 10·log₁₀(range² / mean squared error) in dB, range = maximum − minimum of the truth over the region.
 
     Infinite for equal images, NaN where the truth is flat.
     """
@@ -127,7 +127,7 @@ def compute_psnr(image: RealImage, truth: RealImage, region: NDArray[np.bool_]) 
 
 
 def compute_ssim(image: RealImage, truth: RealImage, region: NDArray[np.bool_]) -> float:
-    """Mean structural similarity over the windows that lie wholly in the region, data range that of the truth there.
+    """Return the mean structural similarity over the windows within the region; the data range is that of the truth.
 
     NaN where no window fits or the truth is flat.
     """
@@ -146,7 +146,7 @@ def compute_ssim(image: RealImage, truth: RealImage, region: NDArray[np.bool_]) 
 def match_phases(
     rec: NDArray[np.complex128], truth: NDArray[np.complex128], region: NDArray[np.bool_]
 ) -> tuple[RealImage, RealImage]:
-    """Phases of both in rad: the truth's unwrapped over the region, the other's within π of it at every pixel."""
+    """Return both phases in rad: the truth's unwrapped over the region, the other within π of it at every pixel."""
     from skimage import restoration
 
     unwrap: Callable[..., Any] = restoration.unwrap_phase

@@ -1,4 +1,4 @@
-"""Whether a stated uncertainty is right: which share of the pixels lies within k standard deviations of the truth."""
+"""Calibration of a predicted uncertainty: the share of pixels with an error within k standard deviations."""
 
 import math
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ SIGMA_MULTIPLES = (0.5, 1.0, 1.5, 2.0, 3.0)
 
 
 class UncertaintyCalibration(NamedTuple):
-    """A stated uncertainty beside the true error, over the covered region."""
+    """A predicted uncertainty and the true error, over the covered region."""
 
     uncertainty: NDArray[np.float64]
     """(rows, columns) of the comparison, in units of the truth."""
@@ -29,7 +29,7 @@ class UncertaintyCalibration(NamedTuple):
     """Spearman's, of the uncertainty with the error; NaN where one of them is constant."""
 
     def to_metrics(self) -> dict[str, Any]:
-        """The numbers by the names that ``metrics.json`` uses."""
+        """Return the numbers by the names that ``metrics.json`` uses."""
         return {
             "uncertainty_shares": list(self.shares),
             "uncertainty_expected_shares": list(compute_expected_shares()),
@@ -38,12 +38,12 @@ class UncertaintyCalibration(NamedTuple):
 
 
 def compute_expected_shares(multiples: tuple[float, ...] = SIGMA_MULTIPLES) -> tuple[float, ...]:
-    """1 − exp(−k²): the shares of complex Gaussian errors with E|e|² = σ²."""
+    """Return 1 − exp(−k²), the shares of complex Gaussian errors with E|e|² = σ²."""
     return tuple(1 - math.exp(-(k**2)) for k in multiples)
 
 
 def compute_calibration(reconstruction: Reconstruction, comparison: TruthComparison) -> UncertaintyCalibration | None:
-    """How the uncertainty of ``reconstruction`` stands to its error in ``comparison``; None where it states none."""
+    """Compare the uncertainty of ``reconstruction`` with its error in ``comparison``; None without an uncertainty."""
     if reconstruction.uncertainty is None:
         return None
     pair, alignment = comparison.overlap_region, comparison.alignment

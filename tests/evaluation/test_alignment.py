@@ -167,7 +167,7 @@ def test_what_cannot_be_compared_is_refused(simulated_case: Any) -> None:
         crop_to_overlap(rec, simulated_case.truth[:3])
     with pytest.raises(DataError, match=r"largest coverage is 0\.0"):
         compute_covered_region(replace(rec, coverage=0 * rec.coverage))
-    with pytest.raises(DataError, match="expected one shape"):
+    with pytest.raises(DataError, match="expected equal shapes"):
         compute_covered_region(replace(rec, coverage=rec.coverage[1:]))
     broken = rec.object.copy()
     broken[0, 0] = np.nan
