@@ -23,16 +23,13 @@ from ptycho_torch.io.npz import read_arrays
 from ptycho_torch.models.saved_model import load_model
 from ptycho_torch.physics.batch import scale_probe_to_photons
 from ptycho_torch.physics.forward import from_patches
-from ptycho_torch.physics.noise import fit_amplitude_scale
+from ptycho_torch.physics.noise import fit_amplitude_scale, select_scale_patterns
 from ptycho_torch.physics.probe import orthogonalize_modes
 from ptycho_torch.simulation.probes import make_incoherent_modes
 from ptycho_torch.simulation.wavefields import make_pixel_grid
 
 NEW_MODE_POWER_FRACTION = 0.02
 """Power of each added incoherent mode, as a fraction of the power of the probe."""
-
-SCALE_FIT_PATTERNS = 64
-"""Number of patterns, spread over the scan, from which the scale of an initial object is fitted."""
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +165,7 @@ def fit_object_scale(measurement: Measurement, state: ReconstructionState) -> fl
     The fit uses patterns spread over the scan. It removes the arbitrary unit of an initial object, which would cost
     several epochs otherwise.
     """
-    chosen = torch.linspace(0, len(measurement) - 1, min(SCALE_FIT_PATTERNS, len(measurement))).round().long()
+    chosen = select_scale_patterns(len(measurement))
     view = ProbeObjectView(state)
     fields = from_patches(view.patches(chosen), view.probes(chosen), state.background)
     return fit_amplitude_scale(fields.intensity, measurement.counts[chosen], measurement.select_mask(chosen))

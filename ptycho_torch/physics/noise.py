@@ -15,6 +15,9 @@ POISSON_OFFSET_PHOTONS = 0.1
 AMPLITUDE_OFFSET_PHOTONS = 1e-3
 """Photons under both square roots: keeps the gradient of the amplitude finite at zero rate."""
 
+SCALE_FIT_PATTERNS = 64
+"""Number of patterns from which the scale of an object is fitted."""
+
 
 class NoiseModel(Protocol):
     """A noise model: a loss for gradients, and a change of the detector waves for projections."""
@@ -116,6 +119,11 @@ def masked_sum(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         return values.sum(), torch.tensor(values.numel(), device=values.device)
     mask = mask.expand_as(values)
     return torch.where(mask, values, torch.zeros_like(values)).sum(), mask.sum()
+
+
+def select_scale_patterns(count: int) -> Tensor:
+    """Return the indices of at most :data:`SCALE_FIT_PATTERNS` of ``count`` patterns, evenly spread over the scan."""
+    return torch.linspace(0, count - 1, min(SCALE_FIT_PATTERNS, count)).round().long()
 
 
 def fit_amplitude_scale(intensity: Tensor, counts: Tensor, mask: Tensor | None) -> float:

@@ -5,12 +5,9 @@ from torch import Tensor
 
 from ptycho_torch.physics.batch import Batch
 from ptycho_torch.physics.forward import from_patches, shift_probe
-from ptycho_torch.physics.noise import fit_amplitude_scale
+from ptycho_torch.physics.noise import fit_amplitude_scale, select_scale_patterns
 from ptycho_torch.physics.patches import Canvas, extract_patches, split_positions
 from ptycho_torch.physics.position_refinement import compute_object_slopes, estimate_by_modulus, limit_displacements
-
-SCALE_FIT_PATTERNS = 64
-"""Number of patterns, spread over the scan, from which the scale of the object is fitted."""
 
 CHUNK_SIZE = 64
 """Number of patterns per chunk, which bounds the memory."""
@@ -69,8 +66,7 @@ class GaussNewtonPositionRefiner:
 
     def _fit_object_scale(self, obj: Tensor) -> float:
         """Return the factor on ``obj`` that fits the amplitudes of patterns spread over the scan best."""
-        count = len(self.initial_positions)
-        chosen = torch.linspace(0, count - 1, min(SCALE_FIT_PATTERNS, count)).round().long()
+        chosen = select_scale_patterns(len(self.initial_positions))
         part = self._on_device.take(chosen)
         corners, probes = self._place_probe(chosen)
         intensity = from_patches(extract_patches(obj, corners, self._size), probes, self.background).intensity
