@@ -1,12 +1,12 @@
-"""Measure the iterative engines in one process: error against time, from given starts, over several seeds.
+"""Measure the iterative engines in one process: error against time, from given initial estimates, over seeds.
 
 ::
 
     python benchmarks/engines.py --twin Run1084_twin_legacy.npz --star star.npz --model model --repeats 5
 
-Prints one Markdown table. Seconds are of the engine alone, set-up included, without imports and file reading; an error
-is NRMSE over the box of scan positions after one complex factor, or R over all patterns. Nothing else should run
-meanwhile.
+Prints one Markdown table. Seconds are those of the engine with its setup, without imports and file reading. An error is
+NRMSE over the scanned box after one complex factor, or R over all patterns. No other process should run at the same
+time.
 """
 
 import argparse
@@ -40,22 +40,22 @@ from ptycho_torch.simulation.scan import simulate_measurement
 
 @dataclass
 class Outcome:
-    """What one run came to."""
+    """Result of one run."""
 
-    chain: PipelineRun
+    pipeline: PipelineRun
     seconds: float
-    """In all, without the scoring."""
+    """Total seconds without scoring."""
 
     trace: list[tuple[float, float]]
     """(seconds, error) at the end of each epoch."""
 
     def time_to(self, error: float) -> float:
-        """Seconds at which the error was first as low; infinite if never."""
-        return next((seconds for seconds, found in self.trace if found <= error), float("inf"))
+        """Return the first time in seconds at which the error was at most ``error``, or infinity."""
+        return next((seconds for seconds, value in self.trace if value <= error), float("inf"))
 
 
 class Scorer(SilentObserver):
-    """Notes the error after each epoch, and stops the clock for it."""
+    """Observer that scores each epoch while its clock is stopped."""
 
     def __init__(self, score: Callable[[], float]) -> None:
         self.score, self.trace, self.spent = score, [], 0.0
@@ -75,112 +75,122 @@ def run(
     margin: int = 2,
     probe: np.ndarray | None = None,
 ) -> Outcome:
-    """Run ``stages`` from ones with the scan's probe (or ``probe``, of any power)."""
+    """Run ``stages`` from an object of 1 with the scan's probe (or ``probe``, of any power)."""
     scale = photon_scale(scan).photons_per_unit
-    lit = scale_probe_to_photons(scan if probe is None else replace(scan, probe=probe.astype(np.complex64)), scale)
+    initial_probe = scale_probe_to_photons(
+        scan if probe is None else replace(scan, probe=probe.astype(np.complex64)), scale
+    )
     started = time.perf_counter()
-    estimate = make_vacuum_state(torch.from_numpy(scan.positions.copy()), lit, margin)
-    chain = PipelineRun(scan, scale, list(stages), estimate, seed)
-    scorer = Scorer(lambda: error(chain) if error else float("nan"))
+    estimate = make_vacuum_state(torch.from_numpy(scan.positions.copy()), initial_probe, margin)
+    pipeline = PipelineRun(scan, scale, list(stages), estimate, seed)
+    scorer = Scorer(lambda: error(pipeline) if error else float("nan"))
     scorer.started = started
-    while chain.num_finished_stages < len(stages):
-        chain.run_stage(scorer)
-    return Outcome(chain, time.perf_counter() - started - scorer.spent, scorer.trace)
+    while pipeline.num_finished_stages < len(stages):
+        pipeline.run_stage(scorer)
+    return Outcome(pipeline, time.perf_counter() - started - scorer.spent, scorer.trace)
 
 
-def nrmse(chain: PipelineRun, positions: np.ndarray | None = None) -> float:
-    """Over the box of scan positions, after one complex factor."""
-    positions = chain.scan.positions if positions is None else positions
+def compute_nrmse(pipeline: PipelineRun, positions: np.ndarray | None = None) -> float:
+    """Return NRMSE over the scanned box after one complex factor."""
+    positions = pipeline.scan.positions if positions is None else positions
     low, high = np.ceil(positions.min(0)).astype(int), np.floor(positions.max(0)).astype(int) + 1
-    top, left = chain.state.canvas.origin
-    rec = chain.state.object.numpy()[low[0] - top : high[0] - top, low[1] - left : high[1] - left]
-    true = chain.scan.truth[low[0] : high[0], low[1] : high[1]]
+    top, left = pipeline.state.canvas.origin
+    rec = pipeline.state.object.numpy()[low[0] - top : high[0] - top, low[1] - left : high[1] - left]
+    true = pipeline.scan.truth[low[0] : high[0], low[1] : high[1]]
     rec, true = rec.astype(complex), true.astype(complex)
     factor = fit_complex_scale(rec, true, np.ones(true.shape, bool))
     return float(np.linalg.norm(factor * rec - true) / np.linalg.norm(true))
 
 
-def r_of(outcome: Outcome) -> tuple[float, float]:
-    """R over all patterns at the positions found, and its floor."""
-    chain = outcome.chain
-    result = chain.make_reconstruction()
-    found = compute_fourier_error(
-        result, replace(chain.scan, positions=result.positions), photons_per_unit=chain.photons_per_unit
+def compute_r(outcome: Outcome) -> tuple[float, float]:
+    """Return R over all patterns at the final positions, and its noise floor."""
+    pipeline = outcome.pipeline
+    result = pipeline.make_reconstruction()
+    outcome = compute_fourier_error(
+        result, replace(pipeline.scan, positions=result.positions), photons_per_unit=pipeline.photons_per_unit
     )
-    return found.r, found.r_floor
+    return outcome.r, outcome.r_floor
 
 
 def row(name: str, *cells: str) -> None:
+    """Print one row of the table."""
     print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
 def spread(values: list[float], digits: int) -> str:
-    """Median with range."""
+    """Return median and range as text."""
     return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
-def of_twin(twin: Scan, engines: list[str], repeats: int) -> None:
-    """Probe known, from ones, each engine's defaults."""
+def print_simulated_scan(twin: Scan, engines: list[str], repeats: int) -> None:
+    """Print the rows with known probe and default settings."""
     for engine in engines:
-        runs = [run(twin, ENGINES[engine](), seed=seed, error=nrmse) for seed in range(repeats)]
+        runs = [run(twin, ENGINES[engine](), seed=seed, error=compute_nrmse) for seed in range(repeats)]
         row(
-            f"twin, probe known: {engine}",
+            f"simulated scan, probe known: {engine}",
             f"{spread([r.time_to(0.15) for r in runs], 2)} s to NRMSE 0.15",
-            f"{spread([r.seconds for r in runs], 2)} s in all",
-            f"NRMSE {spread([nrmse(r.chain) for r in runs], 4)}",
+            f"{spread([r.seconds for r in runs], 2)} s in total",
+            f"NRMSE {spread([compute_nrmse(r.pipeline) for r in runs], 4)}",
         )
 
 
-def of_star(star: Scan, engines: list[str], repeats: int) -> None:
-    """Probe learned, one mode; then modes and positions."""
+def print_siemens_star(star: Scan, engines: list[str], repeats: int) -> None:
+    """Print the rows on the Siemens star with an optimized probe of one mode."""
     for engine in engines:
         stage = ENGINES[engine](update_probe=True)
-        runs = [run(star, stage, seed=seed, error=lambda chain: chain.run.history.r[-1]) for seed in range(repeats)]
+        runs = [
+            run(star, stage, seed=seed, error=lambda pipeline: pipeline.run.history.r[-1]) for seed in range(repeats)
+        ]
         row(
-            f"star, probe learned: {engine}",
+            f"Siemens star, probe updated: {engine}",
             f"{spread([r.time_to(0.0135) for r in runs], 2)} s to R 0.0135",
-            f"{spread([r.seconds for r in runs], 2)} s in all",
-            f"R {spread([r_of(r)[0] for r in runs], 5)}, floor {r_of(runs[0])[1]:.4f}",
+            f"{spread([r.seconds for r in runs], 2)} s in total",
+            f"R {spread([compute_r(r)[0] for r in runs], 5)}, floor {compute_r(runs[0])[1]:.4f}",
         )
 
 
-def of_star_at_its_best(star: Scan) -> None:
-    """As low as it goes: long, with modes and positions."""
-    all_of_them = {"update_positions": True, "update_background": True, "update_intensity": True}
-    for told, settings in (
+def print_siemens_star_best(star: Scan) -> None:
+    """Print the rows with the lowest R: more epochs, modes, positions and nuisance parameters."""
+    nuisance_settings = {"update_positions": True, "update_background": True, "update_intensity": True}
+    for title, settings in (
         ("one mode, 40 epochs", {"epochs": 40}),
-        ("one mode, positions, background, intensities, 16 epochs", {"epochs": 16} | all_of_them),
+        ("one mode, positions, background, pattern scale, 16 epochs", {"epochs": 16} | nuisance_settings),
         ("three modes and positions, 8 epochs", {"epochs": 8, "probe_modes": 3, "update_positions": True}),
-        ("three modes, positions, background, intensities, 20 epochs", {"epochs": 20, "probe_modes": 3} | all_of_them),
+        (
+            "three modes, positions, background, pattern scale, 20 epochs",
+            {"epochs": 20, "probe_modes": 3} | nuisance_settings,
+        ),
     ):
-        found = run(star, PIE(update_probe=True, **settings), margin=7)
-        r, floor = r_of(found)
-        row(f"star: pie, {told}", "", f"{found.seconds:.1f} s in all", f"R {r:.5f}, floor {floor:.4f}")
+        outcome = run(star, PIE(update_probe=True, **settings), margin=7)
+        r, floor = compute_r(outcome)
+        row(f"Siemens star: pie, {title}", "", f"{outcome.seconds:.1f} s in total", f"R {r:.5f}, floor {floor:.4f}")
 
 
-def of_positions(twin: Scan, repeats: int) -> None:
-    """1.5 pixels rms of jitter, refined from a flat object."""
-    left, seconds, errors = [], [], []
+def print_positions(twin: Scan, repeats: int) -> None:
+    """Print the row with position errors of 1.5 pixels rms, refined from a flat object."""
+    remaining, seconds, errors = [], [], []
     for seed in range(repeats):
         jitter = np.random.default_rng(seed).normal(0, 1.5, twin.positions.shape)
-        moved = replace(twin, positions=twin.positions + jitter)
-        found = run(moved, PIE(epochs=40, update_positions=True), seed=seed, margin=7)
-        off = found.chain.make_reconstruction().positions - twin.positions
-        off -= off.mean(0)
-        left.append(float(np.sqrt(np.square(off).sum(1).mean())))
-        seconds.append(found.seconds)
-        comparison = compare_with_truth(found.chain.make_reconstruction(), twin.truth, remove_shift=True).to_metrics()
+        displaced = replace(twin, positions=twin.positions + jitter)
+        outcome = run(displaced, PIE(epochs=40, update_positions=True), seed=seed, margin=7)
+        position_errors = outcome.pipeline.make_reconstruction().positions - twin.positions
+        position_errors -= position_errors.mean(0)
+        remaining.append(float(np.sqrt(np.square(position_errors).sum(1).mean())))
+        seconds.append(outcome.seconds)
+        comparison = compare_with_truth(
+            outcome.pipeline.make_reconstruction(), twin.truth, remove_shift=True
+        ).to_metrics()
         errors.append(comparison["nrmse_scanned_box"])
     row(
-        "twin, positions off by 1.5 px rms on each axis: pie",
-        f"left: {spread(left, 3)} px rms (2-D)",
-        f"{spread(seconds, 1)} s in all",
+        "simulated scan, position errors of 1.5 px rms per axis: pie",
+        f"left: {spread(remaining, 3)} px rms (2-D)",
+        f"{spread(seconds, 1)} s in total",
         f"NRMSE {spread(errors, 4)} (shift removed)",
     )
 
 
-def of_modes(twin: Scan, repeats: int) -> None:
-    """Two modes 80/20, 1 % background, 5 % of the pixels masked, on the twin's object and positions."""
+def print_modes(twin: Scan, repeats: int) -> None:
+    """Print the row with two modes 80/20, 1 % background and 5 % masked pixels."""
     errors, overlaps, seconds = [], [], []
     for seed in range(repeats):
         rng = np.random.default_rng(seed)
@@ -192,111 +202,116 @@ def of_modes(twin: Scan, repeats: int) -> None:
         mask = rng.uniform(size=counts.shape[1:]) > 0.05
         scan = replace(clean, amplitudes=np.sqrt(counts).astype(np.float32), mask=mask)
         stage = PIE(epochs=60, update_probe=True, probe_modes=2, update_background=True)
-        found = run(scan, stage, seed=seed, probe=modes[:1])
-        result = found.chain.make_reconstruction()
+        outcome = run(scan, stage, seed=seed, probe=modes[:1])
+        result = outcome.pipeline.make_reconstruction()
         comparison = compare_with_truth(result, twin.truth, remove_shift=True, remove_ramp=True).to_metrics()
         errors.append(comparison["nrmse_scanned_box"])
         overlaps.append(min(_overlap(a, b) for a, b in zip(result.probe, modes, strict=True)))
-        seconds.append(found.seconds)
+        seconds.append(outcome.seconds)
     row(
         "two modes 80/20, 1 % background, 5 % masked: pie",
         f"modes overlap {spread(overlaps, 3)}",
-        f"{spread(seconds, 1)} s in all",
+        f"{spread(seconds, 1)} s in total",
         f"NRMSE {spread(errors, 4)}",
     )
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """|<a, b>| / |a| |b| at the best whole-pixel shift."""
+    """Return |<a, b>| / |a| |b| at the best integer shift."""
     product = np.fft.ifft2(np.fft.fft2(a) * np.fft.fft2(b).conj())
     return float(np.abs(product).max() / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
-def of_chain(twin: Scan, model: Path, repeats: int) -> None:
-    """What 0.15 s of an engine make of the network's object, and of ones."""
+def print_pipelines(twin: Scan, model: Path, repeats: int) -> None:
+    """Print the rows of pipelines: 0.15 s of an engine from the network's object and from an object of 1."""
     network = NetworkEngine(model_path=model)
-    brief = PIE(time_limit=0.15)
-    row("twin: network alone", "", "", f"NRMSE {nrmse(run(twin, network).chain):.4f}")
-    for told, stages in (("network, then pie for 0.15 s", (network, brief)), ("ones, then pie for 0.15 s", (brief,))):
-        errors = [nrmse(run(twin, *stages, seed=seed).chain) for seed in range(repeats)]
-        row(f"twin: {told}", "", "", f"NRMSE {spread(errors, 4)}")
+    short_stage = PIE(time_limit=0.15)
+    row("simulated scan: network alone", "", "", f"NRMSE {compute_nrmse(run(twin, network).pipeline):.4f}")
+    for title, stages in (
+        ("network, then pie for 0.15 s", (network, short_stage)),
+        ("object of 1, then pie for 0.15 s", (short_stage,)),
+    ):
+        errors = [compute_nrmse(run(twin, *stages, seed=seed).pipeline) for seed in range(repeats)]
+        row(f"simulated scan: {title}", "", "", f"NRMSE {spread(errors, 4)}")
 
 
-def of_blind(twin: Scan, star: Scan | None, engines: list[str], repeats: int) -> None:
-    """Probe unknown: a Gaussian, curved as the patterns tell, of a given width and of the one they tell too."""
+def print_unknown_probe(twin: Scan, star: Scan | None, engines: list[str], repeats: int) -> None:
+    """Print the rows with unknown probe: a Gaussian with estimated curvature, of given and of estimated width."""
     for engine in engines:
         stage = ENGINES[engine](update_probe=True)
-        for told, sigma in (("a Gaussian of sigma 15.3", 15.3), ("the patterns alone", None)):
+        for title, sigma in (("a Gaussian of sigma 15.3", 15.3), ("the patterns alone", None)):
             errors, seconds, times = [], [], []
             for seed in range(repeats):
                 started = time.perf_counter()
                 probe = make_gaussian_probe(twin, sigma, np.random.default_rng(seed))
-                searched = time.perf_counter() - started
-                found = run(twin, stage, seed=seed, probe=probe, error=nrmse_moved)
-                errors.append(nrmse_moved(found.chain))
-                times.append(searched + found.time_to(0.08))
-                seconds.append(searched + found.seconds)
+                estimation = time.perf_counter() - started
+                outcome = run(twin, stage, seed=seed, probe=probe, error=compute_aligned_nrmse)
+                errors.append(compute_aligned_nrmse(outcome.pipeline))
+                times.append(estimation + outcome.time_to(0.08))
+                seconds.append(estimation + outcome.seconds)
             row(
-                f"twin, probe from {told}: {engine}",
+                f"simulated scan, probe from {title}: {engine}",
                 f"{spread(times, 2)} s to NRMSE 0.08",
-                f"{spread(seconds, 2)} s in all",
+                f"{spread(seconds, 2)} s in total",
                 f"NRMSE {spread(errors, 4)} (shift and ramp removed)",
             )
         if star is not None:
             started = time.perf_counter()
-            found = run(star, stage, probe=make_gaussian_probe(star, None, np.random.default_rng(0)))
-            told = f"{time.perf_counter() - started:.1f} s in all"
+            outcome = run(star, stage, probe=make_gaussian_probe(star, None, np.random.default_rng(0)))
+            title = f"{time.perf_counter() - started:.1f} s in total"
             row(
-                f"star, probe from the patterns alone: {engine}",
+                f"Siemens star, probe from the patterns alone: {engine}",
                 "",
-                told,
-                "R {:.5f}, floor {:.4f}".format(*r_of(found)),
+                title,
+                "R {:.5f}, floor {:.4f}".format(*compute_r(outcome)),
             )
 
 
-def nrmse_moved(chain: PipelineRun) -> float:
-    """Over the box of scan positions, after what an unknown probe leaves free: a shift, a ramp and a complex factor."""
-    found = compare_with_truth(chain.make_reconstruction(), chain.scan.truth, remove_shift=True, remove_ramp=True)
-    return float(found.to_metrics()["nrmse_scanned_box"])
+def compute_aligned_nrmse(pipeline: PipelineRun) -> float:
+    """Return NRMSE over the scanned box after the ambiguities of an unknown probe: shift, ramp and complex factor."""
+    outcome = compare_with_truth(
+        pipeline.make_reconstruction(), pipeline.scan.truth, remove_shift=True, remove_ramp=True
+    )
+    return float(outcome.to_metrics()["nrmse_scanned_box"])
 
 
-def of_dose(twin: Scan, engines: list[str]) -> None:
-    """Low doses: engines by noise model, a network trained on the scan alone, and the network followed by an engine."""
+def print_dose(twin: Scan, engines: list[str]) -> None:
+    """Print the rows at low dose: engines by noise model, a network trained on the scan, and pipelines of both."""
     for photons in (1e4, 1e3):
         scan = simulate_measurement(
             twin.truth.astype(complex), twin.probe.astype(complex), twin.positions, photons, np.random.default_rng(0)
         )
 
-        def tell(told: str, scan: Scan, *stages: EngineOptions, photons: float = photons) -> None:
-            found = run(scan, *stages)
+        def print_row(title: str, scan: Scan, *stages: EngineOptions, photons: float = photons) -> None:
+            outcome = run(scan, *stages)
             row(
-                f"twin at {photons:.0e} photons a pattern: {told}",
+                f"simulated scan at {photons:.0e} photons per pattern: {title}",
                 "",
-                f"{found.seconds:.1f} s in all",
-                f"NRMSE {nrmse(found.chain):.4f}",
+                f"{outcome.seconds:.1f} s in total",
+                f"NRMSE {compute_nrmse(outcome.pipeline):.4f}",
             )
 
         for engine in engines:
             for loss in ("amplitude", "poisson"):
-                tell(f"{engine}, {loss}", scan, ENGINES[engine](loss=loss))
-        for told, words in (("network", ()), ("network taught by pie", ("--teacher", "pie"))):
+                print_row(f"{engine}, {loss}", scan, ENGINES[engine](loss=loss))
+        for title, words in (("network", ()), ("network with targets of pie", ("--teacher", "pie"))):
             with tempfile.TemporaryDirectory() as folder:
                 save_scan(f"{folder}/scan.npz", scan)
                 command = [sys.executable, "-m", "ptycho_torch.train", "--train_data_file", f"{folder}/scan.npz"]
                 command += ["--output_dir", f"{folder}/model", "--quiet", "--logger", "none", *words]
                 subprocess.run(command, check=True)
                 network = NetworkEngine(model_path=Path(folder) / "model")
-                tell(told, scan, network)
+                print_row(title, scan, network)
                 for loss in ("amplitude", "poisson"):
-                    tell(f"{told}, then pie, {loss}", scan, network, PIE(loss=loss))
+                    print_row(f"{title}, then pie, {loss}", scan, network, PIE(loss=loss))
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--twin", type=Path, required=True, help="Run1084_twin_legacy.npz")
-    parser.add_argument("--star", type=Path, help="the measured star as a canonical scan file")
-    parser.add_argument("--model", type=Path, help="a bundle trained on the twin")
+    parser.add_argument("--star", type=Path, help="the Siemens-star scan as a canonical scan file")
+    parser.add_argument("--model", type=Path, help="model trained on the simulated scan")
     parser.add_argument("--engines", default="pie", help="names, separated by commas")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
@@ -307,18 +322,18 @@ def main() -> None:
     arguments = parser.parse_args()
     twin, engines, repeats = load_scan(arguments.twin), arguments.engines.split(","), arguments.repeats
     star = load_scan(arguments.star) if arguments.star else None
-    parts: dict[str, Callable[[], None]] = {"twin": lambda: of_twin(twin, engines, repeats)}
+    parts: dict[str, Callable[[], None]] = {"twin": lambda: print_simulated_scan(twin, engines, repeats)}
     if star is not None:
-        parts["star"] = lambda: of_star(star, engines, repeats)
-        parts["best"] = lambda: of_star_at_its_best(star)
-    parts["positions"] = lambda: of_positions(twin, min(3, repeats))
-    parts["modes"] = lambda: of_modes(twin, min(3, repeats))
+        parts["star"] = lambda: print_siemens_star(star, engines, repeats)
+        parts["best"] = lambda: print_siemens_star_best(star)
+    parts["positions"] = lambda: print_positions(twin, min(3, repeats))
+    parts["modes"] = lambda: print_modes(twin, min(3, repeats))
     if arguments.model:
-        parts["chain"] = lambda: of_chain(twin, arguments.model, repeats)
-    parts["blind"] = lambda: of_blind(twin, star, engines, min(3, repeats))
-    parts["dose"] = lambda: of_dose(twin, engines)
-    run(twin, PIE(epochs=1))  # the first use of anything is slower
-    print("| what | | seconds | result |\n|---|---|---|---|")
+        parts["chain"] = lambda: print_pipelines(twin, arguments.model, repeats)
+    parts["blind"] = lambda: print_unknown_probe(twin, star, engines, min(3, repeats))
+    parts["dose"] = lambda: print_dose(twin, engines)
+    run(twin, PIE(epochs=1))  # the first run is slower: warm up
+    print("| task | | seconds | result |\n|---|---|---|---|")
     for name in arguments.only.split(",") if arguments.only else parts:
         parts[name]()
 

@@ -1,4 +1,4 @@
-"""What ``peers.py`` compares: the tasks, how each is judged, and the methods of every package by their settings."""
+"""Tasks of ``peers.py``: their data and scores, and the methods of every program with their settings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from ptycho_torch.simulation.scan import simulate_measurement
 
 @dataclass(frozen=True)
 class Peer:
-    """One method of another package."""
+    """One method of another program."""
 
     package: str
     engine: str
@@ -32,12 +32,12 @@ class Peer:
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be reconstructed, and how it is judged."""
+    """A scan to reconstruct, with its scores."""
 
-    told: str
+    title: str
     scan: Scan
     figures: Callable[[Reconstruction], dict[str, float]]
-    """The first figure is the one that the goal is for."""
+    """Scores of a reconstruction; the goal applies to the first."""
 
     goal: float
     stages: dict[str, EngineOptions]
@@ -46,18 +46,18 @@ class Task:
     modes: int = 1
     margin: int = 2
     seconds: float = 10.0
-    """After which a peer begins no epoch."""
+    """Time limit of other programs."""
 
     def start(self) -> tuple[float, ReconstructionState]:
-        """Photons per unit, and the estimate that all start from: an object of ones, the probe at the counts' power."""
+        """Return the photon scale and the initial estimate: an object of 1, the probe with the power of the counts."""
         scale = photon_scale(self.scan).photons_per_unit
         scan = self.scan if self.probe is None else replace(self.scan, probe=self.probe.astype(np.complex64))
         probe = set_num_modes(scale_probe_to_photons(scan, scale), self.modes)
         return scale, make_vacuum_state(torch.from_numpy(self.scan.positions.copy()), probe, self.margin)
 
 
-def error_of(scan: Scan, ramp: bool = False) -> Callable[[Reconstruction], dict[str, float]]:
-    """NRMSE over the box of scan positions after one complex factor, a shift and, if asked, a ramp."""
+def score_nrmse(scan: Scan, ramp: bool = False) -> Callable[[Reconstruction], dict[str, float]]:
+    """Return a score: NRMSE over the scanned box after one complex factor, a shift and optionally a ramp."""
 
     def figures(result: Reconstruction) -> dict[str, float]:
         if not np.isfinite(result.object).all():
@@ -73,8 +73,8 @@ def error_of(scan: Scan, ramp: bool = False) -> Callable[[Reconstruction], dict[
     return figures
 
 
-def r_of(scan: Scan) -> Callable[[Reconstruction], dict[str, float]]:
-    """R over all patterns, by the object, probe and positions found."""
+def score_r(scan: Scan) -> Callable[[Reconstruction], dict[str, float]]:
+    """Return a score: R over all patterns with the reconstructed object, probe and positions."""
 
     def figures(result: Reconstruction) -> dict[str, float]:
         if not np.isfinite(result.object).all():
@@ -85,40 +85,42 @@ def r_of(scan: Scan) -> Callable[[Reconstruction], dict[str, float]]:
     return figures
 
 
-def pixels_left(twin: Scan) -> Callable[[Reconstruction], dict[str, float]]:
-    """Rms on each axis, in pixels, of what the positions are off, after the mean."""
-    error = error_of(twin)
+def score_positions(twin: Scan) -> Callable[[Reconstruction], dict[str, float]]:
+    """Return scores: rms position error per axis in pixels after its mean is removed, and NRMSE."""
+    error = score_nrmse(twin)
 
     def figures(result: Reconstruction) -> dict[str, float]:
         off = result.positions - twin.positions
-        return {"pixels left": float(np.sqrt(np.square(off - off.mean(0)).mean()))} | error(result)
+        return {"position error": float(np.sqrt(np.square(off - off.mean(0)).mean()))} | error(result)
 
     return figures
 
 
-def modes_found(twin: Scan, modes: np.ndarray) -> Callable[[Reconstruction], dict[str, float]]:
-    """NRMSE, and the worse overlap of two modes with the true ones at the best whole-pixel shift."""
-    error = error_of(twin, ramp=True)
+def score_modes(twin: Scan, modes: np.ndarray) -> Callable[[Reconstruction], dict[str, float]]:
+    """Return scores: NRMSE, and the smaller overlap of the two modes with the true ones at the best integer shift."""
+    error = score_nrmse(twin, ramp=True)
 
-    def likeness(a: np.ndarray, b: np.ndarray) -> float:
+    def compute_overlap(a: np.ndarray, b: np.ndarray) -> float:
         product = np.fft.ifft2(np.fft.fft2(a) * np.fft.fft2(b).conj())
         return float(np.abs(product).max() / (np.linalg.norm(a) * np.linalg.norm(b)))
 
     def figures(result: Reconstruction) -> dict[str, float]:
-        return error(result) | {"overlap": min(likeness(*pair) for pair in zip(result.probe, modes, strict=True))}
+        return error(result) | {
+            "overlap": min(compute_overlap(*pair) for pair in zip(result.probe, modes, strict=True))
+        }
 
     return figures
 
 
 def pty_chi(engine: str, batch: int, *more: dict[str, Any], batches: str = "random") -> Peer:
-    """A method of pty-chi; ``more`` are its options by dotted names, the later ones before the earlier."""
+    """Return a method of pty-chi; ``more`` holds options by dotted names, later ones override earlier ones."""
     options = {
         "probe_options.optimizable": False,
         "reconstructor_options.batch_size": batch,
         "reconstructor_options.batching_mode": batches,
     }
     if engine == "LSQML":
-        # The probe has the right power from the start: an epoch that only finds it would be wasted.
+        # The initial probe has the right power; an epoch that only rescales it would be lost.
         options["reconstructor_options.rescale_probe_intensity_in_first_epoch"] = False
     for further in more:
         options |= further
@@ -126,7 +128,7 @@ def pty_chi(engine: str, batch: int, *more: dict[str, Any], batches: str = "rand
 
 
 def cd_tools(lr: float, batch: int, *learn: str) -> Peer:
-    """Adam of cdtools."""
+    """Return a method of cdtools: Adam."""
     adam = {"lr": lr, "batch_size": batch, "calculation_width": batch}
     return Peer("cdtools", "adam", {"learn": ["obj", *learn], "adam": adam})
 
@@ -140,18 +142,18 @@ STRIDES = {
 COMPACT = {"reconstructor_options.momentum_acceleration_gain": 0.5}
 ADAM = {"object_options.optimizer": "adam", "object_options.step_size": 0.05}
 NESTEROV = {"object_options.optimizer_params": {"momentum": 0.9, "nesterov": True}}
-"""What pty-chi hands to the SGD of torch."""
+"""Parameters that pty-chi passes to the SGD of torch."""
 WIDE = {"object_options.alpha": 1.0}
 HALF = {"object_options.step_size": 0.5}
 SPARSE = {"object_options.alpha": 0.3, "probe_options.alpha": 1.0}
 
 
 def twin_task(twin: Scan) -> Task:
-    """Probe known, object from ones."""
+    """Return the task with known probe and an initial object of 1."""
     return Task(
-        "twin, probe known",
+        "simulated scan, probe known",
         twin,
-        error_of(twin),
+        score_nrmse(twin),
         0.15,
         {"pie": PIE(), "lsqml": LSQML()},
         {
@@ -167,22 +169,22 @@ def twin_task(twin: Scan) -> Task:
 
 
 def gaussian_task(twin: Scan, *, curved: bool = False) -> Task:
-    """Probe unknown: from a Gaussian of its width, without phase or as curved as the patterns tell."""
+    """Return the task with unknown probe: a Gaussian of its width, without phase or with the estimated curvature."""
     size = twin.size
     y, x = np.mgrid[:size, :size] - size // 2
     power = np.square(np.abs(twin.probe)).sum(0)
-    centre = [(power * axis).sum() / power.sum() for axis in (y, x)]
-    # The mean r² of the light of exp(−r² / 2σ²) is σ².
-    spread = (power * ((y - centre[0]) ** 2 + (x - centre[1]) ** 2)).sum() / power.sum()
+    center = [(power * axis).sum() / power.sum() for axis in (y, x)]
+    # The intensity of exp(−r² / 2σ²) has mean r² = σ².
+    spread = (power * ((y - center[0]) ** 2 + (x - center[1]) ** 2)).sum() / power.sum()
     start = np.exp(-(y**2 + x**2) / (2 * spread))[None]
     if curved:
         start = make_gaussian_probe(twin, float(np.sqrt(spread)), np.random.default_rng(0))
     return Task(
-        "twin, probe unknown, start curved as the patterns tell"
+        "simulated scan, probe unknown, initial curvature from the patterns"
         if curved
-        else "twin, probe unknown, start without phase",
+        else "simulated scan, probe unknown, initial probe without phase",
         twin,
-        error_of(twin, ramp=True),
+        score_nrmse(twin, ramp=True),
         0.08,
         {
             "pie": PIE(update_probe=True),
@@ -199,21 +201,21 @@ def gaussian_task(twin: Scan, *, curved: bool = False) -> Task:
 
 
 def positions_task(twin: Scan) -> Task:
-    """Positions off by 1.5 pixels rms on each axis."""
+    """Return the task with position errors of 1.5 pixels rms per axis."""
     jitter = np.random.default_rng(0).normal(0, 1.5, twin.positions.shape)
     return Task(
-        "twin, positions off by 1.5 pixels rms on each axis",
+        "simulated scan, position errors of 1.5 pixels rms per axis",
         replace(twin, positions=twin.positions + jitter),
-        pixels_left(twin),
+        score_positions(twin),
         0.15,
         {"pie": PIE(epochs=40, update_positions=True)},
         {
             "pty-chi LSQ-ML, random 32": pty_chi("LSQML", 32, MOVES),
             "pty-chi LSQ-ML, random 48, SGD momentum 0.9": pty_chi("LSQML", 48, NESTEROV, MOVES),
-            "pty-chi LSQ-ML, random 48, SGD momentum 0.9, long steps of positions": pty_chi(
+            "pty-chi LSQ-ML, random 48, SGD momentum 0.9, long position steps": pty_chi(
                 "LSQML", 48, NESTEROV, MOVES, STRIDES
             ),
-            "pty-chi rPIE, random 32, alpha 1, SGD momentum 0.9, long steps of positions": pty_chi(
+            "pty-chi rPIE, random 32, alpha 1, SGD momentum 0.9, long position steps": pty_chi(
                 "RPIE", 32, WIDE, HALF, NESTEROV, MOVES, STRIDES
             ),
         },
@@ -223,7 +225,7 @@ def positions_task(twin: Scan) -> Task:
 
 
 def modes_task(twin: Scan) -> Task:
-    """Two modes 80/20, 1 % background, 5 % of the pixels masked; all start from the first mode."""
+    """Return the task with modes 80/20, 1 % background and 5 % masked pixels; the initial probe is the first mode."""
     rng = np.random.default_rng(0)
     modes = make_incoherent_modes(twin.probe[0].astype(complex), 2)
     modes *= np.sqrt(np.array([0.8, 0.2]) / np.square(np.abs(modes)).sum((1, 2)))[:, None, None]
@@ -235,7 +237,7 @@ def modes_task(twin: Scan) -> Task:
     return Task(
         "two modes 80/20, 1 % background, 5 % masked",
         replace(clean, amplitudes=np.sqrt(counts).astype(np.float32), mask=mask),
-        modes_found(twin, modes),
+        score_modes(twin, modes),
         0.05,
         {"pie": PIE(epochs=60, update_probe=True, update_background=True)},
         {
@@ -249,11 +251,11 @@ def modes_task(twin: Scan) -> Task:
 
 
 def star_task(star: Scan) -> Task:
-    """One mode, the probe free from the file's."""
+    """Return the task on the Siemens star with one mode and the probe of the file, optimized."""
     return Task(
-        "measured star, one mode",
+        "Siemens star, one mode",
         star,
-        r_of(star),
+        score_r(star),
         0.0135,
         {"pie": PIE(update_probe=True), "lsqml": LSQML(update_probe=True)},
         {
@@ -265,11 +267,11 @@ def star_task(star: Scan) -> Task:
 
 
 def star_modes_task(star: Scan) -> Task:
-    """Three modes and positions."""
+    """Return the task on the Siemens star with three modes and position refinement."""
     return Task(
-        "measured star, three modes and positions",
+        "Siemens star, three modes and positions",
         star,
-        r_of(star),
+        score_r(star),
         0.0100,
         {"pie": PIE(epochs=60, update_probe=True, update_positions=True)},
         {

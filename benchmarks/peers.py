@@ -1,15 +1,15 @@
-"""Run other packages on the same data, from the same start and by the same scorer as our engines.
+"""Run other programs on the same data, from the same initial estimate and with the same scores as our engines.
 
 ::
 
     python benchmarks/peers.py --twin Run1084_twin_legacy.npz --star star.npz --figure peers.png --json peers.json
 
-Makes an environment for each peer (pty-chi as `ptychi`, cdtools as `cdtools-py`, from PyPI) in the folder
-``--environment`` unless it is there, runs every method ``--repeats`` times in turn, tells each run on stderr, and
-prints one Markdown table for each task, with medians. Each peer runs by settings as its authors tell them and by the
-best that a search over its public options found. Seconds are of the epochs alone for a peer, after one epoch of warming
-up; ours have the set-up in them as well. ``--clock process_time`` counts seconds of the processor instead, which other
-work blurs less: give it with ``--threads 1``.
+Creates an environment per program (pty-chi as `ptychi`, cdtools as `cdtools-py`, from PyPI) in the folder
+``--environment`` unless it exists, runs every method ``--repeats`` times in turn, prints each run on stderr, and prints
+one Markdown table per task, with medians. Each program runs with settings that its authors recommend and with the best
+of a search over its public options. Its seconds are the seconds of the epochs after one warm-up epoch; seconds of this
+package include the setup. ``--clock process_time`` counts processor seconds, which depend less on other processes; use
+it with ``--threads 1``.
 """
 
 import argparse
@@ -43,14 +43,14 @@ Trace = list[tuple[float, dict[str, float]]]
 
 @dataclass
 class Settings:
-    """How everything is run."""
+    """Settings common to all runs."""
 
     environment: Path
     clock: str
     threads: int
 
     def python(self, package: str) -> Path:
-        """The Python of an environment that has ``package``."""
+        """Return the Python of an environment with ``package``, created if absent."""
         folder = self.environment.absolute() / package
         if not (folder / "bin" / "python").exists():
             venv.create(folder, with_pip=True)
@@ -59,7 +59,7 @@ class Settings:
 
 
 class Scorer(SilentObserver):
-    """Notes the figures after each epoch, and stops the clock for it."""
+    """Observer that scores each epoch while its clock is stopped."""
 
     def __init__(self, score: Callable[[], dict[str, float]], clock: Callable[[], float]) -> None:
         self.score, self.clock, self.trace, self.spent = score, clock, Trace(), 0.0
@@ -70,32 +70,32 @@ class Scorer(SilentObserver):
     def advance(self, steps: int = 1, **figures: float) -> None:
         now = self.clock()
         self.epoch += 1
-        if judged(self.epoch):
+        if is_scored(self.epoch):
             self.trace.append((now - self.started - self.spent, self.score()))
         self.spent += self.clock() - now
 
 
-def judged(epoch: int) -> bool:
-    """Whether an epoch, counted from 1, is scored: scoring takes longer than most epochs do."""
+def is_scored(epoch: int) -> bool:
+    """Return True if an epoch, counted from 1, is scored: scoring takes longer than most epochs."""
     return epoch <= 8 or epoch % 4 == 0
 
 
 def run_ours(task: Task, stage: EngineOptions, settings: Settings, seed: int) -> Trace:
-    """(seconds, figures) after each epoch of ours, set-up included."""
+    """Return (seconds, scores) after each epoch of our engine, setup included."""
     clock = getattr(time, settings.clock)
-    scorer = Scorer(lambda: task.figures(chain.make_reconstruction()), clock)
+    scorer = Scorer(lambda: task.figures(pipeline.make_reconstruction()), clock)
     scale, estimate = task.start()
-    chain = PipelineRun(task.scan, scale, [stage], estimate, seed)
-    chain.run_stage(scorer)
+    pipeline = PipelineRun(task.scan, scale, [stage], estimate, seed)
+    pipeline.run_stage(scorer)
     return scorer.trace
 
 
 def run_peer(task: Task, peer: Peer, settings: Settings, seed: int) -> Trace:
-    """(seconds, figures) after each epoch of a peer, set-up not counted."""
+    """Return (seconds, scores) after each epoch of another program, setup excluded."""
     scale, estimate = task.start()
     origin, scan = np.array(estimate.canvas.origin), task.scan
     options = peer.options | ({"reconstructor_options.random_seed": seed} if peer.package == "ptychi" else {})
-    told = {"engine": peer.engine, "options": options, "clock": settings.clock, "epochs": 200}
+    request = {"engine": peer.engine, "options": options, "clock": settings.clock, "epochs": 200}
     with tempfile.TemporaryDirectory() as name:
         source, destination = Path(name) / "task.npz", Path(name) / "result.npz"
         np.savez(
@@ -105,7 +105,7 @@ def run_peer(task: Task, peer: Peer, settings: Settings, seed: int) -> Trace:
             probe=estimate.probe.numpy(),
             positions=scan.positions - origin,
             mask=np.ones(scan.amplitudes.shape[1:], bool) if scan.mask is None else scan.mask,
-            settings=json.dumps(told | {"time_limit": task.seconds}),
+            settings=json.dumps(request | {"time_limit": task.seconds}),
         )
         script = Path(__file__).with_name(f"in_{peer.package}.py")
         done = subprocess.run(
@@ -122,34 +122,34 @@ def run_peer(task: Task, peer: Peer, settings: Settings, seed: int) -> Trace:
     coverage = compute_coverage(estimate).numpy().astype(np.float32)
     trace: Trace = []
     for epoch, (seconds, obj, probe, positions) in enumerate(zip(*found, strict=True), 1):
-        if not judged(epoch) and epoch < len(found[0]):
+        if not is_scored(epoch) and epoch < len(found[0]):
             continue
         state = Reconstruction(obj, coverage, origin, probe.astype(np.complex64), positions + origin, scale)
         trace.append((float(seconds), task.figures(state)))
     return trace
 
 
-def middle(traces: list[Trace]) -> Trace:
-    """Medians of runs at each epoch that all have."""
+def compute_medians(traces: list[Trace]) -> Trace:
+    """Return the medians over the runs at each epoch that all runs reached."""
     return [
         (median(at for at, _ in epoch), {name: median(f[name] for _, f in epoch) for name in epoch[0][1]})
         for epoch in zip(*traces, strict=False)
     ]
 
 
-def row(told: str, traces: list[Trace], goal: float) -> str:
-    """A row of the table: medians over the runs."""
+def row(title: str, traces: list[Trace], goal: float) -> str:
+    """Return a row of the table: medians over the runs."""
     first = next(iter(traces[0][0][1]))
     reached = median(next((at for at, found in trace if found[first] <= goal), float("inf")) for trace in traces)
     lowest = median(min(found[first] for _, found in trace) for trace in traces)
     ends = {name: median(trace[-1][1][name] for trace in traces) for name in traces[0][-1][1]}
-    in_all = median(trace[-1][0] for trace in traces)
+    total = median(trace[-1][0] for trace in traces)
     end = ", ".join(f"{name} {value:.4f}" for name, value in ends.items())
-    return f"| {told} | {reached:.2f} | {in_all:.2f} | {lowest:.4f} | {end} |"
+    return f"| {title} | {reached:.2f} | {total:.2f} | {lowest:.4f} | {end} |"
 
 
 def compare(task: Task, repeats: int, settings: Settings) -> dict[str, list[Trace]]:
-    """Every method in turn, so often; prints the table."""
+    """Run every method ``repeats`` times in turn, and print the table."""
     methods: dict[str, Callable[[int], Trace]] = {}
     for name, stage in task.stages.items():
         methods[f"ptycho_torch {name}"] = partial(run_ours, task, stage, settings)
@@ -160,7 +160,7 @@ def compare(task: Task, repeats: int, settings: Settings) -> dict[str, list[Trac
         for name, method in methods.items():
             found[name].append(method(seed))
             print(row(name, found[name][-1:], task.goal), file=sys.stderr, flush=True)
-    print(f"\n{task.told}\n\n| method | seconds to {task.goal} | seconds in all | lowest | at the end |")
+    print(f"\n{task.title}\n\n| method | seconds to {task.goal} | total seconds | lowest | final |")
     print("|---|---|---|---|---|")
     for name, traces in found.items():
         print(row(name, traces, task.goal), flush=True)
@@ -168,22 +168,22 @@ def compare(task: Task, repeats: int, settings: Settings) -> dict[str, list[Trac
 
 
 def draw(found: dict[str, dict[str, list[Trace]]], path: Path) -> None:
-    """Error against time for every method, one panel a task."""
+    """Plot error against time for every method, one panel per task."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, len(found), figsize=(6 * len(found), 6.5), squeeze=False)
-    for panel, (told, methods) in zip(panels[0], found.items(), strict=True):
+    for panel, (title, methods) in zip(panels[0], found.items(), strict=True):
         for name, traces in methods.items():
-            line = middle(traces)
+            line = compute_medians(traces)
             first = next(iter(line[0][1]))
             ours = name.startswith("ptycho_torch")
             panel.loglog(
                 [at for at, _ in line], [f[first] for _, f in line], label=name, lw=2.5 if ours else 1.2, marker="."
             )
-            panel.set(title=told, xlabel="seconds", ylabel=first)
+            panel.set(title=title, xlabel="seconds", ylabel=first)
         panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=False)
         panel.grid(True, which="both", alpha=0.3)
     figure.tight_layout()
@@ -194,18 +194,20 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--twin", type=Path, required=True, help="Run1084_twin_legacy.npz")
-    parser.add_argument("--star", type=Path, help="the measured star as a canonical scan file")
+    parser.add_argument("--star", type=Path, help="the Siemens-star scan as a canonical scan file")
     parser.add_argument("--environment", type=Path, default=Path("peer_environment"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
         "--only", default="", help="by commas: twin, gaussian, curved, positions, modes, star, star_modes"
     )
-    parser.add_argument("--methods", default="", help="only those of the peers' methods that have this in their name")
+    parser.add_argument(
+        "--methods", default="", help="run only methods of other programs whose names contain this text"
+    )
     parser.add_argument("--clock", choices=("perf_counter", "process_time"), default="perf_counter")
-    parser.add_argument("--seconds", type=float, help="after which a peer begins no epoch; default: the task's")
+    parser.add_argument("--seconds", type=float, help="time limit of other programs; default: the task's")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--figure", type=Path, help="PNG to draw")
-    parser.add_argument("--json", type=Path, help="file for all figures of all runs")
+    parser.add_argument("--figure", type=Path, help="PNG file for the plot")
+    parser.add_argument("--json", type=Path, help="JSON file for all scores of all runs")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     twin, star = load_scan(arguments.twin), load_scan(arguments.star) if arguments.star else None
@@ -219,7 +221,7 @@ def main() -> None:
     if star is not None:
         parts |= {"star": lambda: peer_tasks.star_task(star), "star_modes": lambda: peer_tasks.star_modes_task(star)}
     settings = Settings(arguments.environment, arguments.clock, arguments.threads)
-    # The first use of anything is slower.
+    # The first run is slower: warm up.
     run_ours(peer_tasks.twin_task(twin), PIE(epochs=1), settings, 0)
     found = {}
     for name in arguments.only.split(",") if arguments.only else parts:
@@ -227,7 +229,7 @@ def main() -> None:
         task = replace(task, peers={name: p for name, p in task.peers.items() if arguments.methods in name})
         if arguments.seconds:
             task = replace(task, seconds=arguments.seconds)
-        found[task.told] = compare(task, arguments.repeats, settings)
+        found[task.title] = compare(task, arguments.repeats, settings)
     if arguments.json:
         arguments.json.write_text(json.dumps(found))
     if arguments.figure:

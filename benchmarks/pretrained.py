@@ -1,12 +1,11 @@
-"""Pretrain networks on simulation alone, and measure what one pass of each makes of scans that it never saw.
+"""Pretrain networks on simulation alone, and score one pass over scans outside the training.
 
 ::
 
     python benchmarks/pretrained.py --twin Run1084_twin_legacy.npz --star star.npz --folder pretrained --seconds 600
 
-Pretrains by the command that a person would type, in the folder ``--folder`` (a model that is there is used again), and
-prints one Markdown table a part. Everything is on objects that no training saw; R stands beside its floor, and beside
-that of a flat object.
+Runs the command ``pretrain`` in ``--folder`` (existing models are reused) and prints one Markdown table per part. All
+objects are outside the training. R is printed with its noise floor and compared with R of a flat object.
 """
 
 import argparse
@@ -43,81 +42,84 @@ from ptycho_torch.simulation.trajectories import TRAJECTORIES
 
 @dataclass
 class Bench:
-    """Where things are."""
+    """Input files, output folder and training time."""
 
     twin: Path
     star: Path
     folder: Path
     seconds: float
 
-    def verb(self, *words: object) -> float:
-        """Run a command as a person would; seconds it took."""
+    def run_command(self, *words: object) -> float:
+        """Run a command in a separate process; return its seconds."""
         started = time.perf_counter()
         subprocess.run([sys.executable, "-m", *map(str, words)], check=True)
         return time.perf_counter() - started
 
     def model(self, name: str, *words: object) -> Path:
-        """The folder of a network pretrained by these flags."""
+        """Return the folder of a network pretrained with these flags."""
         folder = self.folder / name
         if not (folder / "bundle.json").exists():
             flags = ["--time_limit", self.seconds, "--quiet", *words]
             print(f"`python -m ptycho_torch.pretrain --output_dir {name} {' '.join(map(str, flags))}`", flush=True)
             print(
-                f"took {self.verb('ptycho_torch.pretrain', '--output_dir', folder, *flags):.0f} s in all\n", flush=True
+                f"took {self.run_command('ptycho_torch.pretrain', '--output_dir', folder, *flags):.0f} s in total\n",
+                flush=True,
             )
         return folder
 
-    def best_of_star(self) -> Path:
-        """What the best engine makes of the star: three modes, positions refined, and so the best probe."""
+    def reconstruct_siemens_star(self) -> Path:
+        """Return the best engine's result on the Siemens star: three modes, refined positions."""
         folder = self.folder / "star_engine"
         if not (folder / "reconstruction.npz").exists():
             settings = "--engine pie --update_probe --probe_modes 3 --update_positions --epochs 20 --no_report --quiet"
-            self.verb("ptycho_torch.reconstruct", self.star, "--output_dir", folder, *settings.split())
+            self.run_command("ptycho_torch.reconstruct", self.star, "--output_dir", folder, *settings.split())
         return folder / "reconstruction.npz"
 
 
 def row(*cells: str) -> None:
+    """Print a row of a table."""
     print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def one_pass(
     folder: Path, scan: Scan, probe: np.ndarray | None = None, position_bound: float | None = None
 ) -> tuple[Reconstruction, float]:
-    """The network's picture of ``scan``, lit by ``probe`` (√photons) or the scan's own; and seconds, start-up apart.
+    """Reconstruct ``scan`` with ``probe`` (√photons, default: the scan's) and return the result and its seconds.
 
-    Positions may move by as much as ``position_bound`` pixels to where the picture explains the patterns.
+    With ``position_bound`` (pixels per axis), positions are refined against the result. Warm-up is not counted.
     """
     model = load_model(folder).model
     photons = scan.photons_per_unit or 1.0
-    lit = scale_probe_to_photons(scan, photons) if probe is None else torch.from_numpy(probe)
-    predict_scan(model, scan.select(np.arange(min(64, len(scan)))), photons, probe=lit)
+    initial_probe = scale_probe_to_photons(scan, photons) if probe is None else torch.from_numpy(probe)
+    predict_scan(model, scan.select(np.arange(min(64, len(scan)))), photons, probe=initial_probe)
     started = time.perf_counter()
-    found = predict_scan(model, scan, photons, probe=lit, position_bound=position_bound)
+    found = predict_scan(model, scan, photons, probe=initial_probe, position_bound=position_bound)
     return found, time.perf_counter() - started
 
 
 def refined(scan: Scan, start: Reconstruction, stage: EngineOptions) -> tuple[Reconstruction, float]:
-    """An engine from where a network left, and its seconds."""
+    """Run an engine from the result of a network; return its result and seconds."""
     photons = scan.photons_per_unit or 1.0
     estimate = make_vacuum_state(torch.from_numpy(start.positions.copy()), torch.from_numpy(start.probe.copy()))
     estimate.object = paste_object(estimate, start.object, start.origin_yx)
-    chain = PipelineRun(scan, photons, [stage], estimate, 0)
+    pipeline = PipelineRun(scan, photons, [stage], estimate, 0)
     started = time.perf_counter()
-    chain.run_stage(SilentObserver())
-    return chain.make_reconstruction(), time.perf_counter() - started
+    pipeline.run_stage(SilentObserver())
+    return pipeline.make_reconstruction(), time.perf_counter() - started
 
 
 def by_engine(scan: Scan, stage: EngineOptions) -> tuple[Reconstruction, float]:
-    """An engine from ones, with the scan's probe, and its seconds."""
+    """Run an engine from an object of 1 and the scan's probe; return its result and seconds."""
     photons = scan.photons_per_unit or 1.0
     started = time.perf_counter()
     estimate = make_vacuum_state(torch.from_numpy(scan.positions.copy()), scale_probe_to_photons(scan, photons))
-    chain = PipelineRun(scan, photons, [stage], estimate, 0)
-    chain.run_stage(SilentObserver())
-    return chain.make_reconstruction(), time.perf_counter() - started
+    pipeline = PipelineRun(scan, photons, [stage], estimate, 0)
+    pipeline.run_stage(SilentObserver())
+    return pipeline.make_reconstruction(), time.perf_counter() - started
 
 
 def r_of(found: Reconstruction, scan: Scan) -> str:
+    """Return R and its noise floor as text."""
     measured = compute_fourier_error(
         found, replace(scan, positions=found.positions), photons_per_unit=scan.photons_per_unit or 1.0
     )
@@ -125,14 +127,14 @@ def r_of(found: Reconstruction, scan: Scan) -> str:
 
 
 SLOW = 0.1
-"""Share of Nyquist below which results disagree by a slow phase, which says nothing of how far they resolve."""
+"""Share of Nyquist below which a low-frequency phase dominates the disagreement; it does not limit the resolution."""
 
 
 def agreement(found: Reconstruction, other: Reconstruction) -> str:
-    """Share of Nyquist at which two results of one scan stop to agree, and how well they agree on what is slow.
+    """Return the share of Nyquist at which the FRC of two results falls below ½, and its mean at low frequency.
 
-    That is where their FRC first falls below ½ beyond a tenth of Nyquist, and its mean before, after a factor, a ramp
-    and a shift, in the largest square that both cover.
+    The crossing is searched beyond a tenth of Nyquist and the mean is below, after a factor, a ramp and a shift, in the
+    largest square that both results cover.
     """
     low = np.maximum(found.origin_yx, other.origin_yx)
     high = np.minimum(*(one.origin_yx + one.object.shape for one in (found, other)))
@@ -144,49 +146,47 @@ def agreement(found: Reconstruction, other: Reconstruction) -> str:
 
 
 def part(found: Reconstruction, low: np.ndarray, high: np.ndarray) -> Reconstruction:
-    """What of a result lies between two corners in object coordinates."""
+    """Return the part of a result between two corners in object coordinates."""
     cut = tuple(slice(*ends) for ends in np.transpose([low, high] - found.origin_yx))
     return replace(found, object=found.object[cut], coverage=found.coverage[cut], origin_yx=low)
 
 
 LIKE_STAR = ("--min_photons", 1e5, "--max_photons", 2e6, "--min_overlap", 0.6, "--masked_fraction", 0)
-"""What is known of the star before it is seen: about its dose, its overlap, and that no pixel is dead."""
+"""Prior knowledge of the Siemens-star scan: approximate dose, overlap, no dead pixels."""
 
 
-def of_star(bench: Bench) -> None:
-    """The measured star, by a network that saw its probe and by one that did not."""
+def print_siemens_star(bench: Bench) -> None:
+    """Print the part on the Siemens star: networks pretrained with its probe and with other probes."""
     star = replace(load_scan(bench.star), photons_per_unit=1.0)
-    best = load_reconstruction(bench.best_of_star())
+    best = load_reconstruction(bench.reconstruct_siemens_star())
     flat = replace(best, object=np.full_like(best.object, np.sqrt(np.square(np.abs(best.object)).mean())))
     print("\n| star | R | FRC with the engine's: ½ at, of Nyquist (mean below a tenth) | seconds |\n|---|---|---|---|")
     row("a flat object", r_of(flat, star), "", "")
     row("engine: pie, three modes, positions", r_of(best, star), "", "")
-    known = ("--probe", bench.best_of_star(), *LIKE_STAR)
+    known = ("--probe", bench.reconstruct_siemens_star(), *LIKE_STAR)
     models = {
-        "`unrolled_unet`, pretrained with this very probe": bench.model("star_probe", *known),
-        "`unrolled_unet`, pretrained on families of probes alone": bench.model(
-            "general_128", "--size", 128, *LIKE_STAR
-        ),
-        "`overlap_unet`, pretrained with this very probe": bench.model("star_overlap", *known, *OVERLAP),
+        "`unrolled_unet`, pretrained with this probe": bench.model("star_probe", *known),
+        "`unrolled_unet`, pretrained on probe families only": bench.model("general_128", "--size", 128, *LIKE_STAR),
+        "`overlap_unet`, pretrained with this probe": bench.model("star_overlap", *known, *OVERLAP),
     }
     places = {
         "": (star, None),
-        ", positions moved by its picture": (star, 5.0),
+        ", refined positions": (star, 5.0),
         ", at the engine's positions": (replace(star, positions=best.positions), None),
     }
-    brief = PIE(time_limit=0.5, update_probe=True, update_intensity=True)
-    further = {"0.5 s of pie": brief, "an epoch of pie": replace(brief, time_limit=None, epochs=1)}
-    for told, folder in models.items():
+    short_stage = PIE(time_limit=0.5, update_probe=True, update_intensity=True)
+    further = {"0.5 s of pie": short_stage, "an epoch of pie": replace(short_stage, time_limit=None, epochs=1)}
+    for title, folder in models.items():
         for where, (scan, bound) in places.items():
             found, seconds = one_pass(folder, scan, best.probe, bound)
-            row(f"{told}{where}", r_of(found, scan), agreement(found, best), f"{seconds:.2f}")
+            row(f"{title}{where}", r_of(found, scan), agreement(found, best), f"{seconds:.2f}")
             for more, stage in further.items():
                 after, spent = refined(scan, found, stage)
                 row(f"… and {more}", r_of(after, scan), agreement(after, best), f"{seconds + spent:.2f}")
 
 
 def simulated(twin: Scan, name: str, photons: float, step: float, seed: int, positions: int = 400) -> Scan:
-    """A scan of a drawn object by the twin's probe: ``step`` pixels between neighbours."""
+    """Return a scan of a random object with the probe of ``twin``, ``step`` pixels between neighbors."""
     rng = np.random.default_rng([seed, 12345])
     where = TRAJECTORIES["raster"](positions, step, 0.3, rng)
     where = where - where.min(0) + twin.size // 2 + 4
@@ -196,20 +196,20 @@ def simulated(twin: Scan, name: str, photons: float, step: float, seed: int, pos
 
 
 OVERLAP = ("--network", "overlap_unet")
-"""The network that looks at the whole object."""
+"""The network with object stages."""
 
 KINDS = ("letters", "cells", "dead_leaves")
-"""Objects by which networks are judged; the first two kinds are not in the mixture that they learn from."""
+"""Test objects; the first two kinds are not drawn in pretraining."""
 
 
-def of_dose(bench: Bench) -> None:
-    """Few photons: network, engine and chain on objects that nobody saw; medians over the kinds of objects."""
+def print_dose(bench: Bench) -> None:
+    """Print the part on few photons: network, engine and pipeline on test objects; medians over the kinds."""
     twin = load_scan(bench.twin)
     single = bench.model("twin_probe", "--probe", bench.twin)
     whole = bench.model("twin_overlap", "--probe", bench.twin, *OVERLAP)
     diameter = compute_probe_diameter(twin.probe)
     print(
-        "\n| photons a pattern | linear overlap | `unrolled_unet` | `overlap_unet` | lsqml, best of both losses "
+        "\n| photons per pattern | linear overlap | `unrolled_unet` | `overlap_unet` | lsqml, best of both losses "
         "| overlap_unet / lsqml | overlap_unet, then pie |"
     )
     print("|---|---|---|---|---|---|---|")
@@ -227,8 +227,8 @@ def of_dose(bench: Bench) -> None:
             row(f"{photons:.0e}", f"{100 * overlap:.0f} %", *(f"{value:.3f}" for value in np.median(found, axis=0)))
 
 
-def of_overlap(bench: Bench) -> None:
-    """Little overlap, linear: 1 − step / diameter."""
+def print_overlap(bench: Bench) -> None:
+    """Print the part on low linear overlap, 1 − step / diameter."""
     twin = load_scan(bench.twin)
     folder = bench.model("twin_probe", "--probe", bench.twin)
     diameter = compute_probe_diameter(twin.probe)
@@ -243,7 +243,7 @@ def of_overlap(bench: Bench) -> None:
 
 
 def covered_nrmse(found: Reconstruction, scan: Scan) -> float:
-    """Weighted by the light, over the whole canvas, so that holes between the probes count for what they are."""
+    """Return illumination-weighted NRMSE over the whole canvas; gaps between probes have little weight."""
     assert scan.truth is not None
     top, left = found.origin_yx
     rows, columns = found.object.shape
@@ -259,16 +259,16 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--twin", type=Path, required=True, help="Run1084_twin_legacy.npz")
-    parser.add_argument("--star", type=Path, required=True, help="the measured star as a canonical scan file")
+    parser.add_argument("--star", type=Path, required=True, help="the Siemens-star scan as a canonical scan file")
     parser.add_argument("--folder", type=Path, default=Path("pretrained"))
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--only", default="", help="parts, separated by commas: star, dose, overlap")
     arguments = parser.parse_args()
     bench = Bench(arguments.twin, arguments.star, arguments.folder, arguments.seconds)
     parts: dict[str, Callable[[Bench], None]] = {
-        "star": of_star,
-        "dose": of_dose,
-        "overlap": of_overlap,
+        "star": print_siemens_star,
+        "dose": print_dose,
+        "overlap": print_overlap,
     }
     for name in arguments.only.split(",") if arguments.only else parts:
         parts[name](bench)
