@@ -1,206 +1,184 @@
-"""Reconstruct a scan by iterative engines, by a trained network, or by a chain of them.
+"""Reconstruct a scan with iterative engines, a trained network, or a pipeline of both.
 
 ::
 
     python -m ptycho_torch.reconstruct scan.npz --output_dir result --engine pie
     python -m ptycho_torch.reconstruct scan.npz --output_dir result --engine neural --model_path model --then pie
 
-The folder then holds ``reconstruction.npz``, two pictures, ``metrics.json``, ``timing.json``, ``config.yaml`` and
-``report.html``; of a chain also ``stages/``, the result of each stage.
+The output folder contains ``reconstruction.npz``, two images, ``metrics.json``, ``timing.json``, ``config.yaml`` and
+``report.html``. A pipeline of several stages adds ``stages/`` with the result of each stage.
 """
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ptycho_torch.commands.base import EXIT_INTERRUPTED, Invocation
-from ptycho_torch.config.engines import EngineOptions
+from ptycho_torch.config.engines import EngineOptions, IterativeOptions
 from ptycho_torch.config.reconstruct import ReconstructConfig, make_stages
 from ptycho_torch.config.values import to_plain, write_config
-from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.files import make_output_dir, write_json
 from ptycho_torch.core.observer import Observer, SilentObserver
 from ptycho_torch.core.timing import Clock
-from ptycho_torch.data.holdout import draw_holdout_pixels, mask_pixels
-from ptycho_torch.data.photons import photon_scale
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.distributed.devices import select_device
 from ptycho_torch.engines.half_scan import make_half_pipelines
-from ptycho_torch.engines.initialization import (
-    compute_required_margin,
-    make_initial_probe,
-    make_initial_state,
-    read_initial_object,
-)
-from ptycho_torch.engines.pipeline import PipelineRun
+from ptycho_torch.engines.initialization import make_initial_probe, read_initial_object
+from ptycho_torch.engines.pipeline import Pipeline, PipelineRun
 from ptycho_torch.evaluation.half_split import HalfScanCorrelation, correlate_half_scans, read_pixel_size
 from ptycho_torch.io.inputs import read_positions
 from ptycho_torch.io.npz import load_scan
+from ptycho_torch.models.checkpoint import CHECKPOINT, require_checkpoint
 from ptycho_torch.plotting.report_images import make_half_scan_image, make_stage_images
 from ptycho_torch.plotting.result_folder import write_results
 
 log = logging.getLogger("ptycho_torch.reconstruct")  # __name__ is __main__ under python -m
 
-CHECKPOINT_PATH = Path("checkpoints") / "last" / "state.safetensors"
 CHECKPOINT_INTERVAL_S = 30.0
-"""A checkpoint is written at the first epoch's end after so long, and when ctrl-C is pressed."""
+"""Seconds between two checkpoints, which are written at the end of an epoch and at ctrl-C."""
 
-
-HOLDOUT_SEED_KEY, HALF_SPLIT_SEED_KEY = (0, 1), (0, 2)
-"""What random numbers are for, beside the seed: none of these are those of an epoch."""
+HALF_SPLIT_SEED_KEY = (0, 2)
+"""Key of the generator that splits the scan, next to the seed: different from the keys of epochs and hold-out."""
 
 
 @dataclass(frozen=True)
 class ReconstructResult:
-    """What a reconstruction leaves."""
+    """The result of the command."""
 
     reconstruction: Reconstruction
     metrics: dict[str, Any]
-    """What is in ``metrics.json``."""
+    """The content of ``metrics.json``."""
 
     completed: bool
-    """False where ctrl-C ended it early."""
+    """False if ctrl-C interrupted the run."""
 
 
 def reconstruct(config: ReconstructConfig, observer: Observer | None = None, command: str = "") -> ReconstructResult:
-    """Reconstruct as ``config`` says and write all results into ``config.output_dir``.
+    """Reconstruct a scan and write all results into ``config.output_dir``.
+
+    Args:
+        config: the settings of the command.
+        observer: receives the progress.
+        command: the command line, for the report.
 
     Raises:
-        PtychoError: bad input, before anything is written.
+        PtychoError: bad input; nothing is written then.
     """
-
-    clock = Clock()
-    stages = make_stages(config)
+    clock, observer = Clock(), observer or SilentObserver()
     scan = load_scan(config.scan, axis_order=config.axis_order, measurement=config.measurement)
-    photons_per_unit = photon_scale(scan, config.photons_per_unit).photons_per_unit
-    pipeline = _make_pipeline(config, scan, photons_per_unit, stages)
-    halves = make_half_pipelines(pipeline, _make_generator(config, HALF_SPLIT_SEED_KEY)) if config.half_scan_frc else ()
-    checkpoint, run_settings = (
-        config.output_dir / CHECKPOINT_PATH,
-        _collect_run_settings(config, scan, photons_per_unit),
-    )
+    pipeline = _start_pipeline(config, scan, make_stages(config))
+    halves: Sequence[PipelineRun] = ()
+    if config.half_scan_frc:
+        halves = make_half_pipelines(pipeline, np.random.default_rng([config.seed, *HALF_SPLIT_SEED_KEY]))
+    checkpoint = config.output_dir / CHECKPOINT
+    run_settings = _collect_run_settings(config, scan, pipeline.photons_per_unit)
     if config.resume:
-        if not os.path.isfile(checkpoint):  # unlike Path.is_file, also False for a name that no file can have
-            raise ConfigError(f"{checkpoint}: no checkpoint to go on from; run without --resume first")
+        require_checkpoint(checkpoint)
         pipeline.load(checkpoint, run_settings)
     pipeline.check()
-    _warn_shared_start(config, stages)
+    _warn_shared_start(config, pipeline.stages)
     make_output_dir(checkpoint.parent)
     write_config(config.output_dir / "config.yaml", config)
     clock.record("load")
-    save = _throttle_checkpoints(lambda: pipeline.save(checkpoint, run_settings))
-    completed = True
-    stage_results: list[tuple[str, Reconstruction]] = []
-    while completed and pipeline.num_finished_stages < len(stages):
-        number, stage = pipeline.num_finished_stages + 1, stages[pipeline.num_finished_stages]
-        completed = pipeline.run_stage(observer or SilentObserver(), save)
-        clock.record(f"stage {number}: {stage.engine}")
-        pipeline.save(checkpoint, run_settings)
-        if completed and len(stages) > 1:
-            stage_results.append((stage.engine, pipeline.make_reconstruction()))
-            folder = make_output_dir(config.output_dir / "stages")
-            stage_results[-1][1].save(folder / f"{number}-{stage.engine}.npz")
-        clock.record("save")
+    completed, stage_results = _run_stages(
+        config, pipeline, clock, observer, lambda: pipeline.save(checkpoint, run_settings)
+    )
     half_scan = None
     if completed and halves:
-        half_scan = _correlate_half_scans(halves, scan, observer or SilentObserver())
+        half_scan = _correlate_half_scans(halves, scan, observer)
         completed = half_scan is not None
         clock.record("half scans")
-    result = pipeline.make_reconstruction(_make_metadata(config, pipeline))
+    result = pipeline.make_reconstruction({"scan": config.scan.name})
     metrics = _write_results(config, scan, result, command, stage_results, pipeline.compute_holdout_scores(), half_scan)
     clock.record("judge and write")
     write_json(config.output_dir / "timing.json", clock.seconds | {"epochs": pipeline.seconds})
     return ReconstructResult(result, metrics, completed)
 
 
-def _make_pipeline(
-    config: ReconstructConfig, scan: Scan, photons_per_unit: float, stages: Sequence[EngineOptions]
-) -> PipelineRun:
-    """The chain, ready to begin. Pixels that are held out do not even reach the start, whose power is the counts'."""
+def _run_stages(
+    config: ReconstructConfig, pipeline: PipelineRun, clock: Clock, observer: Observer, save: Callable[[], None]
+) -> tuple[bool, list[tuple[str, Reconstruction]]]:
+    """Run the stages that are left, with a checkpoint after each and the result of each in ``stages/``.
 
-    device = select_device(config.device)
-    held_out = (
-        draw_holdout_pixels(scan, config.holdout, _make_generator(config, HOLDOUT_SEED_KEY)) if config.holdout else None
+    Returns:
+        True, or False if ctrl-C interrupted the run; and name and result of each stage of several.
+    """
+    stages, results = pipeline.stages, []
+    throttled = _throttle_checkpoints(save)
+    completed = True
+    while completed and pipeline.num_finished_stages < len(stages):
+        number, engine = pipeline.num_finished_stages + 1, stages[pipeline.num_finished_stages].engine
+        completed = pipeline.run_stage(observer, throttled)
+        clock.record(f"stage {number}: {engine}")
+        save()
+        if completed and len(stages) > 1:
+            results.append((engine, pipeline.make_reconstruction()))
+            folder = make_output_dir(config.output_dir / "stages")
+            results[-1][1].save(folder / f"{number}-{engine}.npz")
+        clock.record("save")
+    return completed, results
+
+
+def _start_pipeline(config: ReconstructConfig, scan: Scan, stages: Sequence[EngineOptions]) -> PipelineRun:
+    """Return the pipeline at its beginning, with the initial estimate that the settings name."""
+
+    def make_probe(visible: Scan) -> NDArray[Any]:
+        return make_initial_probe(config.init_probe, visible, np.random.default_rng(config.seed))
+
+    positions = config.init_positions
+    return Pipeline(*stages).start(
+        scan,
+        initial=None if config.init_object is None else read_initial_object(config.init_object),
+        init_probe=make_probe,
+        init_positions=None if positions is None else read_positions(positions, len(scan), "init_positions"),
+        photons_per_unit=config.photons_per_unit,
+        device=config.device,
+        seed=config.seed,
+        holdout=config.holdout,
     )
-    seen = scan if held_out is None else mask_pixels(scan, held_out)
-    start = make_initial_state(
-        seen,
-        photons_per_unit,
-        None if config.init_object is None else read_initial_object(config.init_object),
-        init_probe=make_initial_probe(config.init_probe, seen, np.random.default_rng(config.seed)),
-        positions=None
-        if config.init_positions is None
-        else read_positions(config.init_positions, len(scan), "init_positions"),
-        device=device,
-        margin=compute_required_margin(stages, scan),
-    )
-    return PipelineRun(scan, photons_per_unit, stages, start, config.seed, held_out=held_out)
-
-
-def _make_generator(config: ReconstructConfig, purpose: tuple[int, int]) -> np.random.Generator:
-
-    return np.random.default_rng([config.seed, *purpose])
 
 
 def _warn_shared_start(config: ReconstructConfig, stages: Sequence[EngineOptions]) -> None:
-    shared = ["--init_object"] if config.init_object is not None else []
-    shared += ["the trained network"] if any(stage.engine == "neural" for stage in stages) else []
+    shared = ["`init_object`"] if config.init_object is not None else []
+    shared += [] if all(isinstance(stage, IterativeOptions) for stage in stages) else ["the trained network"]
     if config.half_scan_frc and shared:
         log.warning(
-            "--half_scan_frc: both halves start from %s, and what they agree on may come from there",
-            " and ".join(shared),
+            "`half_scan_frc`: both halves start from %s, so their agreement may come from there", " and ".join(shared)
         )
 
 
 def _correlate_half_scans(halves: Sequence[PipelineRun], scan: Scan, observer: Observer) -> HalfScanCorrelation | None:
-    """Run both halves and correlate them; None where ctrl-C ended it."""
-
-    for half in halves:
-        while half.num_finished_stages < len(half.stages):
-            if not half.run_stage(observer):
-                return None
+    """Reconstruct both halves and correlate them; return None if ctrl-C interrupted the run."""
+    if not all(half.run(observer) for half in halves):
+        return None
     first, second = (half.make_reconstruction() for half in halves)
     return correlate_half_scans(first, second, read_pixel_size(scan))
 
 
 def _collect_run_settings(config: ReconstructConfig, scan: Scan, photons_per_unit: float) -> dict[str, Any]:
-    """What must be the same for a resumed run to equal an uninterrupted one."""
+    """Return the settings that must be equal for a resumed run to equal an uninterrupted one."""
     free = {"output_dir", "resume", "report", "half_scan_frc", "quiet", "debug", "scan", "device"}
     settings = {name: value for name, value in to_plain(config).items() if name not in free}
     return settings | {"scan": f"{scan.digest()} at {photons_per_unit:.9g} photons"}
 
 
 def _throttle_checkpoints(save: Callable[[], None]) -> Callable[[], None]:
-    """``save``, at most every so many seconds."""
+    """Return a function that calls ``save`` if :data:`CHECKPOINT_INTERVAL_S` seconds passed since the last call."""
     last = perf_counter()
 
-    def sometimes() -> None:
+    def throttled() -> None:
         nonlocal last
         if perf_counter() - last > CHECKPOINT_INTERVAL_S:
             save()
             last = perf_counter()
 
-    return sometimes
-
-
-def _make_metadata(config: ReconstructConfig, pipeline: PipelineRun) -> dict[str, Any]:
-    """Where the reconstruction comes from. No paths and no clock: the same work gives the same bytes anywhere."""
-    refined = bool((pipeline.state.positions.numpy() != pipeline.scan.positions).any())
-    return {
-        "method": "engine " + " → ".join(stage.engine for stage in pipeline.stages),
-        "scan": config.scan.name,
-        "scan_digest": pipeline.scan.digest(),
-        "seed": config.seed,
-        "positions": "refined" if refined else "as in the scan",
-    }
+    return throttled
 
 
 def _write_results(
@@ -212,8 +190,6 @@ def _write_results(
     held_out: dict[str, float],
     half_scan: HalfScanCorrelation | None,
 ) -> dict[str, Any]:
-    from dataclasses import replace
-
     pictures = []
     if config.report:
         pictures = [*([make_half_scan_image(half_scan)] if half_scan else []), *make_stage_images(stages)]
@@ -249,9 +225,9 @@ def run(config: ReconstructConfig, invocation: Invocation) -> int:
             print(_format_resolution(result.metrics))
         print(f"{written.stem}: {written}")
     if not result.completed:
-        done = len(result.reconstruction.history["r"])
+        done = len(result.reconstruction.history.get("r", []))
         if config.half_scan_frc:
-            print("the half scans are not done", file=sys.stderr)
-        print(f"interrupted after epoch {done}; go on with --resume", file=sys.stderr)
+            print("the half scans are not reconstructed", file=sys.stderr)
+        print(f"interrupted after epoch {done}; resume with --resume", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0

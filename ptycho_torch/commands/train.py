@@ -30,8 +30,8 @@ from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.distributed.devices import select_precision
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from ptycho_torch.engines.initialization import compute_required_margin, set_num_modes
-from ptycho_torch.engines.pipeline import PipelineRun
+from ptycho_torch.engines.initialization import set_num_modes
+from ptycho_torch.engines.pipeline import PipelineRun, compute_required_margin
 from ptycho_torch.engines.state import make_vacuum_state
 from ptycho_torch.io.npz import load_scan
 from ptycho_torch.models.calibration import read_scaled_probe, select_calibration
@@ -253,7 +253,7 @@ def _run_engine(config: TrainConfig, scan: Scan, probe: torch.Tensor, photons_pe
     stage = parse_stage(str(config.teacher), "teacher")
     if config.update_probe and isinstance(stage, IterativeOptions):
         stage = replace(stage, update_probe=True)
-    margin = compute_required_margin([stage], scan)
+    margin = compute_required_margin([stage], scan, device=probe.device)
     state = make_vacuum_state(torch.from_numpy(scan.positions.copy()), probe, margin)
     pipeline = PipelineRun(scan, photons_per_unit, [stage], state, config.seed)
     if not pipeline.run_stage(SilentObserver()):

@@ -1,7 +1,6 @@
 """Initial object, probe and positions of a reconstruction."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ptycho_torch.config.engines import EngineOptions, NetworkEngine
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
@@ -20,7 +18,6 @@ from ptycho_torch.engines.probe_estimation import estimate_curvature, estimate_w
 from ptycho_torch.engines.state import Measurement, ReconstructionState, make_vacuum_state
 from ptycho_torch.io.inputs import read_probe
 from ptycho_torch.io.npz import read_arrays
-from ptycho_torch.models.saved_model import load_model
 from ptycho_torch.physics.batch import scale_probe_to_photons
 from ptycho_torch.physics.forward import from_patches
 from ptycho_torch.physics.noise import fit_amplitude_scale, select_scale_patterns
@@ -124,18 +121,6 @@ def _as_initial_object(initial: Reconstruction | InitialObject | NDArray[Any] | 
             "choose another `initial`"
         )
     return InitialObject(values, np.zeros(2, np.int64))
-
-
-def compute_required_margin(stages: Sequence[EngineOptions], scan: Scan) -> int:
-    """Return the pixels of canvas beyond the outermost patches that suffice wherever ``stages`` move the positions."""
-    largest = sum(stage.position_bound for stage in stages if stage.update_positions)
-    for stage in stages:
-        if isinstance(stage, NetworkEngine) and stage.model_path is not None:
-            saved = load_model(stage.model_path)
-            index = saved.find_scan(scan.digest())
-            offsets = None if index is None else saved.model.get_position_offsets(index)
-            largest += 0.0 if offsets is None else float(offsets.detach().abs().max())
-    return 2 + int(np.ceil(largest))
 
 
 def paste_object(state: ReconstructionState, obj: NDArray[Any], origin_yx: NDArray[np.int64]) -> Tensor:

@@ -1,8 +1,8 @@
-"""Engines one after the other: each starts from what the one before it left."""
+"""Pipelines: engines one after the other, each from the estimate of the engine before."""
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +10,188 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ptycho_torch.config.engines import EngineOptions, IterativeOptions, NetworkEngine
-from ptycho_torch.core.errors import ConfigError, DataError
-from ptycho_torch.core.observer import Observer
-from ptycho_torch.data.holdout import mask_pixels
+from ptycho_torch.config.engines import EngineOptions, NetworkEngine
+from ptycho_torch.core.errors import ConfigError
+from ptycho_torch.core.observer import Observer, SilentObserver
+from ptycho_torch.data.grouping import Indices
+from ptycho_torch.data.holdout import draw_holdout_pixels, mask_pixels
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.cross_validation import HoldoutPixels
-from ptycho_torch.engines.initialization import fit_object_scale, paste_object, set_num_modes
+from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from ptycho_torch.engines.initialization import make_initial_state
 from ptycho_torch.engines.measurement_model import ProbeObjectView
-from ptycho_torch.engines.registry import make_constraint, make_engine
-from ptycho_torch.engines.runner import EngineRunner
-from ptycho_torch.engines.state import Measurement, ReconstructionState, make_measurement
-from ptycho_torch.models.calibration import ScanCalibration, select_calibration
-from ptycho_torch.models.saved_model import Model, load_model, load_tensors, save_tensors
-from ptycho_torch.physics.noise import make_noise_model
-from ptycho_torch.physics.position_refinement import check_position_bound
+from ptycho_torch.engines.registry import make_holdout, make_stage
+from ptycho_torch.engines.stage import Stage, StageInput, StageRunner
+from ptycho_torch.engines.state import ReconstructionState
+from ptycho_torch.models.checkpoint import load_checkpoint, save_checkpoint
+from ptycho_torch.models.saved_model import Model
 from ptycho_torch.physics.probe import compute_power
-from ptycho_torch.prediction.predict import predict_scan
 
 log = logging.getLogger(__name__)
+
+HOLDOUT_SEED_KEY = (0, 1)
+"""Key of the generator that draws the held-out pixels, next to the seed: different from the keys of the epochs."""
+
+MAX_HOLDOUT_FRACTION = 0.5
+
+
+class Pipeline:
+    """Engines that run one after the other on one scan.
+
+    Args:
+        *stages: options of the engines, in order.
+
+    Raises:
+        ConfigError: there is no stage.
+
+    Example:
+        >>> result = Pipeline(PIE(), LSQML(update_probe=True)).run(scan)
+    """
+
+    def __init__(self, *stages: EngineOptions) -> None:
+        if not stages:
+            raise ConfigError("the pipeline has no stage; expected the options of at least one engine")
+        self.stages = stages
+
+    def run(self, scan: Scan, *, observer: Observer | None = None, **settings: Any) -> Reconstruction:
+        """Reconstruct ``scan``.
+
+        Args:
+            scan: the diffraction patterns, positions and probe.
+            observer: receives the progress.
+            **settings: ``initial``, ``device``, ``seed``, ``holdout`` and the other settings of :meth:`start`.
+
+        Returns:
+            The reconstruction, with its history and metadata.
+
+        Raises:
+            PtychoError: an option or the scan cannot be used.
+        """
+        run = self.start(scan, **settings)
+        run.check()
+        if not run.run(observer):
+            raise KeyboardInterrupt
+        return run.make_reconstruction()
+
+    def start(
+        self,
+        scan: Scan,
+        *,
+        initial: Any = None,
+        init_probe: NDArray[Any] | Callable[[Scan], NDArray[Any]] | None = None,
+        init_positions: NDArray[np.float64] | None = None,
+        photons_per_unit: float | None = None,
+        device: str = "auto",
+        seed: int = 0,
+        holdout: float = 0.0,
+        process_group: ProcessGroup = SINGLE_PROCESS,
+    ) -> "PipelineRun":
+        """Return the run of this pipeline on ``scan`` at its beginning.
+
+        Args:
+            scan: the diffraction patterns, positions and probe.
+            initial: initial estimate: a reconstruction, or a complex object (rows, columns) with the origin (0, 0).
+                None: an object of ones.
+            init_probe: (M, N, N) complex initial probe of any power, or a function that makes it from the scan, whose
+                held-out pixels are masked. None: the probe of ``initial`` or of the scan.
+            init_positions: (n, 2) initial positions (y, x). None: the positions of ``initial`` or of the scan.
+            photons_per_unit: photons per squared unit of the amplitudes. None: determined from the scan.
+            device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+            seed: seed of every random choice.
+            holdout: fraction of the detector pixels that iterative engines do not use, for cross-validation.
+            process_group: processes that share the prediction of a network.
+
+        Raises:
+            PtychoError: an option or the scan cannot be used.
+        """
+        if not 0 <= holdout <= MAX_HOLDOUT_FRACTION:
+            raise ConfigError(f"`holdout` is {holdout}; expected a fraction from 0 to {MAX_HOLDOUT_FRACTION}")
+        stages = [make_stage(options) for options in self.stages]
+        cpu_only = any(stage.requires_cpu for stage in stages)
+        where = process_group.select_device("cpu" if cpu_only else device)
+        scale = stages[0].select_photon_scale(scan, photons_per_unit, where)
+        centers = stages[0].select_centers(scan, where)
+        part = scan if len(centers) == len(scan) else scan.select(centers)
+        held_out = None
+        if holdout:
+            held_out = draw_holdout_pixels(part, holdout, np.random.default_rng([seed, *HOLDOUT_SEED_KEY]))
+        visible = part if held_out is None else mask_pixels(part, held_out)
+        learned = stages[0].get_positions(scan, where)[centers]
+        if init_positions is not None:
+            init_positions = init_positions[centers]
+        elif not isinstance(initial, Reconstruction):
+            init_positions = learned
+        margin = compute_required_margin(self.stages, scan, init_positions, centers, where)
+        state = make_initial_state(
+            visible,
+            scale,
+            initial,
+            init_probe=init_probe(visible) if callable(init_probe) else init_probe,
+            positions=init_positions,
+            device=where,
+            margin=margin,
+        )
+        return PipelineRun(
+            part,
+            scale,
+            self.stages,
+            state,
+            seed,
+            held_out=held_out,
+            full_scan=scan,
+            centers=centers,
+            photons_per_unit_setting=photons_per_unit,
+            process_group=process_group,
+        )
+
+
+def run_stages(stages: Sequence[EngineOptions], scan: Scan, **settings: Any) -> Reconstruction:
+    """Reconstruct ``scan`` with ``stages``; the settings are those of :meth:`Pipeline.run`."""
+    return Pipeline(*stages).run(scan, **settings)
+
+
+def predict(model: Model, scan: Scan, *, observer: Observer | None = None, **options: Any) -> Reconstruction:
+    """Reconstruct ``scan`` with a trained model, on the device of the model.
+
+    Args:
+        model: the trained model.
+        scan: the diffraction patterns, positions and probe.
+        observer: receives the progress.
+        **options: options of :class:`~ptycho_torch.config.engines.NetworkEngine`, such as ``uncertainty``.
+
+    Returns:
+        The reconstruction, with the history of the training and metadata.
+    """
+    device = model.model.device.type
+    return Pipeline(NetworkEngine(model=model, **options)).run(scan, device=device, observer=observer)
+
+
+def compute_required_margin(
+    stages: Sequence[EngineOptions],
+    scan: Scan,
+    initial: NDArray[np.float64] | None = None,
+    centers: Indices | None = None,
+    device: torch.device | None = None,
+) -> int:
+    """Return the pixels of canvas beyond the outermost patches that suffice wherever ``stages`` move the positions.
+
+    Args:
+        stages: options of the stages.
+        scan: the scan to reconstruct.
+        initial: (m, 2) initial positions of the patterns ``centers``; None: the positions of the scan.
+        centers: (m,) indices of the patterns to reconstruct; None: all patterns.
+        device: device of the stages.
+    """
+    positions = scan.positions.copy()
+    if initial is not None:
+        positions[slice(None) if centers is None else centers] = initial
+    where = device or torch.device("cpu")
+    return 2 + int(np.ceil(sum(make_stage(options).compute_reach(scan, positions, where) for options in stages)))
 
 
 @dataclass
 class PipelineRun:
-    """A reconstruction by stages, in progress."""
+    """A pipeline in progress on one scan."""
 
     scan: Scan
     photons_per_unit: float
@@ -42,198 +199,186 @@ class PipelineRun:
     state: ReconstructionState
     seed: int = 0
     num_finished_stages: int = 0
-    """Stages that are complete."""
+    """Number of completed stages."""
 
     held_out: NDArray[np.bool_] | None = None
-    """(n, N, N), centred as the patterns: pixels that no iterative stage sees; all of them are judged by these."""
+    """(n, N, N), centered like the patterns: pixels that no iterative stage uses, for cross-validation."""
 
     history: dict[str, list[float]] = field(default_factory=lambda: {"epoch": [], "stage": [], "r": [], "r_floor": []})
-    """Figures of each epoch of the iterative stages that are complete."""
+    """Values of each epoch of the completed iterative stages."""
 
     seconds: list[list[float]] = field(default_factory=list)
-    """For each iterative stage complete, the seconds since its start at the end of each epoch."""
+    """For each completed iterative stage, the seconds from its start to the end of each epoch."""
 
-    runner: EngineRunner | None = None
-    """The stage under way, where it is iterative."""
+    runner: StageRunner | None = None
+    """The stage in progress."""
+
+    uncertainty: NDArray[np.float32] | None = None
+    """Standard deviation of each pixel of the canvas; None: the last stage computed none."""
+
+    full_scan: Scan | None = None
+    """The scan that ``scan`` is a part of; None: ``scan`` itself."""
+
+    centers: Indices | None = None
+    """Indices of the patterns of ``scan`` in ``full_scan``; None: all patterns."""
+
+    photons_per_unit_setting: float | None = None
+    """The value of the setting; None: not set."""
+
+    process_group: ProcessGroup = SINGLE_PROCESS
+
+    def __post_init__(self) -> None:
+        self._stages: list[Stage] = [make_stage(options) for options in self.stages]
 
     @property
     def device(self) -> torch.device:
-        """Where it is computed."""
+        """Device of the state."""
         return self.state.object.device
+
+    def make_stage_input(self, number: int) -> StageInput:
+        """Return the data for the stage ``number``, counted from 0."""
+        return StageInput(
+            self.scan,
+            self.scan if self.full_scan is None else self.full_scan,
+            np.arange(len(self.scan)) if self.centers is None else self.centers,
+            self.photons_per_unit,
+            self.photons_per_unit_setting,
+            self.state,
+            self.held_out,
+            number,
+            self.seed,
+            self.process_group,
+        )
+
+    def run(self, observer: Observer | None = None, after_epoch: Callable[[], None] | None = None) -> bool:
+        """Run all stages that are left.
+
+        Args:
+            observer: receives the progress.
+            after_epoch: is called after each epoch.
+
+        Returns:
+            True, or False if ctrl-C interrupted the run; the state is then the one after the last complete epoch.
+        """
+        while self.num_finished_stages < len(self.stages):
+            if not self.run_stage(observer or SilentObserver(), after_epoch):
+                return False
+        return True
 
     @torch.no_grad()
     def run_stage(self, observer: Observer, after_epoch: Callable[[], None] | None = None) -> bool:
-        """Run the next stage, or what is left of it; ``after_epoch`` as in :meth:`~ptycho_torch.engines.runner.EngineRunner.run`.
-
-        Returns:
-            True, or False when ctrl-C ended it: then everything is as it was after the last whole epoch.
-        """
-        stage = self.stages[self.num_finished_stages]
-        if isinstance(stage, NetworkEngine):
-            self._run_network(stage, observer)
-        else:
-            self.prepare_stage()
-            assert self.runner is not None
-            if not self.runner.run(observer, after_epoch):
-                return False
-            self.history = self._collect_history()
+        """Run the next stage, or the rest of it; arguments and result are those of :meth:`run`."""
+        self.prepare_stage()
+        assert self.runner is not None
+        if not self.runner.run(observer, after_epoch):
+            return False
+        self.history = self._collect_history()
+        if self.runner.history.seconds:
             self.seconds.append(self.runner.history.seconds)
+        self.uncertainty = self.runner.uncertainty
         self.num_finished_stages += 1
         self.runner = None
         return True
 
     def save(self, path: Path, run_settings: dict[str, Any]) -> None:
-        """Write all that :meth:`load` needs to go on exactly."""
+        """Write a checkpoint from which :meth:`load` resumes exactly; ``run_settings`` must then be the same."""
         tensors = self.state.tensors()
-        note: dict[str, Any] = {}
+        record: dict[str, Any] = {}
         if self.runner is not None:
-            tensors, note = self.runner.state_dict()
-        note |= {"finished": self.num_finished_stages, "under_way": self.runner is not None, "history": self.history}
-        # A checkpoint may name one tensor twice, which the format does not: each is written as a copy of its own.
-        save_tensors(path, {name: tensor.clone() for name, tensor in tensors.items()}, note | {"of": run_settings})
+            tensors, record = self.runner.state_dict()
+        if self.uncertainty is not None:
+            tensors = tensors | {"uncertainty": torch.from_numpy(self.uncertainty)}
+        record |= {"finished": self.num_finished_stages, "under_way": self.runner is not None, "history": self.history}
+        save_checkpoint(path, tensors, record, self._get_checkpoint_settings() | run_settings)
 
     def load(self, path: Path, run_settings: dict[str, Any]) -> None:
-        """Go on from the checkpoint at ``path``.
+        """Resume from the checkpoint at ``path``.
 
         Raises:
-            BundleError: it is damaged.
-            ConfigError: it was made with other settings, so that going on would mix two runs.
+            BundleError: the checkpoint is damaged.
+            ConfigError: the checkpoint was made with other settings.
         """
-        tensors, note = load_tensors(path)
-        differing = [name for name, value in run_settings.items() if note.get("of", {}).get(name) != value]
-        if differing:
-            raise ConfigError(
-                f"{path}: cannot go on with another {', '.join(differing)}; set it back, or drop --resume"
-            )
-        tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        stored, record = load_checkpoint(path, self._get_checkpoint_settings() | run_settings)
+        uncertainty = stored.pop("uncertainty", None)
+        self.uncertainty = None if uncertainty is None else uncertainty.numpy()
+        tensors = {name: tensor.to(self.device) for name, tensor in stored.items()}
         tensors |= {name: tensors[name].cpu() for name in tensors if name.endswith("positions")}
-        self.num_finished_stages, self.history = note["finished"], note["history"]
+        self.num_finished_stages, self.history = record["finished"], record["history"]
         self.state.restore(tensors)
-        if note["under_way"]:
+        if record["under_way"]:
             self.prepare_stage()
             assert self.runner is not None
-            self.runner.load_state_dict(tensors, note)
+            self.runner.load_state_dict(tensors, record)
+
+    def _get_checkpoint_settings(self) -> dict[str, Any]:
+        return {"stages": [options.engine for options in self.stages]}
 
     def prepare_stage(self) -> None:
-        """Make ready the iterative stage that is next, unless it is under way."""
+        """Prepare the next stage, unless it is in progress."""
         if self.runner is None:
-            stage = self.stages[self.num_finished_stages]
-            assert isinstance(stage, IterativeOptions)
-            self._check_holdout(stage)
-            measurement = self.make_stage_measurement(stage)
-            if stage.probe_modes is not None:
-                self.state.probe = set_num_modes(self.state.probe, stage.probe_modes)
-            self.state.object = self.state.object * fit_object_scale(measurement, self.state)
-            engine = make_engine(measurement, self.state, stage)
-            self.runner = EngineRunner(engine, self.seed + self.num_finished_stages, self._make_holdout())
+            number = self.num_finished_stages
+            self.runner = self._stages[number].make_runner(self.make_stage_input(number))
 
     def check(self) -> None:
-        """Raise PtychoError where a stage to come lacks something, before the first one runs."""
-        for stage in self.stages[self.num_finished_stages :]:
-            if isinstance(stage, NetworkEngine):
-                self._load_stage_model(stage)
-            elif isinstance(stage, IterativeOptions):
-                self._check_holdout(stage)
-                make_constraint(stage, self.state)
-
-    def _check_holdout(self, stage: IterativeOptions) -> None:
-        if stage.patience is not None and self.held_out is None:
-            raise ConfigError(
-                f"`patience` is {stage.patience} for {stage.engine}, which needs held-out pixels; set `holdout`, for "
-                "example to 0.02"
-            )
-
-    def make_stage_measurement(self, stage: IterativeOptions) -> Measurement:
-        """The patterns as ``stage`` sees them."""
-        scan = self.scan if self.held_out is None else mask_pixels(self.scan, self.held_out)
-        return make_measurement(scan, self.photons_per_unit, make_noise_model(stage.loss), self.device)
-
-    def _make_holdout(self) -> HoldoutPixels | None:
-        return (
-            HoldoutPixels(self.scan, self.held_out, self.photons_per_unit, self.device)
-            if self.held_out is not None
-            else None
-        )
+        """Raise PtychoError if a stage that has not run lacks something."""
+        for number in range(self.num_finished_stages, len(self.stages)):
+            self._stages[number].check(self.make_stage_input(number))
 
     def compute_holdout_scores(self) -> dict[str, float]:
-        """What the held-out pixels say about the estimate as it stands, by the names of ``metrics.json``."""
-        holdout = self._make_holdout()
+        """Return the scores of the estimate on the held-out pixels, by the names of ``metrics.json``."""
+        holdout = make_holdout(self.make_stage_input(0))
         if holdout is None:
             return {}
-        found = holdout.score(self.state)
+        score = holdout.score(self.state)
         return {
-            "held_out_deviance": found.deviance,
-            "held_out_deviance_floor": found.noise_floor,
+            "held_out_deviance": score.deviance,
+            "held_out_deviance_floor": score.noise_floor,
             "held_out_pixels": len(holdout),
         }
 
     def _collect_history(self) -> dict[str, list[float]]:
-        """Figures of each epoch so far, those of the stage under way among them.
+        """Return the values of each epoch so far, including the stage in progress.
 
-        The floor of R is that of the stage's last estimate: within a stage it hardly changes, and it takes time.
+        The floor of R is computed once per stage, from its last estimate: within a stage it barely changes.
         """
-        if self.runner is None:
+        if self.runner is None or not self.runner.history.r:
             return self.history
-        found, done = self.runner.history, len(self.history["epoch"])
-        epochs = len(found.r)
-        further = {
+        current, done = self.runner.history, len(self.history["epoch"])
+        epochs = len(current.r)
+        added = {
             "epoch": [float(done + i + 1) for i in range(epochs)],
             "stage": [float(self.num_finished_stages + 1)] * epochs,
-            "r": found.r,
+            "r": current.r,
             "r_floor": [self.runner.noise_floor()] * epochs,
         }
         if self.held_out is not None:
-            further |= {"held_out_deviance": found.held_out_deviance, "held_out_floor": found.held_out_floor}
-        return {name: self.history.get(name, []) + values for name, values in further.items()}
+            added |= {"held_out_deviance": current.held_out_deviance, "held_out_floor": current.held_out_floor}
+        return {name: self.history.get(name, []) + values for name, values in added.items()}
 
-    def _load_stage_model(self, stage: NetworkEngine) -> Model:
-        if stage.model_path is None:
-            raise ConfigError("the network engine has no model; set `model_path` to a folder written by train")
-        bundle = load_model(stage.model_path, self.device)
-        if bundle.model.size != self.scan.size:
-            raise DataError(
-                f"{stage.model_path}: trained on patterns of {bundle.model.size} pixels a side, and the "
-                f"scan has {self.scan.size}; train on this scan"
-            )
-        check_position_bound(stage.position_bound if stage.update_positions else None, self.scan.size)
-        return bundle
-
-    def _run_network(self, stage: NetworkEngine, observer: Observer) -> None:
-        bundle = self._load_stage_model(stage)
-        calibration = select_calibration(bundle, self.scan)
-        if calibration.is_scan_probe:  # the probe as it stands may be better than the file's
-            calibration = calibration._replace(probe=self.state.probe, photons_per_unit=self.photons_per_unit)
-        placed = self._apply_positions(calibration)
-        result = predict_scan(
-            bundle.model,
-            placed,
-            calibration.photons_per_unit,
-            gridsize=bundle.gridsize,
-            batch_size=stage.batch_size or 64,
-            observer=observer,
-            probe=calibration.probe,
-            position_bound=stage.position_bound if stage.update_positions else None,
-            background=calibration.background,
-        )
-        # The network's object belongs to the network's probe, positions and background.
-        scale = self.photons_per_unit / calibration.photons_per_unit
-        self.state.probe = calibration.probe.to(self.device) * scale**0.5
-        self.state.positions = torch.from_numpy(result.positions.copy())
-        if calibration.background is not None:
-            self.state.background = calibration.background.detach().to(self.device) * scale
-        self.state.object = paste_object(self.state, result.object, result.origin_yx).to(self.device)
-
-    def _apply_positions(self, calibration: ScanCalibration) -> Scan:
-        """The scan with its positions as they were refined before, else as the network learned them on it."""
-        positions = self.state.positions.numpy()
-        if np.array_equal(positions, self.scan.positions):
-            return calibration.apply_positions(self.scan)
-        return replace(self.scan, positions=positions)
+    def make_metadata(self) -> dict[str, Any]:
+        """Return the origin of the reconstruction, without paths and clock: the same work gives the same bytes."""
+        scan = self.scan if self.full_scan is None else self.full_scan
+        moved = bool((self.state.positions.numpy() != self.scan.positions).any())
+        metadata: dict[str, Any] = {}
+        for number, stage in enumerate(self._stages):
+            metadata |= stage.describe(self.make_stage_input(number))
+        if len(self.stages) > 1 or "method" not in metadata:
+            metadata["method"] = "engine " + " → ".join(options.engine for options in self.stages)
+        return metadata | {
+            "scan": scan.source.name if scan.source else "scan",
+            "scan_digest": scan.digest(),
+            "seed": self.seed,
+            "positions": "refined" if moved else "as in the scan",
+        }
 
     @torch.no_grad()
     def make_reconstruction(self, metadata: dict[str, Any] | None = None) -> Reconstruction:
-        """The reconstruction as it stands. No clock is in it: the same work gives the same bytes."""
+        """Return the current estimate as a reconstruction; ``metadata`` are added to :meth:`make_metadata`."""
         state = self.state
+        history = self._collect_history()
+        if not history["epoch"] and self.num_finished_stages:
+            last = self.num_finished_stages - 1
+            history = self._stages[last].get_history(self.make_stage_input(last)) or history
         return Reconstruction(
             object=state.object.cpu().numpy().astype(np.complex64),
             coverage=compute_coverage(state).cpu().numpy().astype(np.float32),
@@ -241,24 +386,25 @@ class PipelineRun:
             probe=state.probe.cpu().numpy().astype(np.complex64),
             positions=state.positions.numpy().copy(),
             photons_per_unit=self.photons_per_unit,
-            background=_background(state),
-            intensities=_intensities(state),
-            history=self._collect_history(),
-            metadata=metadata or {},
+            background=_select_background(state),
+            intensities=_select_intensities(state),
+            uncertainty=self.uncertainty,
+            history=history,
+            metadata=self.make_metadata() | (metadata or {}),
         )
 
 
-def _background(state: ReconstructionState) -> np.ndarray[Any, np.dtype[np.float32]] | None:
+def _select_background(state: ReconstructionState) -> NDArray[np.float32] | None:
     return state.background.cpu().numpy().astype(np.float32) if bool(state.background.any()) else None
 
 
-def _intensities(state: ReconstructionState) -> np.ndarray[Any, np.dtype[np.float32]] | None:
-    even = bool((state.intensities == 1).all())
-    return None if even else state.intensities.cpu().numpy().astype(np.float32)
+def _select_intensities(state: ReconstructionState) -> NDArray[np.float32] | None:
+    constant = bool((state.intensities == 1).all())
+    return None if constant else state.intensities.cpu().numpy().astype(np.float32)
 
 
 def compute_coverage(state: ReconstructionState) -> torch.Tensor:
-    """Probe power summed over all positions, each at its fraction of a pixel, (rows, columns) real."""
+    """Return the power of the shifted probe summed over all positions, (rows, columns) real, in photons."""
     total = torch.zeros(state.canvas.shape, dtype=state.probe.real.dtype, device=state.probe.device)
     view = ProbeObjectView(state)
     for part in torch.arange(len(state.positions)).split(64):

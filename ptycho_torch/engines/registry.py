@@ -1,6 +1,10 @@
-"""The iterative engine of each options class, and the constraint that the options describe."""
+"""The engine and the stage that belong to each options class."""
 
 from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from ptycho_torch.config.engines import (
     EPIE,
@@ -9,17 +13,27 @@ from ptycho_torch.config.engines import (
     RAAR,
     RPIE,
     DifferenceMap,
+    EngineOptions,
     Gradient,
     IterativeOptions,
+    NetworkEngine,
 )
+from ptycho_torch.core.errors import ConfigError
+from ptycho_torch.data.holdout import mask_pixels
+from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.constraints import Constraint, read_support
+from ptycho_torch.engines.cross_validation import HoldoutPixels
 from ptycho_torch.engines.difference_map import DifferenceMapEngine, RaarEngine
 from ptycho_torch.engines.epie import EpieEngine
 from ptycho_torch.engines.gradient import GradientEngine
+from ptycho_torch.engines.initialization import fit_object_scale, set_num_modes
 from ptycho_torch.engines.lsqml import LsqmlEngine
+from ptycho_torch.engines.network import NetworkStage
 from ptycho_torch.engines.pie import PieEngine
-from ptycho_torch.engines.runner import Engine
-from ptycho_torch.engines.state import Measurement, ReconstructionState
+from ptycho_torch.engines.runner import Engine, EngineRunner
+from ptycho_torch.engines.stage import Stage, StageInput
+from ptycho_torch.engines.state import Measurement, ReconstructionState, make_measurement
+from ptycho_torch.physics.noise import make_noise_model
 
 ITERATIVE_ENGINE_CLASSES: dict[type[IterativeOptions], Any] = {
     PIE: PieEngine,
@@ -31,6 +45,54 @@ ITERATIVE_ENGINE_CLASSES: dict[type[IterativeOptions], Any] = {
     Gradient: GradientEngine,
 }
 """A new engine needs an options class, an engine class and an entry here; its tests follow from the entry."""
+
+
+class IterativeStage(Stage):
+    """A stage that runs an iterative engine."""
+
+    options: IterativeOptions
+
+    def compute_reach(self, scan: Scan, initial: NDArray[np.float64], device: torch.device) -> float:
+        del scan, initial, device
+        return self.options.position_bound if self.options.update_positions else 0.0
+
+    def check(self, given: StageInput) -> None:
+        if self.options.patience is not None and given.held_out is None:
+            raise ConfigError(
+                f"`patience` is {self.options.patience} for {self.options.engine}, which needs held-out pixels; set "
+                "`holdout`, for example to 0.02"
+            )
+        make_constraint(self.options, given.state)
+
+    def make_runner(self, given: StageInput) -> EngineRunner:
+        self.check(given)
+        state, options = given.state, self.options
+        scan = given.scan if given.held_out is None else mask_pixels(given.scan, given.held_out)
+        measurement = make_measurement(scan, given.photons_per_unit, make_noise_model(options.loss), given.device)
+        if options.probe_modes is not None:
+            state.probe = set_num_modes(state.probe, options.probe_modes)
+        state.object = state.object * fit_object_scale(measurement, state)
+        engine = make_engine(measurement, state, options)
+        return EngineRunner(engine, given.seed + given.stage_number, make_holdout(given))
+
+
+STAGE_CLASSES: dict[type[EngineOptions], Any] = {NetworkEngine: NetworkStage} | dict.fromkeys(
+    ITERATIVE_ENGINE_CLASSES, IterativeStage
+)
+"""The stage of each options class."""
+
+
+def make_stage(options: EngineOptions) -> Stage:
+    """Return the stage that ``options`` describe."""
+    stage: Stage = STAGE_CLASSES[type(options)](options)
+    return stage
+
+
+def make_holdout(given: StageInput) -> HoldoutPixels | None:
+    """Return the held-out pixels of ``given``; None: no pixels are held out."""
+    if given.held_out is None:
+        return None
+    return HoldoutPixels(given.scan, given.held_out, given.photons_per_unit, given.device)
 
 
 def make_engine(measurement: Measurement, state: ReconstructionState, options: IterativeOptions) -> Engine:

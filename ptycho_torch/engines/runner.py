@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ptycho_torch.config.engines import IterativeOptions
@@ -144,6 +145,9 @@ class Snapshot(NamedTuple):
 
 class EngineRunner:
     """A run of an engine in progress; ``held_out`` are pixels that its measurement does not hold."""
+
+    uncertainty: NDArray[np.float32] | None = None
+    """An iterative engine computes no uncertainty."""
 
     def __init__(self, engine: Engine, seed: int, held_out: HoldoutPixels | None = None) -> None:
         self.engine, self.options, self.seed, self.held_out = engine, engine.options, seed, held_out

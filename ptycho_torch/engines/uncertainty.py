@@ -16,7 +16,7 @@ from ptycho_torch.core.observer import Observer, SilentObserver
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.initialization import fit_object_scale
-from ptycho_torch.engines.registry import make_engine
+from ptycho_torch.engines.pie import PieEngine
 from ptycho_torch.engines.runner import EngineRunner
 from ptycho_torch.engines.state import ReconstructionState, make_measurement, make_vacuum_state
 from ptycho_torch.evaluation.alignment import compute_covered_region, fit_complex_scale
@@ -84,7 +84,7 @@ def _refine_object(
     state = _make_state(reconstruction, device)
     state.object = state.object * fit_object_scale(measurement, state)
     # Steps and order of the batches come from a seed of its own: the same patterns give the same doubt.
-    if not EngineRunner(make_engine(measurement, state, options), seed=0).run(observer):
+    if not EngineRunner(PieEngine(measurement, state, options), seed=0).run(observer):
         raise KeyboardInterrupt
     return state.object.cpu().numpy().astype(np.complex128)
 

@@ -83,7 +83,8 @@ def predict_scan(
             explains its pattern best; None: positions stay. A network that looks at the whole moves them between its
             looks, any other before a second pass.
         background: (N, N) photons in every pattern, zero frequency at [0, 0], that positions are found beside.
-        ranks: this process, the first, and those that call :func:`predict_scan_share` meanwhile.
+        process_group: processes that call this function with the same arguments, share the patterns, and return the
+            same reconstruction.
 
     Raises:
         ConfigError: fewer than g² positions, or no probe where the model has none or several.
@@ -103,9 +104,10 @@ def predict_scan(
     )
     stitched = work.predict_object(scan)
     if model.object_stages:
-        stitched = work.refine_object(stitched)
+        stitched = work.refine_object(stitched) if process_group.is_main else stitched
     elif position_bound is not None:
         stitched = work.predict_object(work.refine_positions(scan, stitched))
+    stitched = work.broadcast_result(stitched)
     positions = stitched.positions.numpy()
     if position_bound is not None:
         moved = np.square(positions - scan.positions[work.centers]).mean() ** 0.5
@@ -122,40 +124,9 @@ def predict_scan(
     )
 
 
-def predict_scan_share(
-    model: PtychoModel,
-    scan: Scan,
-    photons_per_unit: float,
-    *,
-    gridsize: int,
-    centers: Indices,
-    batch_size: int,
-    precision: str,
-    probe: Tensor,
-    position_bound: float | None = None,
-    process_group: ProcessGroup,
-) -> None:
-    """What the other ranks do while the first calls :func:`predict_scan`, with the same arguments.
-
-    They predict their share of the patches, for the first to stitch.
-    """
-    silent = SilentObserver()
-    work = _ScanPredictor(
-        model,
-        photons_per_unit,
-        gridsize,
-        centers,
-        batch_size,
-        precision,
-        probe,
-        position_bound,
-        None,
-        silent,
-        process_group,
-    )
-    work.predict(work.collect_patterns(scan).batch)
-    if position_bound is not None and not model.object_stages:
-        work.predict(work.collect_patterns(work.broadcast_positions(scan)).batch)
+def compute_extra_margin(position_bound: float | None) -> int:
+    """Return the pixels by which the canvas is wider for positions that move by up to ``position_bound`` pixels."""
+    return CANVAS_MULTIPLE_PX * math.ceil((position_bound or 0) / CANVAS_MULTIPLE_PX)
 
 
 class _GroupedPatterns(NamedTuple):
@@ -217,13 +188,19 @@ class _ScanPredictor:
         finally:
             self.observer.finish()
         own = places[:, 0]
-        if self.gridsize > 1:
+        if not self.process_group.is_main:
+            pass
+        elif self.gridsize > 1:
             patches = _merge_groups(patches, weights, batch.corners, places, self.batch_size)
         else:
             patches = patches[own]
         batch = batch.take(own)
-        margin = CANVAS_MARGIN_PX + CANVAS_MULTIPLE_PX * math.ceil((self.bound or 0) / CANVAS_MULTIPLE_PX)
+        margin = CANVAS_MARGIN_PX + compute_extra_margin(self.bound)
         canvas = make_canvas(batch.corners, scan.size, margin)
+        if not self.process_group.is_main:  # the main process stitches, and broadcasts the result
+            blank, none = torch.ones(canvas.shape, dtype=torch.complex64), torch.arange(0)
+            positions = torch.from_numpy(scan.positions[self.centers])
+            return _StitchedObject(blank, torch.zeros(canvas.shape), canvas, batch, positions, none)
         stitched = stitch(patches, weights[own], batch.corners, canvas)
         positions = torch.from_numpy(scan.positions[self.centers])
         photons = batch.counts.sum((1, 2))
@@ -265,9 +242,10 @@ class _ScanPredictor:
     def refine_positions(self, scan: Scan, stitched: _StitchedObject) -> Scan:
         """``scan`` with the positions from which its picture explains its patterns best."""
         positions = scan.positions.copy()
-        refiner = self._make_refiner(stitched)
-        refiner.refine(stitched.object.to(self.model.device))
-        positions[self.centers[stitched.reliable.numpy()]] = refiner.positions.numpy()
+        if self.process_group.is_main:
+            refiner = self._make_refiner(stitched)
+            refiner.refine(stitched.object.to(self.model.device))
+            positions[self.centers[stitched.reliable.numpy()]] = refiner.positions.numpy()
         return self.broadcast_positions(replace(scan, positions=positions))
 
     def broadcast_positions(self, scan: Scan) -> Scan:
@@ -275,6 +253,14 @@ class _ScanPredictor:
         positions = torch.from_numpy(scan.positions.copy())
         self.process_group.broadcast_([positions])
         return replace(scan, positions=positions.numpy())
+
+    def broadcast_result(self, stitched: _StitchedObject) -> _StitchedObject:
+        """Return the object, coverage and positions of the main process."""
+        if self.process_group.size == 1:
+            return stitched
+        obj, coverage, positions = stitched.object.clone(), stitched.coverage.clone(), stitched.positions.clone()
+        self.process_group.broadcast_([torch.view_as_real(obj), coverage, positions])
+        return stitched._replace(object=obj, coverage=coverage, positions=positions)
 
     @torch.no_grad()
     def refine_object(self, stitched: _StitchedObject) -> _StitchedObject:

@@ -148,7 +148,7 @@ def test_a_scan_of_another_size_is_refused(
         (("--test_data", "."), "folder"),
         (("--n_images", "0"), "--n_images is 0"),
         (("--n_images", "37"), "--n_images is 37"),
-        (("--gridsize", "7"), "--gridsize 7 needs groups of 49 positions, and there are 36"),
+        (("--gridsize", "7"), "--gridsize is 7, which needs groups of 49 positions"),
         (("--batch_size", "0"), "--batch_size is 0"),
         (("--positions", "none.npz"), "no such file"),
         (("--positions", "probe.npz"), "no positions; expected positions, or xcoords and ycoords; change --positions"),

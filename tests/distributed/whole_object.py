@@ -18,7 +18,7 @@ from ptycho_torch.physics.object_patterns import (
     make_batch_patterns,
     minibatch_pass,
 )
-from ptycho_torch.prediction import predict as neural
+from ptycho_torch.prediction.predict import predict_scan
 from ptycho_torch.simulation.dataset import SimulatedBatch, SimulatedDataset, SimulatedDatasetSettings
 from ptycho_torch.training.losses import compute_loss_terms
 
@@ -76,14 +76,11 @@ def pictures_are_those_of_one_rank(process_group: ProcessGroup) -> None:
     scan = make_scan()
     probe = scale_probe_to_photons(scan, 1.0)
     model = stirred(scan.size, probe)
-    words = {"gridsize": 1, "centres": np.arange(36), "batch_size": 5, "precision": "fp32"}
-    if not process_group.is_main:
-        return neural.predict_scan_share(model, scan, 1.0, **words, probe=probe, process_group=process_group)
-    here, there = (
-        neural.predict_scan(model, scan, 1.0, **words, process_group=some) for some in (process_group, SINGLE_PROCESS)
+    shared, alone = (
+        predict_scan(model, scan, 1.0, batch_size=5, process_group=group) for group in (process_group, SINGLE_PROCESS)
     )
-    assert np.array_equal(here.object, there.object)
-    return None
+    assert np.array_equal(shared.object, alone.object)
+    assert np.array_equal(shared.coverage, alone.coverage)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def test_the_scale_given_is_the_scale_used(scan: Scan, model: PtychoModel) -> No
 
 
 def test_a_group_larger_than_the_scan_is_refused(scan: Scan, model: PtychoModel) -> None:
-    with pytest.raises(ConfigError, match="--gridsize 7 needs groups of 49 positions"):
+    with pytest.raises(ConfigError, match="`gridsize` is 7, which needs groups of 49 positions"):
         predict_scan(model, scan, 1.0, gridsize=7)
 
 

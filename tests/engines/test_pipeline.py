@@ -1,0 +1,93 @@
+"""Pipelines in memory, and the network as an engine like any other."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ptycho_torch.config.engines import LSQML, PIE, NetworkEngine
+from ptycho_torch.core.errors import ConfigError
+from ptycho_torch.data.scan import Scan
+from ptycho_torch.engines.pipeline import Pipeline, predict
+from ptycho_torch.io.reconstruction import load_reconstruction
+from ptycho_torch.models.saved_model import Model, load_model
+
+Command = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def model(model_folder: Path) -> Model:
+    return load_model(model_folder)
+
+
+def test_an_engine_runs_in_memory(scan: Scan) -> None:
+    result = PIE(epochs=3, batch_size=8).run(scan, device="cpu", seed=2)
+    again = Pipeline(PIE(epochs=3, batch_size=8)).run(scan, device="cpu", seed=2)
+    assert result.object.tobytes() == again.object.tobytes()
+    assert len(result.history["r"]) == 3
+    assert result.metadata["method"] == "engine pie"
+    assert (result.metadata["seed"], result.metadata["scan_digest"]) == (2, scan.digest())
+
+
+def test_stages_follow_each_other_and_start_from_an_initial_estimate(scan: Scan) -> None:
+    first = PIE(epochs=2).run(scan, device="cpu")
+    result = Pipeline(PIE(epochs=2), LSQML(epochs=1, update_probe=True)).run(scan, device="cpu", initial=first)
+    assert result.history["stage"] == [1, 1, 2]
+    assert result.metadata["method"] == "engine pie → lsqml"
+    assert result.history["r"][0] < first.history["r"][0] / 2
+    assert scan.truth is not None
+    from_truth = PIE(epochs=1).run(scan, device="cpu", initial=scan.truth)
+    assert from_truth.history["r"][0] < first.history["r"][0] / 2
+
+
+def test_held_out_pixels_are_scored(scan: Scan) -> None:
+    result = PIE(epochs=2).run(scan, device="cpu", holdout=0.05)
+    assert len(result.history["held_out_deviance"]) == 2
+
+
+def test_a_pipeline_checks_its_settings(scan: Scan, model: Model) -> None:
+    with pytest.raises(ConfigError, match="no stage"):
+        Pipeline()
+    with pytest.raises(ConfigError, match="`holdout`"):
+        PIE().run(scan, holdout=0.9)
+    with pytest.raises(ConfigError, match="`model_path`"):
+        NetworkEngine().run(scan)
+    with pytest.raises(ConfigError, match="`n_images`"):
+        Pipeline(PIE(epochs=0), NetworkEngine(model, n_images=3)).run(scan, device="cpu")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "auto"])
+def test_both_commands_give_the_same_object(
+    run_main: Command, scan_file: Path, model_folder: Path, model: Model, scan: Scan, tmp_path: Path, precision: str
+) -> None:
+    inference, reconstruct = tmp_path / "inference", tmp_path / "reconstruct"
+    words = ("--model_path", model_folder, "--test_data", scan_file, "--output_dir", inference, "--device", "cpu")
+    assert run_main("inference", *words, "--no_report", "--precision", precision).code == 0
+    stage = ("--engine", "pie", "--epochs", "0", "--then", f"neural:model_path={model_folder},precision={precision}")
+    if precision == "auto":
+        stage = ("--engine", "neural", "--model_path", str(model_folder))
+    words = (scan_file, "--output_dir", reconstruct, "--device", "cpu", "--no_report", *stage)
+    assert run_main("reconstruct", *words).code == 0
+    first, second = (load_reconstruction(folder / "reconstruction.npz") for folder in (inference, reconstruct))
+    assert first.object.tobytes() == second.object.tobytes()
+    assert first.metadata["precision"] == second.metadata["precision"]
+    assert predict(model, scan, precision=precision).object.tobytes() == first.object.tobytes()
+
+
+def test_a_network_is_a_stage(scan: Scan, model: Model) -> None:
+    alone = predict(model, scan)
+    result = Pipeline(NetworkEngine(model), PIE(epochs=2)).run(scan, device="cpu")
+    assert alone.metadata["method"] == f"network {model.model.config.name}"
+    assert alone.metadata["precision"] in ("fp32", "bf16")
+    assert result.history["stage"] == [2, 2]
+    assert result.object.shape == alone.object.shape
+
+
+def test_a_network_predicts_some_positions_with_uncertainty(scan: Scan, model: Model) -> None:
+    result = predict(model, scan, n_images=7, uncertainty=True)
+    assert len(result.positions) == 7
+    assert result.uncertainty is not None
+    assert result.uncertainty.shape == result.object.shape
+    assert np.isfinite(result.uncertainty[result.coverage > 0]).all()
