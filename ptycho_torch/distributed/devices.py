@@ -1,4 +1,4 @@
-"""Where tensors are computed, and in what arithmetic networks are."""
+"""Selection of the device and of the arithmetic of networks."""
 
 import logging
 from pathlib import Path
@@ -11,25 +11,25 @@ log = logging.getLogger(__name__)
 
 
 def select_device(name: str) -> torch.device:
-    """The device called ``name``: ``auto`` takes CUDA, then MPS, then the CPU.
+    """Return the device ``name``; ``auto`` selects CUDA, then MPS, then the CPU.
 
     Raises:
-        DeviceError: that device is not there.
+        DeviceError: the device is not available.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if cuda else "mps" if mps else "cpu"
     if (name == "cuda" and not cuda) or (name == "mps" and not mps):
-        raise DeviceError(f"--device {name} is not available on this machine; choose --device cpu or auto")
+        raise DeviceError(f"`device` {name} is not available on this machine; choose `device` cpu or auto")
     log.debug("computing on %s", name)
     return torch.device(name)
 
 
 def select_precision(name: str, device: torch.device) -> str:
-    """The arithmetic called ``name``, fp32 or bf16: ``auto`` takes bf16 where ``device`` is faster by it.
+    """Return the arithmetic ``name``, fp32 or bf16; ``auto`` selects bf16 if ``device`` is faster with it.
 
-    Those are GPUs that have it, and CPUs with matrix tiles or with AVX-512 bf16 at full rate; on Intel's that have the
-    latter alone it is slower than fp32 (``docs/findings.md``).
+    This holds for GPUs with bf16, and for CPUs with matrix tiles or with AVX-512 bf16 at full rate. On Intel CPUs with
+    AVX-512 bf16 only, bf16 is slower than fp32 (``docs/findings.md``).
     """
     if name != "auto":
         return name
@@ -42,12 +42,12 @@ def select_precision(name: str, device: torch.device) -> str:
 
 
 def _read_cpu_info() -> str:
-    """What Linux tells of the CPU; empty where there is nothing to read."""
+    """Read the description of the CPU by Linux; empty on other systems."""
     path = Path("/proc/cpuinfo")
     return path.read_text(errors="replace") if path.is_file() else ""
 
 
 def _has_fast_bf16(cpu_info: str) -> bool:
-    """Whether a CPU of which Linux tells ``told`` has bf16 that pays."""
+    """Return True if the CPU of this description is faster in bf16 than in fp32."""
     words = set(cpu_info.split())
     return "amx_bf16" in words or {"avx512_bf16", "AuthenticAMD"} <= words

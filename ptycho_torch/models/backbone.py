@@ -1,4 +1,4 @@
-"""What every body of a network keeps to: the part that learns, between the physics lift and the head."""
+"""The interface of a backbone: the learned layers between the physics input and the head."""
 
 from typing import ClassVar
 
@@ -9,13 +9,13 @@ from ptycho_torch.core.errors import ConfigError
 
 
 class Backbone(nn.Module):
-    """From (n, channels, N, N) to (n, 2, N, N) real, each pattern by itself, and zero before it has learned anything.
+    """A map from (n, channels, N, N) to (n, 2, N, N) real, each pattern independently; zero before training.
 
-    A subclass is made of the number of channels that it sees and a width, and ends in a layer ``leave``.
+    A subclass takes the number of input channels and a width, and ends in ``output_layer``.
     """
 
     state_key: ClassVar[str]
-    """Its name among the weights of a bundle."""
+    """Name of the backbone in tensor names of bundles before schema 3."""
 
     divisor: ClassVar[int]
     """N must be divisible by this."""
@@ -27,7 +27,7 @@ class Backbone(nn.Module):
         super().__init__()
 
     def initialize(self, generator: torch.Generator) -> None:
-        """Draw all weights as torch's layers do by themselves, but from ``generator``; the last layer is zero."""
+        """Draw all weights as the layers of torch do, from ``generator``; set the last layer to zero."""
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
                 bound = layer.weight[0].numel() ** -0.5  # kaiming_uniform with a = √5, and the bound of the bias

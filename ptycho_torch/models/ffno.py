@@ -22,7 +22,7 @@ MLP_RATIO = 2
 
 
 def count_fourier_modes(size: int) -> int:
-    """How many frequencies an axis of ``size`` points keeps: :data:`MAX_FOURIER_MODES`, or all but the Nyquist frequency."""
+    """Return the number of frequencies of an axis of ``size`` points: without Nyquist, up to a maximum."""
     return min(MAX_FOURIER_MODES, (size + 1) // 2)
 
 

@@ -1,4 +1,4 @@
-"""From two real channels to a complex transmission. No head saturates: the object's modulus has no ceiling."""
+"""Heads: from two real channels to a complex transmission of unbounded modulus."""
 
 from collections.abc import Callable
 
@@ -9,12 +9,12 @@ Head = Callable[[Tensor], Tensor]
 
 
 def apply_residual_head(channels: Tensor) -> Tensor:
-    """``O = 1 + a + ib``: (n, 2, N, N) real to (n, N, N) complex; zero channels are vacuum."""
+    """Compute ``O = 1 + a + ib``: (n, 2, N, N) real to (n, N, N) complex; zero channels are vacuum."""
     return torch.complex(1 + channels[:, 0], channels[:, 1])
 
 
 def apply_polar_head(channels: Tensor) -> Tensor:
-    """``O = eᵃ e^{ib}``: amplitude above zero without a ceiling, phase without a wrap; zero channels are vacuum."""
+    """Compute ``O = eᵃ e^{ib}``: positive amplitude, unwrapped phase; zero channels are vacuum."""
     return torch.polar(torch.exp(channels[:, 0]), channels[:, 1])
 
 

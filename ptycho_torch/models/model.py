@@ -1,4 +1,4 @@
-"""The self-supervised model: patterns in, expected photons out, with the object in between."""
+"""The self-supervised model: from patterns to object patches to expected photons."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -48,18 +48,18 @@ class ScanParameters(nn.Module):
 
 
 class PtychoModel(nn.Module):
-    """A network and the probes that it sees by: one for each scan that it was trained on, or none.
+    """A network and the probes of its training scans, or no probe.
 
-    The probe is an input of the network, so that any other may be given in their place.
+    The probe is an input of the network, so that another probe can be passed instead.
 
     Args:
-        config: which network.
-        probe: (M, N, N) complex64, in √photons; or several of them, which may differ in M; or none.
-        update_probe: whether the probes learn.
-        generator: source of the network's weights; without one they are those of seed 0.
-        size: N; needed only where there is no probe.
-        positions: of each scan, the number of patterns whose positions learn; 0 or nothing: none.
-        backgrounds: of each scan, whether a background learns.
+        config: settings of the network.
+        probe: (M, N, N) complex64, in √photons; a sequence of probes, which may differ in M; or an empty one.
+        update_probe: whether the probes are optimized.
+        generator: source of the initial weights; None: seed 0.
+        size: N; needed only without a probe.
+        positions: number of patterns of each scan whose position offsets are optimized; 0: none.
+        backgrounds: whether a background of each scan is optimized.
     """
 
     def __init__(
@@ -125,15 +125,15 @@ class PtychoModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the parameters."""
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
     def predict(self, batch: Batch, probe: Tensor | None = None) -> Tensor:
-        """The object under the probe for each pattern by itself, (n, N, N) complex.
+        """Predict the object patch of each pattern independently, (n, N, N) complex.
 
-        ``probe`` may give the probe at the batch's fractions, (n, M, N, N), where it is at hand.
+        ``probe`` is the probe at the fractions of the batch, (n, M, N, N); None: it is computed.
         """
-        if not len(batch.amplitudes):  # most layers refuse to compute nothing; the gradients are zero and not missing
+        if not len(batch.amplitudes):  # most layers raise for an empty batch; the gradients must be zero, not missing
             return batch.amplitudes + 0j * sum(weight.sum() for weight in self.network.parameters())
         if batch.cached_inputs is not None:
             return self.network(*batch.cached_inputs, mask=batch.mask)
@@ -141,13 +141,13 @@ class PtychoModel(nn.Module):
 
     @torch.no_grad()
     def compute_inputs(self, batch: Batch) -> NetworkInputs:
-        """What the network is shown of each pattern, as long as nothing of the light changes."""
+        """Compute the network inputs of each pattern, valid while probe and positions are fixed."""
         amplitudes, probe = self._prepare_inputs(batch, None)
         return NetworkInputs(amplitudes, probe, self.network.compute_channels(amplitudes, probe))
 
     @torch.no_grad()
     def _prepare_inputs(self, batch: Batch, probe: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Amplitudes without holes, and the probe at each fraction."""
+        """Fill masked amplitudes, and shift the probe to each fraction."""
         probe = (
             shift_probe(self.probes[batch.scan_index], self._compute_fractions(batch))
             if probe is None
@@ -156,19 +156,19 @@ class PtychoModel(nn.Module):
         return inpaint_masked(batch.amplitudes, batch.mask, probe), probe
 
     def has_trainable_illumination(self, scan_index: int) -> bool:
-        """Whether the probe of a scan, or where it lies, changes in training."""
+        """Return True if the probe or the positions of a scan are optimized."""
         return self.probe_parameters[scan_index].requires_grad or self.get_position_offsets(scan_index) is not None
 
     @property
     def object_stages(self) -> int:
-        """How often the network looks at the object that all patches make together."""
+        """Number of object stages."""
         return self.config.architecture.object_stages
 
     def refine_object(self, obj: Tensor, velocity: Tensor, object_patterns: ObjectPatterns) -> tuple[Tensor, Tensor]:
-        """The object (rows, columns) complex, sides divisible by 8, after a look at it and all its patterns.
+        """Apply one object stage to ``obj`` (rows, columns) complex, sides divisible by 8; return object and velocity.
 
-        Its phase is free: a network sees it turned so that its mean over the light is real. ``velocity`` is that of its
-        sweeps through the patterns, zero before the first look; what it is now comes second.
+        The phase of the object is free: its mean over the illumination is made real for the network. ``velocity`` is
+        zero before the first stage.
         """
         phase_factor = torch.sgn((object_patterns.illumination * obj.detach()).sum())
         refined, velocity = self.network.refine_object(
@@ -177,24 +177,24 @@ class PtychoModel(nn.Module):
         return refined * phase_factor, velocity * phase_factor
 
     def refine_object_stages(self, obj: Tensor, object_patterns: ObjectPatterns) -> list[Tensor]:
-        """``obj`` and what becomes of it by each of the looks that the network learns by."""
-        found, velocity = [obj], torch.zeros_like(obj)
+        """Return ``obj`` and the object after each stage of the training."""
+        objects, velocity = [obj], torch.zeros_like(obj)
         for _ in range(self.object_stages):
             obj, velocity = self.refine_object(obj, velocity, object_patterns)
-            found.append(obj)
-        return found
+            objects.append(obj)
+        return objects
 
     def forward(self, batch: Batch) -> Wavefields:
-        """Predict all patches, make them agree over the whole batch (the overlap constraint), and propagate them."""
+        """Predict all patches, apply the overlap constraint over the batch, and propagate the patches."""
         return self.forward_details(batch).fields
 
     def forward_details(
         self, batch: Batch, probe: Tensor | None = None, process_group: ProcessGroup = SINGLE_PROCESS
     ) -> "ForwardResult":
-        """As :meth:`forward`, with what the network said of each pattern by itself.
+        """Predict as :meth:`forward`, and return the patches before the overlap constraint, too.
 
-        ``probe`` (M, N, N) lights the batch in place of the model's, unless the batch says what it is shown. ``ranks``
-        each have a part of the batch; the overlap constraint spans all of it.
+        ``probe`` (M, N, N) replaces the probe of the model, unless the batch has cached inputs. Each process of
+        ``process_group`` has a part of the batch; the overlap constraint spans the whole batch.
         """
         background = self.get_background(batch.scan_index) if probe is None else None
         if batch.cached_inputs is not None:
@@ -222,23 +222,23 @@ class PtychoModel(nn.Module):
         return ForwardResult(patches, probe, from_patches(merged_patches, probe, added))
 
     def _compute_fractions(self, batch: Batch) -> Tensor:
-        """Shift of the probe on each patch (n, 2): what learned positions add moves the probe too."""
+        """Compute the shift of the probe on each patch, (n, 2), including position offsets."""
         shifts = self.get_position_offsets(batch.scan_index)
         return batch.fractions if shifts is None or batch.indices is None else batch.fractions + shifts[batch.indices]
 
 
 class ForwardResult(NamedTuple):
-    """A batch as the model explains it."""
+    """Prediction of a batch in all its steps."""
 
     patches: Tensor
-    """(n, N, N) complex: predicted for each pattern by itself."""
+    """(n, N, N) complex: predicted for each pattern independently."""
 
     probes: Tensor
     """(n, M, N, N) complex: the probe at each position's fraction."""
 
     fields: Wavefields
-    """Of the patches after the overlap constraint, and after any looks at the object that they make."""
+    """Wavefields of the patches after the overlap constraint and after all object stages."""
 
     intermediate: tuple[Wavefields, ...] = ()
-    """Of the patches before each of these looks. Each part of such a network learns by what it leaves, and by no more:
-    no gradient goes from one to those before, or to the probe but from the last."""
+    """Wavefields of the patches before each object stage. No gradient is propagated from a stage to earlier stages, and
+    only the last stage has a gradient to the probe."""

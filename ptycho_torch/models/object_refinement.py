@@ -1,9 +1,8 @@
-"""Looks at the object that all patches make together: there, patterns that overlap tell of each other.
+"""Object stages: refinement of the object that all patches form, where overlapping patterns constrain each other.
 
-A network at a pattern says of its patch what that pattern's photons can. The patches merged, physics takes the object
-towards all patterns, and a network on the object says what to keep of that and what to add; that several times. It is
-an engine unrolled, with a learned regulariser between its sweeps (as Hammernik et al., Magn. Reson. Med. 79, 3055
-(2018), for linear measurements), from a start that one pattern at a time gives.
+A network reads one pattern at a time. Its patches are averaged to an object; data-consistency steps move the object
+toward all patterns, and a U-Net on the object gates these steps and adds a correction. The stages are an unrolled
+engine with a learned regularizer (as Hammernik et al., Magn. Reson. Med. 79, 3055 (2018), for linear measurements).
 """
 
 import torch
@@ -13,18 +12,17 @@ from ptycho_torch.models.unet import UNet
 from ptycho_torch.physics.object_patterns import ObjectPatterns, full_gradient_step, minibatch_pass
 
 MINIBATCH_PASSES = 2
-"""Sweeps through the patterns before each look."""
+"""Passes through the patterns before each application of the network."""
 
 COMPRESSION_MODULUS = 3.0
-"""Modulus beyond which what a look sees is compressed, so that no bright pixel can start an avalanche."""
+"""Modulus above which the network input is compressed, so that no pixel grows from stage to stage."""
 
 
 class ObjectRefinementStage(nn.Module):
-    """A look at an object and at where its patterns lead it, to be repeated.
+    """One object stage, which is applied repeatedly.
 
-    No gradient goes through it to what was before: each look does the best it can from where it finds itself. A
-    gradient that leaves out the steps of physics misleads the looks before them, and one through them is dear and
-    explodes.
+    No gradient is propagated to earlier stages; each stage has its own loss. A gradient without the data-consistency
+    steps misleads the earlier stages, and a gradient through these steps is expensive and diverges.
 
     Args:
         width: channels of the finest scale.
@@ -35,11 +33,11 @@ class ObjectRefinementStage(nn.Module):
         self.unet = UNet(7, width, channels_out=4)
 
     def initialize(self, generator: torch.Generator) -> None:
-        """Draw the weights: at first most of the sweeps and half of the step behind is taken, and nothing is added."""
+        """Draw the weights: initially most of the passes and half of the full step are taken, without a correction."""
         self.unet.initialize(generator)
 
     def forward(self, obj: Tensor, velocity: Tensor, object_patterns: ObjectPatterns) -> tuple[Tensor, Tensor]:
-        """A better object, and the velocity of its sweeps; (rows, columns) complex, the sides divisible by 8."""
+        """Return the refined object and the velocity of its passes, (rows, columns) complex, sides divisible by 8."""
         obj = updated = obj.detach()
         for _ in range(MINIBATCH_PASSES):
             updated, velocity = minibatch_pass(object_patterns, updated, velocity)
@@ -50,7 +48,7 @@ class ObjectRefinementStage(nn.Module):
             for features in map(_compress_modulus, (obj - 1, change, step))
             for part in (features.real, features.imag)
         ]
-        # The light tells how far photons can be trusted.
+        # The illumination determines the noise of the steps.
         inputs = torch.stack([*features, torch.log1p(object_patterns.illumination) / 8])[None]
         outputs = self.unet(inputs.contiguous(memory_format=torch.channels_last))[0].float()
         change_gate, step_gate = torch.sigmoid(outputs[2] + 2), torch.sigmoid(outputs[3])

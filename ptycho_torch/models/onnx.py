@@ -95,7 +95,8 @@ def load_onnx_network(model: PtychoModel, path: Path) -> None:
     size, model_size = int(exported.metadata["size"]), model.size
     if size != model_size:
         raise DataError(
-            f"{path}: exported for patterns of {size} × {size} pixels, and the model is for {model_size} × {model_size}; "
+            f"{path}: exported for patterns of {size} × {size} pixels, and the model is for {model_size} × "
+            f"{model_size}; "
             "export this model"
         )
     part = _find_learned_module(model)
@@ -154,7 +155,8 @@ def export_network(path: Path, model: PtychoModel, metadata: dict[str, str]) -> 
         difference = _compute_difference(model, temp_path)
         if not difference <= MAX_RELATIVE_DIFFERENCE:
             raise BundleError(
-                f"network {model.config.name}: onnxruntime and torch differ by {difference:.1e}, more than {MAX_RELATIVE_DIFFERENCE}"
+                f"network {model.config.name}: onnxruntime and torch differ by {difference:.1e}, more than "
+                f"{MAX_RELATIVE_DIFFERENCE}"
             )
     return difference
 

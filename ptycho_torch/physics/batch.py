@@ -11,20 +11,20 @@ from ptycho_torch.physics.patches import split_positions
 
 
 class NetworkInputs(NamedTuple):
-    """What a network is shown of patterns: the same again and again, where nothing of their light learns."""
+    """Network inputs of patterns, which can be cached while probe and positions are fixed."""
 
     amplitudes: Tensor
-    """(n, N, N) in √photons, zero frequency at [0, 0], without holes."""
+    """(n, N, N) in √photons, zero frequency at [0, 0], masked pixels filled."""
 
     probes: Tensor
     """(n, M, N, N) complex: the probe at each position's fraction."""
 
     channels: Tensor
-    """(n, C, N, N) real: what the body of the network sees."""
+    """(n, C, N, N) real: input channels of the first backbone."""
 
 
 class Batch(NamedTuple):
-    """Patterns with the places of their patches; all arrays have the same first axis, but for a shared mask."""
+    """Patterns with the positions of their patches; all arrays have the same first axis, except for a shared mask."""
 
     amplitudes: Tensor
     """(n, N, N) float32, in √photons, zero frequency at [0, 0]; 0 where the mask is False."""
@@ -39,19 +39,19 @@ class Batch(NamedTuple):
     """(n, 2) float32 in [-½, ½): shift of the probe on each patch, in pixels."""
 
     scan_index: int = 0
-    """Which of a model's scans these patterns belong to: its probe lights them."""
+    """Index of the scan of the model, and so of the probe, of these patterns."""
 
     indices: Tensor | None = None
-    """(n,) int64: which patterns of their scan these are; None: of none that a model refines positions of."""
+    """(n,) int64: indices of the patterns in their scan; None: the model has no position offsets for them."""
 
     labels: Tensor | None = None
-    """(n, N, N) complex64: the object under each pattern, for supervised training alone."""
+    """(n, N, N) complex64: the object patch of each pattern, for supervised training only."""
 
     cached_inputs: NetworkInputs | None = None
-    """What the network is shown, where it is at hand; None: it is computed when it is needed."""
+    """Cached network inputs; None: they are computed when they are needed."""
 
     def take(self, indices: Tensor) -> Self:
-        """The patterns at ``indices`` (m,) int64."""
+        """Return the patterns at ``indices`` (m,) int64."""
         mask = self.mask[indices] if self.mask is not None and len(self.mask) == len(self.amplitudes) else self.mask
         return self._replace(
             amplitudes=self.amplitudes[indices],
@@ -66,7 +66,7 @@ class Batch(NamedTuple):
         )
 
     def to(self, device: torch.device) -> Self:
-        """The same on ``device``."""
+        """Return the batch on ``device``."""
         mask = None if self.mask is None else self.mask.to(device)
         return self._replace(
             amplitudes=self.amplitudes.to(device),
@@ -81,7 +81,7 @@ class Batch(NamedTuple):
         )
 
     def replace_positions(self, positions: Tensor) -> Self:
-        """The same patterns at other ``positions`` (n, 2) float64 (y, x) in object pixels."""
+        """Return the patterns at other ``positions`` (n, 2) float64 (y, x) in object pixels."""
         corners, fractions = split_positions(positions, self.amplitudes.shape[-1])
         return self._replace(corners=corners, fractions=fractions.float())
 
@@ -92,9 +92,9 @@ class Batch(NamedTuple):
 
 
 def make_batch(scan: Scan, photons_per_unit: float, scan_index: int = 0) -> Batch:
-    """All patterns of ``scan`` in √photons and in the order that FFTs want. Masked pixels are set to 0.
+    """Convert all patterns of ``scan`` to √photons with zero frequency at [0, 0]. Masked pixels are set to 0.
 
-    ``source`` is which of a model's scans it is.
+    ``scan_index`` is the index of the scan in its model.
     """
     amplitudes = np.fft.ifftshift(scan.amplitudes, axes=(-2, -1))  # a copy
     amplitudes *= np.float32(photons_per_unit**0.5)
@@ -109,10 +109,10 @@ def make_batch(scan: Scan, photons_per_unit: float, scan_index: int = 0) -> Batc
 
 
 def scale_probe_to_photons(scan: Scan, photons_per_unit: float) -> Tensor:
-    """The scan's probe (M, N, N) complex64 with the power of the mean pattern.
+    """Scale the probe of ``scan``, (M, N, N) complex64, to the power of the mean pattern.
 
-    Its shape is the file's. Its power in vacuum was never measured, so the mean total of the patterns stands for it,
-    and the object absorbs the factor between the two.
+    The power in vacuum was not measured, so the mean total count replaces it, and the object absorbs the factor between
+    the two powers.
     """
     power = np.square(scan.amplitudes)
     if scan.mask is not None:

@@ -5,17 +5,17 @@ from torch import Tensor
 
 
 def far_field(wave: Tensor) -> Tensor:
-    """Fraunhofer propagation of ``wave`` (*, N, N): the orthonormal FFT, zero frequency at [0, 0]. Energy is kept."""
-    return torch.fft.fft2(wave, norm="ortho") if wave.numel() else wave  # MKL refuses to transform nothing
+    """Propagate ``wave`` (*, N, N) to the far field: the orthonormal FFT, zero frequency at [0, 0]."""
+    return torch.fft.fft2(wave, norm="ortho") if wave.numel() else wave  # MKL raises for an empty tensor
 
 
 def inverse_far_field(wave: Tensor) -> Tensor:
-    """Back-propagation from the far field: the inverse of :func:`far_field` and its adjoint, since it is unitary."""
+    """Propagate back from the far field: the inverse of :func:`far_field` and its adjoint, since it is unitary."""
     return torch.fft.ifft2(wave, norm="ortho")
 
 
 def compute_shift_factors(shifts: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """The two factors of :func:`compute_shift_phase`, one an axis: (*, rows, 1) and (*, 1, columns) complex."""
+    """Compute the two factors of :func:`compute_shift_phase`, (*, rows, 1) and (*, 1, columns) complex."""
 
     def axis(shift: Tensor, n: int) -> Tensor:
         frequency = torch.fft.fftfreq(n, dtype=shifts.dtype, device=shifts.device)
@@ -26,7 +26,7 @@ def compute_shift_factors(shifts: Tensor, rows: int, columns: int) -> tuple[Tens
 
 
 def compute_shift_phase(shifts: Tensor, rows: int, columns: int) -> Tensor:
-    """Factor in Fourier space that moves an image by ``shifts``.
+    """Compute the factor in Fourier space that shifts an image by ``shifts``.
 
     Args:
         shifts: (*, 2) real, (y, x) in pixels; a positive y moves content to higher rows.
@@ -41,7 +41,7 @@ def compute_shift_phase(shifts: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def fourier_shift(image: Tensor, shifts: Tensor) -> Tensor:
-    """Move ``image`` by a fraction of a pixel, periodically.
+    """Shift ``image`` by a fraction of a pixel, periodically.
 
     Args:
         image: (*, rows, columns) complex.

@@ -1,4 +1,4 @@
-"""Cutting patches out of an object and placing them back: an adjoint pair on the integer grid."""
+"""Extraction of patches from an object and its adjoint, placement on a canvas, on the integer grid."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Placement(NamedTuple):
-    """Where each patch lies: an integer corner on the object's grid, and what is left over for the probe."""
+    """Position of each patch: an integer corner on the grid of the object, and a sub-pixel shift of the probe."""
 
     corners: Tensor
     """(n, 2) int64: row and column of each patch's [0, 0] pixel, in object coordinates."""
@@ -28,7 +28,7 @@ def split_positions(positions: Tensor, size: int) -> Placement:
 
 
 def extract_patches(obj: Tensor, corners: Tensor, size: int) -> Tensor:
-    """Cut ``size`` × ``size`` patches out of ``obj``.
+    """Extract ``size`` × ``size`` patches from ``obj``.
 
     Args:
         obj: (rows, columns), real or complex.
@@ -83,7 +83,7 @@ def add_patches(canvas: Tensor, patches: Tensor, corners: Tensor) -> Tensor:
 
 
 class _Extract(torch.autograd.Function):
-    """Cutting out, whose gradient is placing back."""
+    """Extraction; its gradient is placement."""
 
     @staticmethod
     def forward(ctx: Any, obj: Tensor, corners: Tensor, size: int) -> Tensor:
@@ -99,7 +99,7 @@ class _Extract(torch.autograd.Function):
 
 
 class _Place(torch.autograd.Function):
-    """Placing back, whose gradient is cutting out."""
+    """Placement; its gradient is extraction."""
 
     @staticmethod
     def forward(ctx: Any, patches: Tensor, corners: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -133,9 +133,9 @@ class Canvas(NamedTuple):
 
 
 def make_canvas(corners: Tensor, size: int, margin: int = 2) -> Canvas:
-    """The canvas that holds every patch of ``size`` at ``corners`` (n, 2) and ``margin`` pixels more on each side.
+    """Make the canvas that contains every patch of ``size`` at ``corners`` (n, 2) plus ``margin`` pixels per side.
 
-    Every result of one scan is made on this frame, so that results overlay pixel by pixel.
+    All results of one scan have this canvas, so that they can be compared pixel by pixel.
     """
     low = corners.min(0).values - margin
     high = corners.max(0).values + size + margin

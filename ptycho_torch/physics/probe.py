@@ -1,21 +1,21 @@
-"""What a probe of incoherent modes amounts to, and the freedoms that leave its patterns as they are."""
+"""Power, center and orthogonal modes of a probe."""
 
 import torch
 from torch import Tensor
 
 
 def compute_power(modes: Tensor) -> Tensor:
-    """Power of a wave summed over its incoherent modes: (*, M, N, N) complex to (*, N, N) real."""
+    """Compute the power of a wave summed over its incoherent modes: (*, M, N, N) complex to (*, N, N) real."""
     power = modes.real.square() + modes.imag.square()
     return power.squeeze(-3) if power.shape[-3] == 1 else power.sum(-3)
 
 
 def orthogonalize_modes(modes: Tensor) -> Tensor:
-    """The same incoherent light by modes that are orthogonal and ordered by power, the strongest first.
+    """Replace the modes by orthogonal modes of the same intensities, ordered by decreasing power.
 
-    Modes mixed by a unitary matrix give the same intensities everywhere, so the singular vectors may stand for them
-    (Odstrčil, Baksh, Boden, Card, Chad, Frey & Brocklesby, Opt. Express 24, 8360 (2016)). Each keeps the phase of the
-    part of it that was there before.
+    Modes mixed by a unitary matrix give the same intensities everywhere, so the singular vectors are equivalent
+    (Odstrčil, Baksh, Boden, Card, Chad, Frey & Brocklesby, Opt. Express 24, 8360 (2016)). Each keeps the phase of
+    its largest component.
 
     Args:
         modes: (M, N, N) complex.
@@ -30,7 +30,7 @@ def orthogonalize_modes(modes: Tensor) -> Tensor:
 
 
 def compute_center(power: Tensor) -> Tensor:
-    """Centre of mass (y, x) of ``power`` (N, N) real, in pixels, (2,)."""
+    """Compute the center of mass (y, x) of ``power`` (N, N) real, in pixels, (2,)."""
     total = power.sum()
     rows, columns = (torch.arange(n, dtype=power.dtype, device=power.device) for n in power.shape)
     return torch.stack([(power.sum(1) * rows).sum(), (power.sum(0) * columns).sum()]) / total
