@@ -4,8 +4,8 @@ Names of tensors
 ----------------
 Schema 3 names tensors by the modules of :class:`~ptycho_torch.models.model.PtychoModel`: ``network.backbone``,
 ``network.cascades.0``, ``network.object_stage``, and ``scans.0.probe``, ``scans.0.position_offsets``,
-``scans.0.background`` for each scan. Schemas 1 and 2 used other names; :func:`upgrade_tensor_names` translates them when
-a model or a checkpoint is loaded, and has no effect on present names.
+``scans.0.background`` for each scan. Schemas 1 and 2 used other names; :func:`upgrade_tensor_names` translates them
+when a model or a checkpoint is loaded, and has no effect on present names.
 
 ===============================  ============================
 schema 1 and 2                   schema 3
