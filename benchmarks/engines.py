@@ -85,8 +85,7 @@ def run(
     pipeline = PipelineRun(scan, scale, list(stages), estimate, seed)
     scorer = Scorer(lambda: error(pipeline) if error else float("nan"))
     scorer.started = started
-    while pipeline.num_finished_stages < len(stages):
-        pipeline.run_stage(scorer)
+    pipeline.run(scorer)
     return Outcome(pipeline, time.perf_counter() - started - scorer.spent, scorer.trace)
 
 

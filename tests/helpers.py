@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ptycho_torch.core.observer import Observer, SilentObserver
+from ptycho_torch.core.observer import Observer
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.physics.batch import make_batch
@@ -186,8 +186,7 @@ class TruePatchNetwork(torch.nn.Module):
 
 def finish_pipeline(pipeline: Any, observer: Observer | None = None) -> Any:
     """Run the remaining stages of a pipeline in progress, and return it."""
-    while pipeline.num_finished_stages < len(pipeline.stages):
-        assert pipeline.run_stage(observer or SilentObserver())
+    assert pipeline.run(observer)
     return pipeline
 
 
