@@ -264,6 +264,10 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Model:
     return bundle
 
 
+Bundle, load_bundle = Model, load_model
+"""Earlier names of the model and of the function that reads it."""
+
+
 def compute_weights_digest(network: PatternNetwork) -> str:
     """Return a short digest of the weights of ``network``, the same as that of earlier schemas."""
     key, digest = network.state_key, hashlib.sha256()
