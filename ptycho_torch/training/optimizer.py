@@ -136,9 +136,8 @@ class Optimizer:
             RuntimeError: a tensor has another shape.
         """
         self.model.load_state_dict(upgrade_tensor_names(_select_prefix(tensors, "model.")), strict=True)
-        self.averaged_weights = {
-            name: tensor.to(self.model.device) for name, tensor in upgrade_tensor_names(_select_prefix(tensors, "average.")).items()
-        }
+        averaged_weights = upgrade_tensor_names(_select_prefix(tensors, "average."))
+        self.averaged_weights = {name: tensor.to(self.model.device) for name, tensor in averaged_weights.items()}
         self.muon.load_state_dict(_select_prefix(tensors, "muon."))
         self.adam.load_state_dict(_select_prefix(tensors, "adam."))
         self.steps = steps

@@ -1,4 +1,4 @@
-"""python -m ptycho_torch.pretrain, and what its network is good for, as people call them."""
+"""The command pretrain, and inference and training with its network."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def general(tmp_path_factory: pytest.TempPathFactory, file: Path, run_process: C
     return folder
 
 
-def test_it_leaves_a_bundle_without_a_probe(general: Path) -> None:
+def test_output_is_a_model_without_a_probe(general: Path) -> None:
     assert {path.name for path in general.iterdir()} == {
         "bundle.json",
         "checkpoints",
@@ -56,7 +56,9 @@ def test_it_leaves_a_bundle_without_a_probe(general: Path) -> None:
     assert bundle.provenance["lessons"] == 6
 
 
-def test_it_reads_a_scan_that_it_never_saw(general: Path, file: Path, tmp_path: Path, run_main: Command) -> None:
+def test_inference_reconstructs_a_scan_outside_the_pretraining(
+    general: Path, file: Path, tmp_path: Path, run_main: Command
+) -> None:
     words = ("--model_path", general, "--test_data", file, "--quiet", "--no_report")
     done = run_main("inference", *words, "--output_dir", tmp_path / "own")
     assert (done.code, done.err) == (0, "")
@@ -68,7 +70,9 @@ def test_it_reads_a_scan_that_it_never_saw(general: Path, file: Path, tmp_path: 
     np.testing.assert_allclose(own.object, told.object, atol=1e-4)
 
 
-def test_training_starts_from_it(general: Path, file: Path, tmp_path: Path, run_main: Command) -> None:
+def test_training_starts_from_the_pretrained_network(
+    general: Path, file: Path, tmp_path: Path, run_main: Command
+) -> None:
     words = (
         "--train_data_file",
         file,
@@ -87,7 +91,7 @@ def test_training_starts_from_it(general: Path, file: Path, tmp_path: Path, run_
     assert len(tuned.model.probes) == 1
 
 
-def test_it_goes_on_with_the_same_bytes(general: Path, file: Path, tmp_path: Path, run_main: Command) -> None:
+def test_resumed_pretraining_gives_the_same_bytes(general: Path, file: Path, tmp_path: Path, run_main: Command) -> None:
     families = ("--probe", file, "--probe_family", "fresnel", "vortex")
     words = ("--output_dir", tmp_path / "model", *families, *BRIEF, "--quiet", "--steps")
     assert run_main("pretrain", *words, 2).code == 0
@@ -109,7 +113,9 @@ def test_it_goes_on_with_the_same_bytes(general: Path, file: Path, tmp_path: Pat
         (("--steps", "0"), "--steps is 0"),
     ],
 )
-def test_bad_input_is_one_line(words: tuple[str, ...], expected: str, tmp_path: Path, run_main: Command) -> None:
+def test_bad_input_gives_a_one_line_error(
+    words: tuple[str, ...], expected: str, tmp_path: Path, run_main: Command
+) -> None:
     done = run_main("pretrain", "--output_dir", tmp_path / "none", *words)
     assert done.code == 2
     assert done.err.count("\n") == 1
@@ -117,14 +123,13 @@ def test_bad_input_is_one_line(words: tuple[str, ...], expected: str, tmp_path: 
     assert not (tmp_path / "none").exists()
 
 
-def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_complete_model(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "ptycho_torch.pretrain", "--output_dir", tmp_path / "model", "--size", "32", *BRIEF]
     running = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     checkpoint = tmp_path / "model" / "checkpoints" / "last" / "state.safetensors"
-    until = time.monotonic() + 60
-    while not checkpoint.exists() and time.monotonic() < until:
+    deadline = time.monotonic() + 60
+    while not checkpoint.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(0.5)
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130, err

@@ -1,4 +1,4 @@
-"""python -m ptycho_torch.train, as people call it."""
+"""The command train."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ Train = Callable[..., Path]
 
 
 def verbatim(file: Path, folder: Path, groups: int = 16) -> list[str]:
-    """The command line that users have."""
+    """Return the arguments of the documented command line."""
     words = f"--max_epochs 2 --n_images {groups} --gridsize 1 --batch_size 4 --device cpu --disable_mlflow"
     named = ["--train_data_file", str(file), "--test_data_file", str(file), "--output_dir", str(folder)]
     return [*named, *words.split()]
@@ -42,7 +42,7 @@ def is_a_trained_bundle(folder: Path, epochs: int = 2, groups: int = 16) -> None
 
 
 @pytest.mark.parametrize("layout", ["canonical", "legacy"])
-def test_the_verbatim_command(
+def test_documented_command_writes_a_model(
     layout: str, tmp_path: Path, scan_file: Path, legacy_file: Path, run_process: Command
 ) -> None:
     file = {"canonical": scan_file, "legacy": legacy_file}[layout]
@@ -50,13 +50,13 @@ def test_the_verbatim_command(
         "-m", "ptycho_torch.train", *verbatim(file, tmp_path / "a model"), cwd=tmp_path, CUDA_VISIBLE_DEVICES=""
     )
     assert (done.code, "Traceback" in done.err) == (0, False), done.err
-    assert "itself" in done.err, "validation on the training scan is told"
+    assert "itself" in done.err, "the validation on the training scan is logged"
     assert "loss" in done.out
     is_a_trained_bundle(tmp_path / "a model")
     assert [path.name for path in tmp_path.iterdir()] == ["a model"]
 
 
-def test_both_layouts_are_the_same_scan(tmp_path: Path, scan_file: Path, legacy_file: Path, run_main: Command) -> None:
+def test_both_layouts_give_the_same_loss(tmp_path: Path, scan_file: Path, legacy_file: Path, run_main: Command) -> None:
     losses = []
     for file in (scan_file, legacy_file):
         assert run_main("train", *verbatim(file, tmp_path / file.stem), "--width", 4).code == 0
@@ -65,15 +65,15 @@ def test_both_layouts_are_the_same_scan(tmp_path: Path, scan_file: Path, legacy_
 
 
 @pytest.mark.skipif(not os.environ.get("PTYCHO_TORCH_DATA"), reason="PTYCHO_TORCH_DATA is not set")
-def test_the_verbatim_command_on_the_twin(tmp_path: Path, run_main: Command) -> None:
+def test_documented_command_on_the_simulated_run1084(tmp_path: Path, run_main: Command) -> None:
     file = Path(os.environ["PTYCHO_TORCH_DATA"]) / "run1084" / "Run1084_twin_legacy.npz"
     if not file.is_file():
-        pytest.skip(f"{file} is not there")
+        pytest.skip(f"{file} is missing")
     assert run_main("train", *verbatim(file, tmp_path / "model", 64)).code == 0
     is_a_trained_bundle(tmp_path / "model", groups=64)
 
 
-def test_other_doors_to_the_same_room(
+def test_console_command_equals_the_module(
     tmp_path: Path, scan_file: Path, run_process: Command, train_model: Train
 ) -> None:
     """The console command and ``python -m ptycho_torch``, both at once in two folders, give what one alone gives."""
@@ -97,7 +97,7 @@ def test_other_doors_to_the_same_room(
             assert (tmp_path / str(index) / name).read_bytes() == (alone / name).read_bytes()
 
 
-def test_what_a_run_records_runs_the_same_again(tmp_path: Path, scan_file: Path, run_main: Command) -> None:
+def test_recorded_configuration_reproduces_the_training(tmp_path: Path, scan_file: Path, run_main: Command) -> None:
     assert run_main("train", *verbatim(scan_file, tmp_path / "first"), "--width", 4, "--seed", 5).code == 0
     again = ("train", "--config", tmp_path / "first" / "config.yaml", "--output_dir", tmp_path / "second")
     assert run_main(*again).code == 0
@@ -105,14 +105,14 @@ def test_what_a_run_records_runs_the_same_again(tmp_path: Path, scan_file: Path,
         assert (tmp_path / "second" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
 
 
-def test_quiet_says_nothing(tmp_path: Path, scan_file: Path, run_main: Command) -> None:
+def test_quiet_prints_nothing(tmp_path: Path, scan_file: Path, run_main: Command) -> None:
     outcome = run_main("train", *verbatim(scan_file, tmp_path / "model"), "--width", 4, "--quiet")
     assert outcome == (0, "", "")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_ctrl_c_and_going_on(workers: int, tmp_path: Path, scan_file: Path, train_model: Train) -> None:
-    """A real signal to real processes: the last complete epoch is kept, and going on gives the same bytes."""
+def test_ctrl_c_and_resume(workers: int, tmp_path: Path, scan_file: Path, train_model: Train) -> None:
+    """A real signal to real processes: the last complete epoch remains, and a resume gives the same bytes."""
     folder = tmp_path / "stopped"
     words = ["--train_data_file", scan_file, "--output_dir", folder, "--max_epochs", "1000000", "--batch_size", "6"]
     words += ["--width", "4", "--device", "cpu", "--precision", "fp32", "--logger", "none"]
@@ -193,7 +193,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("fault", sorted(BAD_FILES))
-def test_a_bad_file_is_one_line_and_leaves_nothing(
+def test_bad_file_gives_a_one_line_error_and_no_output(
     fault: str, tmp_path: Path, scan_file: Path, run_main: Command
 ) -> None:
     file = tmp_path / "scan.npz"
@@ -234,7 +234,7 @@ def test_a_bad_file_is_one_line_and_leaves_nothing(
         (("--config", "none.yaml"), "none.yaml"),
     ],
 )
-def test_bad_settings_are_one_line_and_leave_nothing(
+def test_bad_settings_give_a_one_line_error_and_no_output(
     words: tuple[str, ...],
     said: str,
     tmp_path: Path,
@@ -249,7 +249,7 @@ def test_bad_settings_are_one_line_and_leave_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_in_the_place_of_the_output_folder(tmp_path: Path, scan_file: Path, run_main: Command) -> None:
+def test_file_at_the_output_folder_is_an_error(tmp_path: Path, scan_file: Path, run_main: Command) -> None:
     (tmp_path / "file").write_text("mine")
     for place in ("file", "file/below"):
         words = ("--train_data_file", scan_file, "--output_dir", tmp_path / place, "--disable_mlflow", "--quiet")
@@ -259,7 +259,7 @@ def test_a_file_in_the_place_of_the_output_folder(tmp_path: Path, scan_file: Pat
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_device_that_is_not_there(tmp_path: Path, scan_file: Path, run_main: Command) -> None:
+def test_unavailable_device_is_an_error(tmp_path: Path, scan_file: Path, run_main: Command) -> None:
     import torch
 
     if torch.cuda.is_available():
@@ -270,7 +270,7 @@ def test_a_device_that_is_not_there(tmp_path: Path, scan_file: Path, run_main: C
     assert not (tmp_path / "m").exists()
 
 
-def test_odd_names_of_files_and_folders(tmp_path: Path, scan_file: Path, run_main: Command) -> None:
+def test_unusual_names_of_files_and_folders(tmp_path: Path, scan_file: Path, run_main: Command) -> None:
     odd = tmp_path / "a b ü # ? % 'quoted'"
     odd.mkdir()
     file = odd / "scan with [brackets].npz"

@@ -1,4 +1,4 @@
-"""Pretraining: seeded, resumed exactly, and it learns what it was never shown."""
+"""Pretraining: reproducible, resumed exactly, and effective on objects that it was not trained on."""
 
 from pathlib import Path
 
@@ -14,17 +14,17 @@ from ptycho_torch.training.optimizer import LearningRateSchedule
 from ptycho_torch.training.pretraining import Pretrainer, PretrainerSettings
 from ptycho_torch.training.tracking import NullTracker
 
-PACE = LearningRateSchedule(3e-3, 10)
+SCHEDULE = LearningRateSchedule(3e-3, 10)
 
 
-def pretrainer(lessons: int | None, seed: int = 0, seconds: float | None = None) -> Pretrainer:
+def pretrainer(batches: int | None, seed: int = 0, seconds: float | None = None) -> Pretrainer:
     settings = SimulatedDatasetSettings(size=32, patterns=4, seed=seed, photons=(1e5, 1e6), overlap=(0.6, 0.8))
     config = NetworkConfig("unrolled_unet", "residual", 6, probe_channel=True)
     model = PtychoModel(config, [], generator=torch.Generator().manual_seed(seed), size=32)
-    return Pretrainer(model, SimulatedDataset(settings), PretrainerSettings(PACE, lessons, seconds))
+    return Pretrainer(model, SimulatedDataset(settings), PretrainerSettings(SCHEDULE, batches, seconds))
 
 
-def learn(trainer: Pretrainer, checkpoint: Path) -> dict[str, torch.Tensor]:
+def run(trainer: Pretrainer, checkpoint: Path) -> dict[str, torch.Tensor]:
     assert trainer.run(SilentObserver(), NullTracker(), checkpoint)
     return trainer.optimizer.state_dict()
 
@@ -33,33 +33,33 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-def test_a_resumed_pretraining_has_the_bytes_of_one_never_interrupted(tmp_path: Path) -> None:
-    whole = learn(pretrainer(9), tmp_path / "whole")
-    learn(pretrainer(5), tmp_path / "part")
+def test_resumed_pretraining_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole = run(pretrainer(9), tmp_path / "whole")
+    run(pretrainer(5), tmp_path / "part")
     resumed = pretrainer(9)
     resumed.load(tmp_path / "part")
-    assert same(learn(resumed, tmp_path / "part"), whole)
+    assert same(run(resumed, tmp_path / "part"), whole)
     assert [row.groups for row in resumed.history] == [20, 16]
-    assert not same(learn(pretrainer(9, seed=1), tmp_path / "other"), whole)
+    assert not same(run(pretrainer(9, seed=1), tmp_path / "other"), whole)
 
 
-def test_another_pretraining_is_not_gone_on_with(tmp_path: Path) -> None:
-    learn(pretrainer(1), tmp_path / "one")
+def test_resume_with_another_seed_is_refused(tmp_path: Path) -> None:
+    run(pretrainer(1), tmp_path / "one")
     with pytest.raises(ConfigError, match="seed"):
         pretrainer(1, seed=1).load(tmp_path / "one")
 
 
-def test_objects_that_were_never_shown_are_seen_after_a_while(tmp_path: Path) -> None:
+def test_validation_loss_on_new_objects_decreases(tmp_path: Path) -> None:
     trainer = pretrainer(80)
     before = trainer.validate()
-    learn(trainer, tmp_path / "state")
+    run(trainer, tmp_path / "state")
     assert trainer.history[-1].val_loss == trainer.validate() < 0.85 * before
     assert trainer.history[-1].groups == 320
 
 
-def test_time_ends_it(tmp_path: Path) -> None:
+def test_pretraining_ends_at_the_time_limit(tmp_path: Path) -> None:
     trainer = pretrainer(None, seconds=0.5)
-    learn(trainer, tmp_path / "state")
+    run(trainer, tmp_path / "state")
     assert trainer.optimizer.steps >= 1
     with pytest.raises(ConfigError, match="`time_limit`"):
         pretrainer(None)

@@ -1,23 +1,29 @@
-"""An engine's object as a target of the network: distance, phase, what it costs, and who may see what."""
+"""Targets of a training: the object of an engine, and the labels of a scan file."""
 
+import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from ptycho_torch.config.train import TrainConfig
-from ptycho_torch.core.errors import ConfigError
+from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.data.scan import Scan
+from ptycho_torch.evaluation.metrics import compare_with_truth
+from ptycho_torch.io.npz import save_scan
 from ptycho_torch.models.saved_model import load_model
-from ptycho_torch.physics.batch import make_batch
+from ptycho_torch.physics.batch import make_batch, scale_probe_to_photons
 from ptycho_torch.physics.forward import shift_probe
 from ptycho_torch.physics.patches import extract_patches
+from ptycho_torch.prediction.predict import predict_scan
 from ptycho_torch.train import train
-from ptycho_torch.training.targets import ObjectTarget, make_object_target
+from ptycho_torch.training.targets import ObjectTarget, align_phases, make_object_target, prepare_labels
 
 Train = Callable[..., Path]
 
@@ -28,7 +34,7 @@ def teacher(scan: Scan) -> ObjectTarget:
     return ObjectTarget(torch.from_numpy(scan.truth), torch.zeros(2, dtype=torch.int64))
 
 
-def test_the_distance_is_that_of_a_slow_sum_in_numpy(scan: Scan, teacher: ObjectTarget) -> None:
+def test_distance_equals_a_sum_in_numpy(scan: Scan, teacher: ObjectTarget) -> None:
     batch = make_batch(scan, 1.0).take(torch.arange(5))
     probes = shift_probe(torch.from_numpy(scan.probe), batch.fractions)
     patches = torch.randn(5, 24, 24, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
@@ -40,7 +46,7 @@ def test_the_distance_is_that_of_a_slow_sum_in_numpy(scan: Scan, teacher: Object
     assert teacher.compute_distance(patches, probes, batch.corners).tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_teachers_own_patches_are_at_no_distance(scan: Scan, teacher: ObjectTarget) -> None:
+def test_distance_of_the_target_patches_is_zero(scan: Scan, teacher: ObjectTarget) -> None:
     batch = make_batch(scan, 1.0)
     patches = extract_patches(teacher.object, batch.corners, 24)
     probes = shift_probe(torch.from_numpy(scan.probe), batch.fractions)
@@ -49,7 +55,7 @@ def test_the_teachers_own_patches_are_at_no_distance(scan: Scan, teacher: Object
     assert float(teacher.compute_distance(patches, probes, shifted).mean()) > 1e-3
 
 
-def test_a_teacher_is_turned_to_where_a_network_starts() -> None:
+def test_mean_of_the_target_is_real() -> None:
     generator = torch.Generator().manual_seed(0)
     obj = torch.polar(torch.ones(9, 11), torch.rand(9, 11, generator=generator) + 2.5)
     turned = make_object_target(obj, torch.ones(9, 11), (3, 4)).object.mean()
@@ -57,12 +63,12 @@ def test_a_teacher_is_turned_to_where_a_network_starts() -> None:
     assert float(turned.real) > 0.9
 
 
-def test_a_taught_network_is_nearer_to_the_truth(train_model: Train, scan: Scan, tmp_path: Path) -> None:
+def test_target_object_reduces_the_error(train_model: Train, scan: Scan, tmp_path: Path) -> None:
     from ptycho_torch.evaluation.metrics import compare_with_truth
     from ptycho_torch.prediction.predict import predict_scan
 
     errors = []
-    for name, teacher in (("alone", None), ("taught", "pie:epochs=30,batch_size=8")):
+    for name, teacher in (("alone", None), ("with target", "pie:epochs=30,batch_size=8")):
         bundle = load_model(train_model(tmp_path / name, teacher=teacher, max_epochs=40, width=8), torch.device("cpu"))
         result = predict_scan(bundle.model, scan, bundle.photons_per_unit)
         assert scan.truth is not None
@@ -70,7 +76,7 @@ def test_a_taught_network_is_nearer_to_the_truth(train_model: Train, scan: Scan,
     assert errors[1] < 0.8 * errors[0]
 
 
-def test_teaching_repeats_to_the_byte_and_goes_on_exactly(train_model: Train, tmp_path: Path) -> None:
+def test_training_with_a_teacher_is_reproducible_and_resumes_exactly(train_model: Train, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"teacher": "pie:epochs=2", "update_probe": True}
     whole, again = (train_model(tmp_path / name, max_epochs=3, **settings) for name in ("whole", "again"))
     train_model(tmp_path / "parts", max_epochs=1, **settings)
@@ -86,7 +92,129 @@ def test_teaching_repeats_to_the_byte_and_goes_on_exactly(train_model: Train, tm
 
 
 @pytest.mark.parametrize("teacher", ["pye", "pie:epochs", "pie:colour=1", "neural"])
-def test_a_teacher_that_is_none_is_refused(scan_file: Path, tmp_path: Path, teacher: str) -> None:
+def test_invalid_teacher_is_refused(scan_file: Path, tmp_path: Path, teacher: str) -> None:
     with pytest.raises(ConfigError, match=r"pie|epochs|colour|model_path"):
         train(TrainConfig(train_data_file=scan_file, output_dir=tmp_path / "out", teacher=teacher, logger="none"))
     assert not (tmp_path / "out").exists()
+
+
+def true_patches(scan: Scan) -> NDArray[np.complex64]:
+    return extract_patches(torch.from_numpy(scan.truth), make_batch(scan, 1.0).corners, scan.size).numpy()
+
+
+def illuminated(scan: Scan) -> NDArray[np.complex64]:
+    fractions = make_batch(scan, 1.0).fractions
+    return true_patches(scan) * shift_probe(torch.from_numpy(scan.probe), fractions)[:, 0].numpy()
+
+
+def labeled(scan: Scan, labels: NDArray[np.complex64]) -> Scan:
+    return replace(scan, labels=labels.astype(np.complex64))
+
+
+def check(scan: Scan) -> torch.Tensor:
+    return prepare_labels(scan, make_batch(scan, 1.0), scale_probe_to_photons(scan, 1.0))
+
+
+def save(tmp_path: Path, scan: Scan) -> Path:
+    save_scan(tmp_path / "labeled.npz", scan)
+    return tmp_path / "labeled.npz"
+
+
+def losses(folder: Path) -> list[float]:
+    with (folder / "history.csv").open(newline="") as stream:
+        return [float(row["loss"]) for row in csv.DictReader(stream)]
+
+
+@pytest.mark.parametrize("modes", [1, 2])
+@pytest.mark.parametrize("photons", [2e3, 2e4, 1e6])
+def test_object_labels_pass_and_exit_waves_are_refused(
+    modes: int, photons: float, scan_factory: Callable[..., Scan]
+) -> None:
+    scan = scan_factory(modes=modes, photons=photons)
+    found = check(labeled(scan, true_patches(scan)))
+    ratio = found.numpy() / true_patches(scan)
+    assert np.ptp(ratio.real) < 1e-5
+    assert 1 < ratio.real.mean() < 1.5, "the probe has the power of the patterns, so that the object absorbs less"
+    if modes == 1:
+        with pytest.raises(DataError, match="Y are exit waves, probe times object"):
+            check(labeled(scan, illuminated(scan)))
+
+
+@pytest.mark.parametrize("factor", [1e-3, 40.0])
+def test_scale_of_the_labels_is_free(factor: float, scan: Scan) -> None:
+    truth = true_patches(scan)
+    torch.testing.assert_close(check(labeled(scan, factor * truth)), check(labeled(scan, truth)))
+    with pytest.raises(DataError, match="Y are exit waves, probe times object"):
+        check(labeled(scan, factor * illuminated(scan)))
+
+
+@pytest.mark.parametrize("change", [lambda y: y[::-1], lambda y: y[:, ::-1], lambda y: y.conj()])
+def test_labels_of_other_patterns_are_refused(change: Callable[..., NDArray[np.complex64]], scan: Scan) -> None:
+    with pytest.raises(DataError, match="Y match the patterns neither as object nor as exit wave"):
+        check(labeled(scan, change(true_patches(scan))))
+
+
+def test_masked_pixels_are_ignored_in_the_label_check(scan: Scan) -> None:
+    mask = np.random.default_rng(0).random((24, 24)) > 0.1
+    corrupted = replace(scan, mask=mask, amplitudes=np.where(mask, scan.amplitudes, np.float32(77)))
+    check(labeled(corrupted, true_patches(scan)))
+
+
+def test_label_takes_the_phase_of_its_patch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    patches = torch.randn(3, 8, 8, dtype=torch.complex64, generator=generator)
+    phases = torch.polar(torch.ones(3), torch.tensor([0.5, 3.0, -2.0]))[:, None, None]
+    torch.testing.assert_close(
+        align_phases(patches * phases, patches, torch.rand(3, 8, 8, generator=generator)), patches
+    )
+
+
+def test_labels_reduce_the_error(train_model: Train, scan: Scan, tmp_path: Path) -> None:
+    file, errors = save(tmp_path, labeled(scan, true_patches(scan))), []
+    for supervised in (False, True):
+        folder = train_model(
+            tmp_path / str(supervised), train_data_file=file, supervised=supervised, max_epochs=20, width=8
+        )
+        bundle = load_model(folder)
+        result = predict_scan(bundle.model, scan, bundle.photons_per_unit)
+        assert scan.truth is not None
+        errors.append(compare_with_truth(result, scan.truth).to_metrics()["nrmse"])
+    assert errors[1] < 0.8 * errors[0]
+
+
+@pytest.mark.parametrize("gridsize", [1, 2, 3])
+def test_phases_of_the_labels_are_free(gridsize: int, train_model: Train, scan: Scan, tmp_path: Path) -> None:
+    truth = true_patches(scan)
+    phases = np.exp(1j * np.random.default_rng(0).uniform(-np.pi, np.pi, (36, 1, 1)))
+    found = []
+    for name, labels in (("as they are", truth), ("turned", truth * phases)):
+        (tmp_path / name).mkdir()
+        file = save(tmp_path / name, labeled(scan, labels))
+        folder = train_model(tmp_path / name / "model", train_data_file=file, supervised=True, gridsize=gridsize)
+        found.append(losses(folder))
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_training_resumes_exactly_and_only_with_equal_labels(train_model: Train, scan: Scan, tmp_path: Path) -> None:
+    truth = true_patches(scan)
+    settings: dict[str, Any] = {"train_data_file": save(tmp_path, labeled(scan, truth)), "supervised": True}
+    straight = train_model(tmp_path / "straight", max_epochs=3, **settings)
+    train_model(tmp_path / "resumed", max_epochs=1, **settings)
+    resumed = train_model(tmp_path / "resumed", max_epochs=3, resume=True, **settings)
+    for name in ("model.safetensors", "history.csv"):
+        assert (resumed / name).read_bytes() == (straight / name).read_bytes()
+    save(tmp_path, labeled(scan, 2 * truth))
+    with pytest.raises(ConfigError, match=r"cannot resume with a different .*labels"):
+        train_model(tmp_path / "resumed", max_epochs=4, resume=True, **settings)
+
+
+def test_invalid_labels_are_refused(train_model: Train, scan: Scan, scan_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"scan\.npz: there are no labels Y"):
+        train_model(tmp_path / "model", supervised=True)
+    with pytest.raises(DataError, match=r"labeled\.npz: the labels Y are exit waves"):
+        train_model(
+            tmp_path / "model", train_data_file=save(tmp_path, labeled(scan, illuminated(scan))), supervised=True
+        )
+    with pytest.raises(ConfigError, match="`supervised` and `teacher`"):
+        train_model(tmp_path / "model", supervised=True, teacher="pie")
+    assert not (tmp_path / "model").exists()

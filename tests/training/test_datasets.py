@@ -1,4 +1,4 @@
-"""Several scans in one training: each with its own probe and photon scale, batches from one of them at a time."""
+"""Training data of several scans: each with its own probe and photon scale, each batch from one scan."""
 
 import csv
 import json
@@ -91,7 +91,7 @@ def test_all_groups_of_all_scans(tmp_path: Path, train_model: Train, files: tupl
     [{"update_probe": True}, {"gridsize": 2, "n_images": 7}, {"teacher": "pie:epochs=2", "update_probe": True}],
     ids=lambda settings: "-".join(settings),
 )
-def test_the_same_bytes_and_going_on_exactly(
+def test_training_is_reproducible_and_resumes_exactly(
     tmp_path: Path, train_model: Train, files: tuple[Path, ...], settings: dict[str, Any]
 ) -> None:
     settings = {"train_data_file": files, **settings}
@@ -103,7 +103,7 @@ def test_the_same_bytes_and_going_on_exactly(
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine of one core
-def test_workers_change_no_byte(tmp_path: Path, train_model: Train, files: tuple[Path, ...]) -> None:
+def test_workers_do_not_change_the_bytes(tmp_path: Path, train_model: Train, files: tuple[Path, ...]) -> None:
     alone, helped = (
         contents(train_model(tmp_path / str(workers), train_data_file=files, num_workers=workers)) for workers in (0, 1)
     )
@@ -126,15 +126,15 @@ def test_batches_are_of_one_scan_in_random_order(files: tuple[Path, ...]) -> Non
     assert orders[0] != orders[1]
 
 
-def test_what_is_validated_on(tmp_path: Path, train_model: Train, files: tuple[Path, ...]) -> None:
-    told = {}
+def test_provenance_describes_the_validation(tmp_path: Path, train_model: Train, files: tuple[Path, ...]) -> None:
+    descriptions = {}
     for name, test_file in (("regions", None), ("itself", files[1]), ("other", files[2])):
         folder = train_model(tmp_path / name, train_data_file=files[:2], test_data_file=test_file)
-        told[name] = load_model(folder).provenance["validation"]
-    assert told["regions"].startswith("region held out of each training scan, a.npz: y >= ")
-    assert "; b.npz: y >= " in told["regions"]
-    assert "itself" in told["itself"]
-    assert told["other"] == "the scan c.npz"
+        descriptions[name] = load_model(folder).provenance["validation"]
+    assert descriptions["regions"].startswith("region held out of each training scan, a.npz: y >= ")
+    assert "; b.npz: y >= " in descriptions["regions"]
+    assert "itself" in descriptions["itself"]
+    assert descriptions["other"] == "the scan c.npz"
 
 
 def test_the_loss_of_every_scan_falls_and_each_is_reconstructed_by_its_own_probe(
@@ -168,8 +168,8 @@ def test_scans_of_two_sizes_are_refused(
     assert not (tmp_path / "model").exists()
 
 
-def test_one_scan_twice_is_refused(tmp_path: Path, train_model: Train, files: tuple[Path, ...]) -> None:
+def test_repeated_scan_is_refused(tmp_path: Path, train_model: Train, files: tuple[Path, ...]) -> None:
     with pytest.raises(ConfigError, match="hold the same scan"):
         train_model(tmp_path / "model", train_data_file=(files[0], files[1], files[0]))
-    with pytest.raises(ConfigError, match="--train_data_file names no scan"):
+    with pytest.raises(ConfigError, match="`train_data_file` is empty"):
         train_model(tmp_path / "model", train_data_file=())
