@@ -92,11 +92,11 @@ def restore_logging() -> Iterator[None]:
 
 @pytest.fixture
 def run_main(capsys: pytest.CaptureFixture[str], restore_logging: None) -> Callable[..., CommandOutcome]:
-    """Calls ``main`` of a verb in this process: quick, where the process boundary does not matter."""
+    """Call ``main`` of a command in this process: faster than a separate one."""
 
-    def call_main(verb: str, *words: str | Path) -> CommandOutcome:
+    def call_main(command: str, *words: str | Path) -> CommandOutcome:
         capsys.readouterr()
-        code = import_module(f"ptycho_torch.{verb}").main([str(word) for word in words])
+        code = import_module(f"ptycho_torch.{command}").main([str(word) for word in words])
         return CommandOutcome(code, *capsys.readouterr())
 
     return call_main

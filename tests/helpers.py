@@ -25,7 +25,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class CommandOutcome(NamedTuple):
-    """What a command leaves on the terminal."""
+    """Exit code and output of a command."""
 
     code: int
     out: str

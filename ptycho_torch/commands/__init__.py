@@ -1,1 +1,1 @@
-"""One module per command: what `python -m ptycho_torch.NAME` runs."""
+"""One module per command, the body of `python -m ptycho_torch.NAME`."""

@@ -1,1 +1,1 @@
-"""What every room may know: configuration, error types, progress, safe file writing. Imports no torch."""
+"""Errors, progress, atomic files, timing and deferred calls. No module here imports torch."""

@@ -1,1 +1,1 @@
-"""Scan files and what is in them. Imports no torch."""
+"""Scans, reconstructions and the data contract. No module here imports torch."""

@@ -1,1 +1,1 @@
-"""Ways to a reconstruction: each is `run(scan, observer) -> Reconstruction`."""
+"""Iterative reconstruction engines and pipelines of engines."""

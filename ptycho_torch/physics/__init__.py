@@ -1,1 +1,1 @@
-"""Optics as pure functions on tensors, each operator beside its adjoint."""
+"""The forward model as pure functions on tensors, each operator with its adjoint."""

@@ -1,1 +1,1 @@
-"""Figures, the report, and the files that a run leaves."""
+"""Figures, the report, and the result folder of a run."""

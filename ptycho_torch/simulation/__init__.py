@@ -1,1 +1,1 @@
-"""Simulated scans: objects, probes and trajectories by name, put together by the package's own forward model."""
+"""Simulated scans: objects, probes and trajectories by name, and the forward model."""

@@ -1,1 +1,1 @@
-"""Training of a network on scans: the loop, the bundle that it leaves, and trackers."""
+"""Training of a network: loop, data, losses, targets, optimizer and trackers."""

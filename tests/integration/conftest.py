@@ -1,4 +1,4 @@
-"""Stages of the regression: each is one command in a process of its own, timed, and told at the end of the run."""
+"""Stages of the regression test: each is one command in a separate process, timed and listed at the end of the run."""
 
 import os
 import platform
@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 WARN_SECONDS, FAIL_SECONDS = 45, 90
-"""For everything in this folder together, on two cores."""
+"""Limits for all tests of this folder together, on two cores."""
 
 PASS = 5
-"""Stages of one pass, the first ones: simulate, fixture, train, infer and stitch, evaluate."""
+"""Number of stages of one pass: simulate, fixture, train, infer and stitch, evaluate."""
 
 PAGE = """# Runtime of the regression test
 
@@ -24,7 +24,7 @@ Wall seconds of each stage of `tests/integration`; each stage is a separate proc
     python -m pytest tests/integration --runtime_profile docs/runtime_profile.md
 
 on {cores} cores, Python {python}, torch {torch}. One pass should take less than 15 s. The test warns above {warn} s and
-fails above {fail} s in total. The import of torch takes about half of every stage except the fixture and the evaluation.
+fails above {fail} s in total. About half of every stage except the fixture and the evaluation is the import of torch.
 
 | stage | seconds |
 |---|---|
@@ -46,11 +46,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def run_process(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Runs ``python …`` in a folder: ``run("train", folder, "-m", "ptycho_torch.train", …)``; returns what it printed.
+    """Run ``python …`` in a folder, as ``run("train", folder, "-m", "ptycho_torch.train", …)``; return its output.
 
-    ``expect`` is the exit code that must come back.
+    ``expect`` is the expected exit code.
     """
-    # As people run it: with the threads that torch takes by itself.
+    # As users run it: with the default number of threads of torch.
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
 
     def run_stage(stage: str, folder: Path, *words: str | Path, expect: int = 0) -> str:
@@ -73,13 +73,13 @@ def run_process(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def elapsed_seconds(pytestconfig: pytest.Config) -> Callable[[], float]:
-    """Wall seconds of all stages so far."""
+    """Return the wall seconds of all finished stages."""
     return lambda: sum(took for _, took in pytestconfig.stash[_seconds])
 
 
 @pytest.fixture(scope="session")
 def max_seconds() -> float:
-    """Seconds past which the regression fails."""
+    """Limit in seconds above which the regression test fails."""
     return FAIL_SECONDS
 
 
@@ -95,14 +95,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.line(f"WARNING: more than {WARN_SECONDS} s, the target on two cores", yellow=True, bold=True)
     page = config.getoption("--runtime_profile", default=None)
     if page is not None:
-        page.write_text(profile_page(stages), encoding="utf-8")
+        page.write_text(format_page(stages), encoding="utf-8")
         terminalreporter.line(f"written: {page}")
 
 
-def profile_page(stages: list[tuple[str, float]]) -> str:
-    """The page of the stages: what one pass takes, and what all of the regression takes."""
-    one_pass, total = (sum(took for _, took in some) for some in (stages[:PASS], stages))
-    told = [
+def format_page(stages: list[tuple[str, float]]) -> str:
+    """Return the page with the seconds of each stage, of one pass and in total."""
+    one_pass, total = (sum(took for _, took in part) for part in (stages[:PASS], stages))
+    table = [
         *((stage, took) for stage, took in stages[:PASS]),
         ("**one pass**", one_pass),
         *((stage, took) for stage, took in stages[PASS:]),
@@ -112,7 +112,7 @@ def profile_page(stages: list[tuple[str, float]]) -> str:
         cores=os.cpu_count(),
         python=platform.python_version(),
         torch=metadata.version("torch"),
-        rows="\n".join(f"| {stage} | {took:.2f} |" for stage, took in told),
+        rows="\n".join(f"| {stage} | {took:.2f} |" for stage, took in table),
         warn=WARN_SECONDS,
         fail=FAIL_SECONDS,
     )
