@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-import ptycho_torch
 from ptycho_torch.__main__ import main
 from ptycho_torch.cli.commands import COMMANDS
 from ptycho_torch.cli.parser import build_parser, required_fields
@@ -55,14 +54,6 @@ def test_launchers_forward_the_names_of_the_command() -> None:
 def test_importing_the_package_imports_no_torch(run_process: Command) -> None:
     code = "import sys, ptycho_torch; dir(ptycho_torch); ptycho_torch.load_scan; print('torch' in sys.modules)"
     assert run_process("-c", code).out == "False\n"
-
-
-def test_the_public_names_exist() -> None:
-    for name in ptycho_torch.__all__:
-        assert getattr(ptycho_torch, name) is not None
-    assert set(ptycho_torch.__all__) <= set(dir(ptycho_torch))
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        _ = ptycho_torch.nonsense
 
 
 def test_the_program_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
