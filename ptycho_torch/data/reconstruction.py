@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_torch.core.annotations import Figure
 from ptycho_torch.core.deferred import call_deferred
 from ptycho_torch.core.summary import format_summary, format_summary_html
 from ptycho_torch.data.scan import Scan
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from ptycho_torch.evaluation.scores import Scores
 
 
@@ -69,7 +68,7 @@ class Reconstruction:
         """
         call_deferred("ptycho_torch.io.reconstruction:save_reconstruction", path, self)
 
-    def plot(self, axes: Any = None) -> "Figure":
+    def plot(self, axes: Any = None) -> Figure:
         """Draw amplitude and phase of the object over the covered region.
 
         Args:
@@ -81,7 +80,7 @@ class Reconstruction:
         figure: Figure = call_deferred("ptycho_torch.plotting.figures:plot_object", self, axes)
         return figure
 
-    def plot_history(self, axes: Any = None) -> "Figure":
+    def plot_history(self, axes: Any = None) -> Figure:
         """Draw loss or R against the epoch, with the level of counting noise where it was recorded.
 
         Args:
@@ -93,7 +92,7 @@ class Reconstruction:
         figure: Figure = call_deferred("ptycho_torch.plotting.curves:plot_history", self, axes)
         return figure
 
-    def plot_probe(self, axes: Any = None) -> "Figure":
+    def plot_probe(self, axes: Any = None) -> Figure:
         """Draw every probe mode: hue is phase, brightness is amplitude.
 
         Args:
@@ -102,7 +101,7 @@ class Reconstruction:
         figure: Figure = call_deferred("ptycho_torch.plotting.figures:plot_probe", self, axes)
         return figure
 
-    def plot_uncertainty(self, axes: Any = None) -> "Figure":
+    def plot_uncertainty(self, axes: Any = None) -> Figure:
         """Draw the predicted standard deviation over the covered region.
 
         Args:

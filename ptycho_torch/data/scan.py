@@ -4,19 +4,17 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_torch.core.annotations import Figure
 from ptycho_torch.core.deferred import call_deferred
 from ptycho_torch.core.errors import ContractError
 from ptycho_torch.core.summary import format_summary, format_summary_html
 from ptycho_torch.data.contract import find_violations, raise_for_violations
 from ptycho_torch.data.layout import ArrayHeader, is_positive_number
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FIELD_DTYPES: dict[str, Any] = {
     "amplitudes": np.float32,
@@ -138,7 +136,7 @@ class Scan:
         vars(selected).update({name: array[indices] for name, array in arrays.items() if array is not None})
         return selected
 
-    def plot(self, axes: Any = None) -> "Figure":
+    def plot(self, axes: Any = None) -> Figure:
         """Draw the mean pattern (log scale), the scan positions and the strongest probe mode.
 
         Args:

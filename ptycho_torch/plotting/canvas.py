@@ -7,15 +7,13 @@ the report encodes them with gray text on a transparent ground, which is readabl
 import io
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_torch.core.annotations import Figure
 from ptycho_torch.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 INK_COLOR = "#80868f"  # contrast of at least 3.5 on white and on near-black
 REPORT_DPI = 80
@@ -24,7 +22,7 @@ NOTEBOOK_DPI = 100
 
 def prepare_axes(
     axes: Any, rows: int, columns: int, size: tuple[float, float], left: float = 0.6
-) -> tuple["Figure", NDArray[Any]]:
+) -> tuple[Figure, NDArray[Any]]:
     """Return a figure and its axes (rows, columns): new ones, or those that a caller gave.
 
     Args:
@@ -45,7 +43,7 @@ def prepare_axes(
     return given[0].get_figure(), given.reshape(rows, columns)
 
 
-def _make_figure(rows: int, columns: int, size: tuple[float, float], left: float) -> tuple["Figure", NDArray[Any]]:
+def _make_figure(rows: int, columns: int, size: tuple[float, float], left: float) -> tuple[Figure, NDArray[Any]]:
     figure = _get_figure_class()(figsize=size, dpi=NOTEBOOK_DPI)
     # Fixed margins: the layout engines of matplotlib take longer than the drawing itself.
     width, height = size
@@ -91,7 +89,7 @@ def add_legend(axis: Any) -> None:
     axis.grid(color=INK_COLOR, alpha=0.2)
 
 
-def encode_figure(figure: "Figure") -> bytes:
+def encode_figure(figure: Figure) -> bytes:
     """Return a figure as PNG in the look of the report; the figure itself takes that look.
 
     The file has neither the version of the program nor a date, and equal values give equal bytes.

@@ -1,25 +1,23 @@
 """Curves: the history of a run, and the Fourier ring correlation."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_torch.core.annotations import Figure
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.evaluation.frc import RingCorrelation
 from ptycho_torch.plotting.canvas import INK_COLOR, add_legend, prepare_axes
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 History = Mapping[str, Sequence[float]]
 
 _MAX_MARKED_POINTS = 20  # a shorter curve gets a dot per point: a single point has no line
 
 
-def plot_history(history: Reconstruction | History, axes: Any = None) -> "Figure":
+def plot_history(history: Reconstruction | History, axes: Any = None) -> Figure:
     """Draw every loss and R of a history against the epoch.
 
     R comes with the level of counting noise alone, and the deviance of held-out pixels is drawn below it, where the
@@ -61,7 +59,7 @@ def select_curves(history: History) -> dict[str, NDArray[np.float64]]:
     return _select_finite({name: values for name, values in history.items() if "loss" in name or name == "r"})
 
 
-def plot_frc(frc: RingCorrelation, level: float | None = None, axes: Any = None) -> "Figure":
+def plot_frc(frc: RingCorrelation, level: float | None = None, axes: Any = None) -> Figure:
     """Draw the ring correlation, the ½-bit threshold and their crossing.
 
     Args:
@@ -84,7 +82,7 @@ def plot_frc(frc: RingCorrelation, level: float | None = None, axes: Any = None)
     return figure
 
 
-def _prepare_chart(axes: Any, rows: int = 1) -> tuple["Figure", NDArray[Any]]:
+def _prepare_chart(axes: Any, rows: int = 1) -> tuple[Figure, NDArray[Any]]:
     """Return a figure of half the report's width and its panels, one below the other, with room for a log axis."""
     figure, panels = prepare_axes(axes, rows, 1, (5.6, 3.6 if rows == 1 else 2.8 * rows), left=0.85)
     return figure, panels[:, 0]

@@ -4,11 +4,12 @@ Images show the covered region; the area outside it is transparent or tinted. Ax
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_torch.core.annotations import Figure
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
@@ -16,9 +17,6 @@ from ptycho_torch.evaluation.alignment import OverlapRegion, Region, compute_cov
 from ptycho_torch.evaluation.metrics import TruthComparison
 from ptycho_torch.evaluation.uncertainty_calibration import UncertaintyCalibration, compute_expected_shares
 from ptycho_torch.plotting.canvas import add_colorbar, add_legend, encode_pixels, prepare_axes
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PHASE_COLORMAP = "twilight"
 _OUTSIDE_COLOR = (0.5, 0.5, 0.5, 0.15)  # a tint, so that the edge of a white or black object is visible
@@ -88,7 +86,7 @@ def render_phase(view: CroppedObject) -> bytes:
     return encode_pixels(phase, view.region, (-limit, limit), PHASE_COLORMAP, _PLAIN_IMAGE_SIDE_PX)
 
 
-def plot_object(reconstruction: Reconstruction, axes: Any = None) -> "Figure":
+def plot_object(reconstruction: Reconstruction, axes: Any = None) -> Figure:
     """Draw amplitude and phase of the object, with color bars.
 
     Args:
@@ -105,7 +103,7 @@ def plot_object(reconstruction: Reconstruction, axes: Any = None) -> "Figure":
     return figure
 
 
-def plot_probe(reconstruction: Reconstruction, axes: Any = None) -> "Figure":
+def plot_probe(reconstruction: Reconstruction, axes: Any = None) -> Figure:
     """Draw every probe mode: hue is phase, brightness is amplitude.
 
     Args:
@@ -119,7 +117,7 @@ def plot_probe(reconstruction: Reconstruction, axes: Any = None) -> "Figure":
     return figure
 
 
-def plot_scan(scan: Scan, axes: Any = None) -> "Figure":
+def plot_scan(scan: Scan, axes: Any = None) -> Figure:
     """Draw the mean pattern on a log scale, the scan positions and the strongest probe mode.
 
     Args:
@@ -156,7 +154,7 @@ def _compute_mean_pattern(scan: Scan) -> NDArray[np.float64]:
     return np.asarray(scale * np.where(count > 0, total / np.maximum(count, 1), np.nan), np.float64)
 
 
-def plot_truth_comparison(comparison: TruthComparison, axes: Any = None) -> "Figure":
+def plot_truth_comparison(comparison: TruthComparison, axes: Any = None) -> Figure:
     """Draw truth, reconstruction and their difference, amplitude above phase.
 
     Args:
@@ -184,7 +182,7 @@ def plot_truth_comparison(comparison: TruthComparison, axes: Any = None) -> "Fig
     return figure
 
 
-def plot_uncertainty(reconstruction: Reconstruction, axes: Any = None) -> "Figure":
+def plot_uncertainty(reconstruction: Reconstruction, axes: Any = None) -> Figure:
     """Draw the predicted standard deviation over the covered region.
 
     Args:
@@ -205,7 +203,7 @@ def plot_uncertainty(reconstruction: Reconstruction, axes: Any = None) -> "Figur
     return figure
 
 
-def plot_calibration(calibration: UncertaintyCalibration, pair: OverlapRegion, axes: Any = None) -> "Figure":
+def plot_calibration(calibration: UncertaintyCalibration, pair: OverlapRegion, axes: Any = None) -> Figure:
     """Draw predicted standard deviation, true error, and the share of pixels with an error within k σ.
 
     Args:
@@ -231,7 +229,7 @@ def plot_calibration(calibration: UncertaintyCalibration, pair: OverlapRegion, a
     return figure
 
 
-def plot_illumination(reconstruction: Reconstruction, axes: Any = None) -> "Figure":
+def plot_illumination(reconstruction: Reconstruction, axes: Any = None) -> Figure:
     """Draw the coverage with the scan positions, and the strongest probe mode.
 
     Args:
@@ -256,7 +254,7 @@ def plot_illumination(reconstruction: Reconstruction, axes: Any = None) -> "Figu
 
 def plot_patterns(
     measured: NDArray[np.floating], predicted: NDArray[np.floating], titles: Sequence[str], axes: Any = None
-) -> "Figure":
+) -> Figure:
     """Draw measured patterns above predicted ones, on one log scale.
 
     Args:
