@@ -23,8 +23,10 @@ def save_reconstruction(path: str | Path, result: Reconstruction) -> None:
         result: the reconstruction.
 
     Raises:
-        DataError: the file cannot be written.
+        DataError: the file cannot be written, or its suffix is another one.
     """
+    if Path(path).suffix != ".npz":  # NumPy would write a file of another name, and leave ``path`` empty
+        raise DataError(f"{path}: the suffix is {Path(path).suffix!r}; expected .npz; choose another output path")
     extra = {"photons_per_unit": result.photons_per_unit, "history": result.history, "metadata": result.metadata}
     optional = {"background": result.background, "intensities": result.intensities, "uncertainty": result.uncertainty}
     present: dict[str, Any] = {name: array for name, array in optional.items() if array is not None}

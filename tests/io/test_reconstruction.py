@@ -26,6 +26,15 @@ def reconstruction() -> Reconstruction:
     )
 
 
+@pytest.mark.parametrize("name", ["result", "result.h5", "result.NPZ"])
+def test_another_suffix_is_refused(
+    reconstruction: Reconstruction, name: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"expected \.npz"):
+        reconstruction.save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 def test_round_trip_keeps_every_field(reconstruction: Reconstruction, tmp_path: Path) -> None:
     reconstruction.save(tmp_path / "a.npz")
     reconstruction.save(tmp_path / "b.npz")
