@@ -38,7 +38,7 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict[str, Any]:
         DataError: a file cannot be used, or the files do not belong together.
     """
     if config.truth is None and config.scan is None:
-        raise ConfigError("nothing to judge by: give --truth SCAN.npz (its objectGuess), --scan SCAN.npz, or both")
+        raise ConfigError("nothing to judge by: give `truth` SCAN.npz (its objectGuess), `scan` SCAN.npz, or both")
 
     reconstruction = load_reconstruction(config.reconstruction)
     # The same file twice is read once.
@@ -49,7 +49,7 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict[str, Any]:
     truth = scans[config.truth].truth if config.truth is not None else None
     if config.truth is not None and truth is None:
         raise DataError(
-            f"{config.truth}: no objectGuess in it, expected the true object; leave --truth out to judge by R"
+            f"{config.truth}: no objectGuess in it, expected the true object; leave `truth` out to judge by R"
         )
 
     evaluation = evaluate_result(
@@ -72,7 +72,7 @@ def _select_photons_per_unit(config: EvaluateConfig, reconstruction: Reconstruct
     if stated is not None and abs(stated - scale) > 1e-3 * scale:
         log.warning(
             "%s states %.6g photons a squared unit, and the reconstruction's %.6g is used; "
-            "set --photons_per_unit if this file is in another unit",
+            "set `photons_per_unit` if this file is in another unit",
             config.scan,
             stated,
             scale,

@@ -99,7 +99,7 @@ def crop_to_overlap(reconstruction: Reconstruction, truth: NDArray[np.complexflo
         raise DataError(
             f"the truth of {truth.shape} pixels and the reconstruction of {reconstruction.object.shape} pixels at "
             f"{tuple(origin.tolist())} share no covered pixel, expected objects on one coordinate grid; "
-            "check that --truth belongs to the scan that was reconstructed"
+            "check that `truth` belongs to the scan that was reconstructed"
         )
     obj = np.asarray(reconstruction.object[canvas_slices], np.complex128)
     return OverlapRegion(obj, np.asarray(truth[truth_slices], np.complex128), region[canvas_slices], low)

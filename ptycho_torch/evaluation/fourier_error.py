@@ -69,7 +69,7 @@ def compute_fourier_error(
         raise DataError(
             f"none of the {len(requested)} patterns to judge lies on the reconstruction's canvas "
             f"(origin {reconstruction.origin_yx.tolist()}, {reconstruction.object.shape} pixels); "
-            "check that --scan is the scan that was reconstructed"
+            "check that `scan` is the scan that was reconstructed"
         )
     mask = _make_corner_origin_mask(scan)
     sums = torch.zeros(4, dtype=torch.float64)

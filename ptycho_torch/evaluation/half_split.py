@@ -73,7 +73,7 @@ def correlate_half_scans(
     if side < MIN_SQUARE_SIDE_PX:
         raise DataError(
             f"the halves of the scan both cover a square of {side} pixels; expected at least {MIN_SQUARE_SIDE_PX}: "
-            "the scan is too sparse to be halved; leave out --half_scan_frc"
+            "the scan is too sparse to be halved; leave out `half_scan_frc`"
         )
     reference, moved = (np.asarray(half.object, np.complex128) for half in (first, second))
     pair = OverlapRegion(moved, reference, region, first.origin_yx)

@@ -343,7 +343,7 @@ def _read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(
-            f"{path.parent}: no model bundle ({path.name} missing); give the --output_dir of a training"
+            f"{path.parent}: no model bundle ({path.name} missing); give the `output_dir` of a training"
         ) from error
     except OSError as error:
         raise BundleError(f"{path}: the model bundle cannot be read ({error.strerror})") from error
