@@ -2,27 +2,33 @@
 
 import logging
 from pathlib import Path
+from typing import get_args
 
 import torch
 
-from ptycho_torch.core.errors import DeviceError
+from ptycho_torch.config.base import Precision
+from ptycho_torch.core.errors import ConfigError, DeviceError
 
 log = logging.getLogger(__name__)
 
 
-def select_device(name: str) -> torch.device:
+def select_device(name: str | torch.device) -> torch.device:
     """Return the device ``name``; ``auto`` selects CUDA, then MPS, then the CPU.
 
     Raises:
-        DeviceError: the device is not available.
+        DeviceError: the device is not available, or torch knows none of this name.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if cuda else "mps" if mps else "cpu"
-    if (name == "cuda" and not cuda) or (name == "mps" and not mps):
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"`device` is {name}; expected auto, cpu, cuda or mps") from error
+    if (device.type == "cuda" and not cuda) or (device.type == "mps" and not mps):
         raise DeviceError(f"`device` {name} is not available on this machine; choose `device` cpu or auto")
-    log.debug("computing on %s", name)
-    return torch.device(name)
+    log.debug("computing on %s", device)
+    return device
 
 
 def select_precision(name: str, device: torch.device) -> str:
@@ -30,7 +36,12 @@ def select_precision(name: str, device: torch.device) -> str:
 
     This holds for GPUs with bf16, and for CPUs with matrix tiles or with AVX-512 bf16 at full rate. On Intel CPUs with
     AVX-512 bf16 only, bf16 is slower than fp32 (``docs/findings.md``).
+
+    Raises:
+        ConfigError: there is no arithmetic of this name.
     """
+    if name not in get_args(Precision):
+        raise ConfigError(f"`precision` is {name}; expected one of {', '.join(get_args(Precision))}")
     if name != "auto":
         return name
     if device.type == "cuda":

@@ -42,7 +42,7 @@ class Pipeline:
         *stages: options of the engines, in order.
 
     Raises:
-        ConfigError: there is no stage.
+        ConfigError: there is no stage, or one is no options of an engine.
 
     Example:
         >>> result = Pipeline(PIE(), LSQML(update_probe=True)).run(scan)
@@ -51,6 +51,9 @@ class Pipeline:
     def __init__(self, *stages: EngineOptions) -> None:
         if not stages:
             raise ConfigError("the pipeline has no stage; expected the options of at least one engine")
+        for number, stage in enumerate(stages, 1):
+            if not isinstance(stage, EngineOptions):
+                raise ConfigError(f"stage {number} is {stage!r}; expected the options of an engine, such as PIE()")
         self.stages = stages
 
     def run(self, scan: Scan, *, observer: Observer | None = None, **settings: Any) -> Reconstruction:
@@ -106,6 +109,8 @@ class Pipeline:
         """
         if not 0 <= holdout <= MAX_HOLDOUT_FRACTION:
             raise ConfigError(f"`holdout` is {holdout}; expected a fraction from 0 to {MAX_HOLDOUT_FRACTION}")
+        if seed < 0:
+            raise ConfigError(f"`seed` is {seed}; expected a number of at least 0")
         stages = [make_stage(options) for options in self.stages]
         cpu_only = any(stage.requires_cpu for stage in stages)
         where = process_group.select_device("cpu" if cpu_only else device)

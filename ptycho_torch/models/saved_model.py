@@ -39,6 +39,7 @@ from ptycho_torch.core.observer import Observer
 from ptycho_torch.core.summary import format_summary, format_summary_html
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
+from ptycho_torch.distributed.devices import select_device
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NetworkConfig, PatternNetwork
 
@@ -238,8 +239,10 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Model:
 
     Raises:
         BundleError: there is no model, its schema is newer, or its parts do not fit together.
+        DeviceError: the device is not available.
     """
     description, weights = Path(folder) / "bundle.json", Path(folder) / "model.safetensors"
+    selected_device = select_device(device)
     content = _read_description(description)
     try:
         network = NetworkConfig(**content["network"])
@@ -260,7 +263,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Model:
         model.load_state_dict(upgrade_tensor_names(load_tensors(weights)[0]), strict=True)
     except RuntimeError as error:
         raise BundleError(f"{weights}: does not fit the network of {description.name} ({_shorten(error)})") from error
-    model.to(device).eval()
+    model.to(selected_device).eval()
     return bundle
 
 

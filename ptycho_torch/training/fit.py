@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 import ptycho_torch
+from ptycho_torch.config.base import require_not_negative, require_positive
 from ptycho_torch.config.train import DEFAULT_POSITION_BOUND
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.observer import Observer, SilentObserver
@@ -101,6 +103,16 @@ def fit(
     scans = [scans] if isinstance(scans, Scan) else list(scans)
     if not scans:
         raise ConfigError("there is no scan; expected at least one; add it to `scans`")
+    numbers = SimpleNamespace(
+        epochs=epochs,
+        position_bound=position_bound,
+        gridsize=gridsize,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    require_positive(numbers, "position_bound", "gridsize", "batch_size", "learning_rate")
+    require_not_negative(numbers, "epochs", "seed")
     check_distinct_scans(scans)
     selected_device = select_device(device)
     supervised = isinstance(targets, str)

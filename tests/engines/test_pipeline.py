@@ -50,6 +50,10 @@ def test_held_out_pixels_are_scored(scan: Scan) -> None:
 def test_a_pipeline_checks_its_settings(scan: Scan, model: Model) -> None:
     with pytest.raises(ConfigError, match="no stage"):
         Pipeline()
+    with pytest.raises(ConfigError, match="options of an engine"):
+        Pipeline([PIE()])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="`seed`"):
+        PIE().run(scan, seed=-1)
     with pytest.raises(ConfigError, match="`holdout`"):
         PIE().run(scan, holdout=0.9)
     with pytest.raises(ConfigError, match="`model_path`"):

@@ -27,9 +27,7 @@ def reconstruction() -> Reconstruction:
 
 
 @pytest.mark.parametrize("name", ["result", "result.h5", "result.NPZ"])
-def test_another_suffix_is_refused(
-    reconstruction: Reconstruction, name: str, tmp_path: Path
-) -> None:
+def test_another_suffix_is_refused(reconstruction: Reconstruction, name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected \.npz"):
         reconstruction.save(tmp_path / name)
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ptycho_torch.core.errors import ConfigError, DataError
+from ptycho_torch.core.errors import ConfigError, DataError, DeviceError
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
@@ -103,3 +103,30 @@ def test_unsuitable_targets_are_refused(scan: Scan) -> None:
     small = replace(target, object=target.object[:30, :30], coverage=target.coverage[:30, :30])
     with pytest.raises(DataError, match="outside the object"):
         fit_narrow(scan, targets=small)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"epochs": -1},
+        {"batch_size": 0},
+        {"gridsize": 0},
+        {"learning_rate": -1.0},
+        {"position_bound": 0.0},
+        {"seed": -1},
+        {"precision": "fp64"},
+    ],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_invalid_settings_are_named(scan: Scan, setting: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=f"`{next(iter(setting))}` is"):
+        fit_narrow(scan, **setting)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "mps"])
+def test_a_model_is_not_loaded_on_a_missing_device(
+    model_folder: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match=f"`device` (is )?{device}"):
+        load_model(model_folder, device)
