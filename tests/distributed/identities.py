@@ -94,8 +94,8 @@ def gradients_are_those_of_one_rank(process_group: ProcessGroup, modes: int, tar
     batches: list[NDArray[np.intp]] = [np.arange(3, 15), np.arange(30, 31), np.array([0, 7, 35])]
     for indices in map(torch.from_numpy, batches):
         part = indices[process_group.shard(len(indices))]
-        here = gradients_of(shared, shared.patterns[0].scan.take(part))
-        there = gradients_of(alone, alone.patterns[0].scan.take(indices))
+        here = gradients_of(shared, shared.scans[0].scan.take(part))
+        there = gradients_of(alone, alone.scans[0].scan.take(indices))
         assert abs(here[0] - there[0]) < 1e-5 * there[0]
         assert len(here[1]) == len(there[1]) == len(list(shared.model.parameters()))
         for one, other in zip(here[1], there[1], strict=True):
