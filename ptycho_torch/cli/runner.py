@@ -5,7 +5,6 @@ command line then take a tenth of the time, and a missing package ends as one li
 """
 
 import dataclasses
-import functools
 import os
 import shlex
 import sys
@@ -56,7 +55,7 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
     process_group: _ProcessGroup | None = None
     try:
         if _is_distributed():
-            process_group = _join_process_group(name)
+            process_group = _join_process_group(command)
             if not command.distributed:
                 raise ConfigError(
                     f"{process_group.size} processes were started; expected one; start the command without torchrun"
@@ -105,13 +104,15 @@ def _is_distributed() -> bool:
     return "RANK" in os.environ and size.isdecimal() and int(size) > 1
 
 
-def _join_process_group(name: str) -> _ProcessGroup:
-    """Join the process group that ``torchrun`` started for the command ``name``."""
+def _join_process_group(command: Command) -> _ProcessGroup:
+    """Join the process group that ``torchrun`` started for ``command``."""
     module = import_module("ptycho_torch.distributed.process_group")
     process_group: _ProcessGroup = module.init_process_group()
-    module.start_termination_watchdog(
-        functools.partial(_print_reason, EXIT_BAD_INPUT, name, process_group=process_group)
-    )
+
+    def report_error(reason: str) -> int:
+        return _print_reason(EXIT_BAD_INPUT, command.name, format_message(reason, command.config_type), process_group)
+
+    module.start_termination_watchdog(report_error)
     return process_group
 
 

@@ -1,9 +1,9 @@
-"""ProcessGroup: processes that share the work of one run, each with its part of every batch, as ``torchrun`` starts them.
+"""Process groups: several processes, started by ``torchrun``, that share every batch of one run.
 
-Nothing that is computed depends on how many there are, but for rounding. What spans a batch is summed over its parts,
-forward and backward, and every rank then makes the same step; the first alone talks to people and writes.
-``accelerate`` opens the group of processes, gives each a device, and carries sums and broadcasts; a process by itself
-does not import it.
+Results do not depend on the number of processes, except for rounding. Sums over a batch are summed over the processes,
+forward and backward, and then every process makes the same step; only rank 0 prints and writes files. ``accelerate``
+opens the group, assigns a device to each process, and carries out sums and broadcasts; a single process does not
+import it.
 """
 
 import os
@@ -25,72 +25,72 @@ from ptycho_torch.core.errors import DeviceError, ProcessGroupError
 from ptycho_torch.distributed.devices import select_device
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-"""How long a rank waits for one that is silent; one that died is noticed at once."""
+"""Time that a rank waits for a message. A connection that a process closed by its death fails at once."""
 
 STORE_TIMEOUT_SECONDS = 3.0
-"""Seconds that a rank waits to be told whether another has spoken."""
+"""Seconds that a rank waits for the store before it reports an error itself."""
 
 SHUTDOWN_GRACE_SECONDS = 10.0
-"""Seconds that a rank asked to end has to do so by itself. ``torchrun`` kills what is left after 30."""
+"""Seconds after SIGTERM in which a rank can end by itself. ``torchrun`` kills processes after 30 seconds."""
 
 
 @dataclass(frozen=True, eq=False)
 class ProcessGroup:
-    """One of the processes of a run, and how it reaches the others. As it stands: a process by itself.
+    """This process among the processes of a run. The default is a single process.
 
-    What needs the others is called by all of them, in the same order. It raises :class:`ProcessGroupError` where one of them is
-    gone.
+    Every process must call the collective methods (``all_reduce_*``, ``count_before``, ``broadcast_``, ``gather_rows``)
+    in the same order. They raise :class:`ProcessGroupError` if another process is lost.
     """
 
     rank: int = 0
-    """Which of them this is."""
+    """Index of this process."""
 
     size: int = 1
-    """How many there are."""
+    """Number of processes."""
 
     store: Store | None = None
-    """What they leave notes for each other in, dead or alive."""
+    """Key-value store of the group, which remains readable after the loss of a process; None for a single process."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that writes files and shows progress."""
+        """True if this process writes files and shows progress."""
         return self.rank == 0
 
     def shard(self, count: int, rank: int | None = None) -> slice:
-        """The part of ``count`` things that falls to this rank, or to ``rank``: all parts are about alike."""
+        """Return the part of ``count`` items for ``rank`` (default: this rank); parts differ by at most 1."""
         rank = self.rank if rank is None else rank
         return slice(rank * count // self.size, (rank + 1) * count // self.size)
 
     def select_device(self, name: str) -> torch.device:
-        """The device called ``name``, as :func:`select_device` finds it; of several GPUs each rank has its own.
+        """Return the device ``name`` as :func:`select_device` does; with several GPUs, each rank has its own.
 
         Raises:
-            DeviceError: that device is not there, or there are too few of it.
+            DeviceError: the device is not available, or there are fewer GPUs than ranks on this machine.
         """
         device = select_device("cpu" if name == "auto" and self.size > 1 and not torch.cuda.is_available() else name)
         if self.size == 1 or device.type == "cpu":
             return device
         from accelerate import PartialState
 
-        state, there = PartialState(), torch.cuda.device_count()
-        # Where GPUs are too few, accelerate gives one to several ranks, which NCCL refuses.
-        if state.device.type != device.type or state.local_process_index >= there:
+        state, gpu_count = PartialState(), torch.cuda.device_count()
+        # With too few GPUs, accelerate assigns one GPU to several ranks, which NCCL refuses.
+        if state.device.type != device.type or state.local_process_index >= gpu_count:
             raise DeviceError(
-                f"--device {name}: each rank of a machine needs a GPU of its own, and there are {there} of CUDA: "
-                "start no more ranks than that, or choose --device cpu"
+                f"`device` is {name}, and this machine has {gpu_count} GPUs with CUDA; expected one GPU per rank; "
+                "start fewer ranks or choose `device` cpu"
             )
         return state.device
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """The sum of the ranks' tensors, which are of one shape, on every rank. Its gradient is summed as well."""
+        """Return the sum of the tensors of all ranks, which have one shape; gradients are summed in the same way."""
         return tensor if self.size == 1 else _AllReduceSum.apply(tensor)
 
     def all_reduce_max(self, tensor: Tensor) -> Tensor:
-        """The largest of the ranks' tensors, element by element."""
+        """Return the elementwise maximum of the tensors of all ranks, without gradient."""
         return tensor if self.size == 1 else _all_reduce(tensor.detach(), "max")
 
     def count_before(self, count: int) -> int:
-        """Return the sum of the ``count`` of all processes of lower rank."""
+        """Return the sum of ``count`` over all ranks below this one."""
         if self.size == 1:
             return 0
         counts = torch.zeros(self.size, dtype=torch.int64)
@@ -99,7 +99,7 @@ class ProcessGroup:
 
     @torch.no_grad()
     def all_reduce_sum_(self, tensors: Sequence[Tensor]) -> None:
-        """Put in the place of each tensor the sum of the ranks' ones: gradients, in one message."""
+        """Replace each tensor by its sum over all ranks, in one message; used for gradients."""
         if self.size == 1 or not tensors:
             return
         total = self.all_reduce_sum(torch.cat([tensor.flatten() for tensor in tensors]))
@@ -108,18 +108,18 @@ class ProcessGroup:
 
     @torch.no_grad()
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:
-        """Put the first rank's tensors in the place of those here."""
+        """Replace each tensor by the tensor of rank 0."""
         if self.size == 1:
             return
         from accelerate.utils import broadcast
 
         with _convert_communication_errors():
-            sent = broadcast([tensor.contiguous() for tensor in tensors])
-        for tensor, first in zip(tensors, sent, strict=True):
-            tensor.copy_(first)
+            received = broadcast([tensor.contiguous() for tensor in tensors])
+        for tensor, source in zip(tensors, received, strict=True):
+            tensor.copy_(source)
 
     def gather_rows(self, tensor: Tensor, rows: Sequence[slice]) -> None:
-        """Fill ``tensor`` on the first rank, on the CPU: ``rows[r]`` of it come from rank r. No other gets them."""
+        """Copy ``rows[r]`` of ``tensor`` on rank r to rank 0, for each rank r; the tensors are on the CPU."""
         if self.size == 1:
             return
         with _convert_communication_errors():
@@ -130,23 +130,23 @@ class ProcessGroup:
                 dist.recv(tensor[rows[rank]], src=rank)
 
     def claim_error_report(self) -> bool:
-        """Whether this rank is the first to ask: that one tells people why the run ends, and all others keep silent."""
+        """Return True on the first rank that calls this; only that rank prints why the run ends."""
         if self.store is None:
             return True
         claims: list[bool] = []
 
         def claim(store: Store) -> None:
-            # Where the store is gone, with the machine that held it, nobody has spoken that one could know of.
+            # If the store is lost with its process, the claims of other ranks are unknown, and this rank reports.
             with suppress(RuntimeError):
-                claims.append(store.add("spoken", 1) == 1)
+                claims.append(store.add("error_reports", 1) == 1)
 
         thread = threading.Thread(target=claim, args=(self.store,), daemon=True)
         thread.start()
-        thread.join(STORE_TIMEOUT_SECONDS)  # whoever holds the store may itself be stuck
+        thread.join(STORE_TIMEOUT_SECONDS)  # the process that holds the store may itself hang
         return claims[0] if claims else True
 
     def close(self) -> None:
-        """The work is done, here at least."""
+        """Leave the group after the work of this rank is complete."""
         if self.size > 1:
             from accelerate import PartialState
 
@@ -154,11 +154,11 @@ class ProcessGroup:
 
 
 SINGLE_PROCESS = ProcessGroup()
-"""A process by itself."""
+"""The group of a run in one process."""
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """A sum over ranks that all of them get: each part acts on every rank, so that the adjoint is the same sum."""
+    """Sum over ranks whose result is on every rank; its adjoint is the same sum over ranks."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -171,39 +171,40 @@ class _AllReduceSum(torch.autograd.Function):
         return _all_reduce(gradients[0], "sum")
 
 
-def _all_reduce(tensor: Tensor, how: str) -> Tensor:
-    """The ``sum`` or the ``max`` of the ranks' tensors, without a gradient: ``accelerate`` has none to other ranks."""
+def _all_reduce(tensor: Tensor, operation: str) -> Tensor:
+    """Return the ``sum`` or ``max`` over ranks, without gradient: ``accelerate`` has no gradient to other ranks."""
     from accelerate.utils import reduce
 
     with _convert_communication_errors():
-        return reduce(tensor.resolve_conj().contiguous(), how)
+        return reduce(tensor.resolve_conj().contiguous(), operation)
 
 
 @contextmanager
 def _convert_communication_errors() -> Iterator[None]:
-    """Turn the failure of a message into a sentence."""
+    """Convert the failure of a message between ranks to :class:`ProcessGroupError`."""
     try:
         yield
     except RuntimeError as error:
-        # Whoever pressed ctrl-C ended the others too: its handler comes first (this call runs those that wait).
+        # Ctrl-C also ends the other ranks, and is then the true reason. This call runs the pending signal handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, ())
         rank, size = dist.get_rank(), dist.get_world_size()
         other = f"rank {1 - rank}" if size == 2 else "another rank"
-        silent = "timed out" in str(error).lower()
-        raise ProcessGroupError(
-            f"{other} of {size} {f'has been silent for {COLLECTIVE_TIMEOUT}' if silent else 'was lost'}, so this run ends; "
-            "start it again: a training goes on from its last whole epoch with --resume, on any number of ranks"
-        ) from error
+        timed_out = "timed out" in str(error).lower()
+        failure = f"sent no message for {COLLECTIVE_TIMEOUT}" if timed_out else "was lost"
+        raise ProcessGroupError(f"{other} of {size} {failure}, and the run ends; {_RESUME_HINT}") from error
 
 
 def init_process_group() -> ProcessGroup:
-    """Join the other processes of this run, which the environment describes as ``torchrun`` sets it.
+    """Join the other processes of this run, which the environment variables of ``torchrun`` describe.
 
-    From then on ctrl-C interrupts once, however often it is sent, and SIGTERM, by which ``torchrun`` ends what is left
-    of a run, is a :class:`ProcessGroupError`.
+    Afterwards ctrl-C interrupts once, however often it is sent, and SIGTERM, which ``torchrun`` sends to the remaining
+    processes of a failed run, raises :class:`ProcessGroupError`.
+
+    Returns:
+        The group of this process.
 
     Raises:
-        RankError: the environment is incomplete, or the others cannot be reached.
+        ProcessGroupError: the environment is incomplete, or the other processes cannot be reached.
     """
     from accelerate import PartialState
     from torch.distributed.rendezvous import rendezvous
@@ -213,34 +214,39 @@ def init_process_group() -> ProcessGroup:
     try:
         store, rank, size = next(iter(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT)))
         gpus = torch.cuda.is_available() and dist.is_nccl_available()
-        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"  # either device, whatever --device will say
+        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"  # both devices: the settings are not parsed yet
         PartialState(not gpus, backend=backend, store=store, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         signal.pthread_sigmask(signal.SIG_BLOCK, ())
         raise ProcessGroupError(
-            f"the processes of this run cannot reach each other ({error}); start them all at once by torchrun"
+            f"the processes of this run cannot reach each other ({error}); start all of them by one torchrun"
         ) from error
     return ProcessGroup(rank, size, store)
 
 
 def ignore_stop_signals() -> None:
-    """Signals that ask this process to end come too late from now on."""
+    """Ignore SIGINT and SIGTERM from now on: this process ends anyway."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, _ignore_signal)  # a loader's workers are ended too, of which it would complain
+    signal.signal(signal.SIGCHLD, _ignore_signal)  # or the loader raises when its workers end
 
 
 def start_termination_watchdog(report_error: Callable[[str], int]) -> None:
-    """Have SIGTERM end this process even while it waits for a message that never comes.
+    """Start a thread that ends this process after SIGTERM, even while it waits for a message that never arrives.
 
-    Python calls its handlers between two steps of its own, and there are none while a rank waits for another; gloo has
-    been seen to wait on for one that had died. So a thread hears the signal too, and ``GRACE`` seconds later calls
-    ``end`` with the reason and leaves with the exit code that this gives.
+    Python calls signal handlers between two of its own instructions, and executes none while a rank waits for another
+    rank; gloo sometimes waits for a rank that has died. Therefore a thread receives the signal too, calls
+    ``report_error`` after ``SHUTDOWN_GRACE_SECONDS``, and exits.
+
+    Args:
+        report_error: is called with the reason; returns the exit code.
     """
     read_fd, write_fd = os.pipe()
     os.set_blocking(write_fd, False)
     signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a loader's workers have the pipe too
+    os.register_at_fork(
+        after_in_child=lambda: signal.set_wakeup_fd(-1)
+    )  # the workers of a data loader inherit the pipe
 
     def wait() -> None:
         while signal.SIGTERM not in os.read(read_fd, 64):
@@ -252,13 +258,13 @@ def start_termination_watchdog(report_error: Callable[[str], int]) -> None:
 
 
 def _ignore_signal(number: int, frame: Any) -> None:
-    """Unlike SIG_IGN also for a signal that came before and still waits."""
+    """Ignore a signal; unlike SIG_IGN, also one that is already pending."""
     del number, frame
 
 
 def _handle_interrupt(number: int, frame: Any) -> None:
     del number, frame
-    ignore_stop_signals()  # what is done gets saved
+    ignore_stop_signals()  # the completed epochs are being saved
     raise KeyboardInterrupt
 
 
@@ -268,7 +274,10 @@ def _handle_termination(number: int, frame: Any) -> None:
     raise ProcessGroupError(_TERMINATED_MESSAGE)
 
 
+_RESUME_HINT = (
+    "start the run again; `resume` continues a training after its last complete epoch, on any number of ranks"
+)
+
 _TERMINATED_MESSAGE = (
-    "the launcher ended this process, as it does when a rank was lost or when it is itself asked to end; start the "
-    "run again: a training goes on from its last whole epoch with --resume, on any number of ranks"
+    f"the launcher ended this process, because a rank was lost or the launcher was itself stopped; {_RESUME_HINT}"
 )

@@ -9,7 +9,7 @@ from ptycho_torch.core.errors import ConfigError
 
 
 class Backbone(nn.Module):
-    """A map from (n, channels, N, N) to (n, 2, N, N) real, each pattern independently; zero before training.
+    """Map from (n, channels, N, N) to (n, 2, N, N) real, independent per pattern; zero before training.
 
     A subclass takes the number of input channels and a width, and ends in ``output_layer``.
     """
@@ -18,10 +18,10 @@ class Backbone(nn.Module):
     """Name of the backbone in tensor names of bundles before schema 3."""
 
     divisor: ClassVar[int]
-    """N must be divisible by this."""
+    """Divisor of N."""
 
     output_layer: nn.Module
-    """The last layer."""
+    """Last layer."""
 
     def __init__(self, channels_in: int, width: int) -> None:
         super().__init__()
@@ -43,4 +43,7 @@ class Backbone(nn.Module):
         """Raise :class:`ConfigError` unless both sides of ``image`` are divisible by :attr:`divisor`."""
         rows, columns = image.shape[-2:]
         if rows % self.divisor or columns % self.divisor:
-            raise ConfigError(f"patterns of {columns} pixels: this network needs a side divisible by {self.divisor}")
+            raise ConfigError(
+                f"patterns of {rows} × {columns} pixels; expected a side divisible by {self.divisor}; "
+                "choose another `network`"
+            )

@@ -1,4 +1,4 @@
-"""Which probe lights a scan, and how many photons its unit is: the probe belongs to the scan, not to the network."""
+"""Selection of the probe and photon scale with which a trained network reconstructs a scan."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,34 +17,34 @@ from ptycho_torch.physics.batch import scale_probe_to_photons
 
 
 class ScanCalibration(NamedTuple):
-    """What lights a scan."""
+    """Probe, photon scale and learned corrections for one scan."""
 
     probe: Tensor
-    """(M, N, N) complex64, in √photons."""
+    """Probe (M, N, N) complex64, in √photons."""
 
     photons_per_unit: float
-    """Photons for one squared unit of the scan's amplitude."""
+    """Photons per squared unit of the stored amplitude."""
 
     probe_source: str
-    """Where the probe comes from."""
+    """Origin of the probe, for the log and the result."""
 
     position_offsets: Tensor | None = None
-    """(n, 2) pixels to add to the scan's positions (y, x), where the model learned them on this very scan."""
+    """Offsets (n, 2) in pixels to add to the positions (y, x), if the model learned them on this scan."""
 
     background: Tensor | None = None
-    """(N, N) photons in every pattern, zero frequency at [0, 0], where the model learned them on this very scan."""
+    """Background (N, N) in photons, zero frequency at [0, 0], if the model learned it on this scan."""
 
     is_scan_probe: bool = False
-    """Whether the probe is the scan's own, because the model has none for it."""
+    """True if the probe is the probe of the scan file, because the model has no probe for this scan."""
 
     def apply_positions(self, scan: Scan) -> Scan:
-        """``scan`` with the positions that were learned."""
+        """Return ``scan`` with the learned position offsets added."""
         if self.position_offsets is None:
             return scan
         return replace(scan, positions=scan.positions + self.position_offsets.detach().cpu().double().numpy())
 
     def attach_background(self, result: Reconstruction) -> Reconstruction:
-        """``result`` with the background that was learned."""
+        """Return ``result`` with the learned background."""
         if self.background is None:
             return result
         return replace(result, background=self.background.detach().cpu().numpy())
@@ -53,32 +53,37 @@ class ScanCalibration(NamedTuple):
 def select_calibration(
     bundle: Model, scan: Scan, probe_file: Path | None = None, photons_per_unit: float | None = None
 ) -> ScanCalibration:
-    """The probe and the photon scale that ``bundle`` sees ``scan`` by.
+    """Return the probe and photon scale for the reconstruction of ``scan`` by ``bundle``.
 
-    The probe is that of ``probe_file``; else the one that the bundle learned on this very scan; else the bundle's only
-    one; else the scan's own. The photon scale is given, else comes from where the probe comes from: of a scan that the
-    bundle does not know, and whose probe is not the bundle's, it is the scan's own.
+    The probe is the first that exists: the probe in ``probe_file``, the probe that the model learned on this scan, the
+    only probe of the model, the probe of the scan file. The photon scale, unless given, comes from the same source as
+    the probe; with ``probe_file``, from the record of this scan in the model, or from the scan.
+
+    Args:
+        bundle: trained model.
+        scan: scan to reconstruct.
+        probe_file: scan file or reconstruction with a probe.
+        photons_per_unit: photons per squared unit of the stored amplitude.
 
     Raises:
-        DataError: the scan's patterns are not of the bundle's N, or the file holds no such probe.
+        DataError: the patterns of the scan do not have the N of the model, or the file contains no such probe.
     """
     if scan.size != bundle.model.size:
         size = bundle.model.size
         raise DataError(
-            f"{scan.source or 'scan'}: patterns of {scan.size} × {scan.size} pixels, and the model was trained on "
-            f"{size} × {size}; give a scan of that size, or train on this one"
+            f"{scan.source or 'scan'}: patterns of {scan.size} × {scan.size} pixels; expected {size} × {size}, as in "
+            "the training; give a scan of that size, or train on this scan"
         )
-    known = bundle.find_scan(scan.digest())
-    probe_index = 0 if known is None and len(bundle.scans) == 1 and probe_file is None else known
+    scan_index = bundle.find_scan(scan.digest())
+    probe_index = 0 if scan_index is None and len(bundle.scans) == 1 and probe_file is None else scan_index
     if photons_per_unit is None:
-        own = probe_index is None
         photons_per_unit = (
-            photon_scale(scan).photons_per_unit if own else bundle.scans[probe_index or 0].photons_per_unit
+            photon_scale(scan).photons_per_unit if probe_index is None else bundle.scans[probe_index].photons_per_unit
         )
     learned = (
         (None, None)
-        if known is None
-        else (bundle.model.get_position_offsets(known), bundle.model.get_background(known))
+        if scan_index is None
+        else (bundle.model.get_position_offsets(scan_index), bundle.model.get_background(scan_index))
     )
     if probe_file is not None:
         return ScanCalibration(
@@ -90,21 +95,21 @@ def select_calibration(
         )
     name = bundle.scans[probe_index].name
     probe_source = (
-        "the model's, of this very scan" if known is not None else f"the model's only one, of {name or 'its scan'}"
+        "the model's, of this very scan" if scan_index is not None else f"the model's only one, of {name or 'its scan'}"
     )
     return ScanCalibration(bundle.model.probes[probe_index].detach(), photons_per_unit, probe_source, *learned)
 
 
 def read_scaled_probe(path: Path, scan: Scan, photons_per_unit: float) -> Tensor:
-    """The probe in ``path``, (M, N, N) complex64 in √photons, as it lights ``scan``.
+    """Read the probe in ``path`` and scale it for ``scan``: (M, N, N) complex64 in √photons.
 
-    Its power is the mean total of the scan's patterns, as for a scan's own probe; but one that was found from this very
-    scan keeps the power that it was found to have.
+    The power of the probe is the mean number of photons per pattern of the scan. A probe that was reconstructed from
+    this scan keeps its power.
 
     Raises:
-        DataError: the file holds no finite probe of the scan's N.
+        DataError: the file contains no finite probe with the N of the scan.
     """
-    found = read_probe(path, scan.size, "probe")
-    if found.scan_digest == scan.digest():
-        return torch.from_numpy(found.modes) * (photons_per_unit / found.photons_per_unit) ** 0.5
-    return scale_probe_to_photons(replace(scan, probe=found.modes), photons_per_unit)
+    stored = read_probe(path, scan.size, "probe")
+    if stored.scan_digest == scan.digest():
+        return torch.from_numpy(stored.modes) * (photons_per_unit / stored.photons_per_unit) ** 0.5
+    return scale_probe_to_photons(replace(scan, probe=stored.modes), photons_per_unit)

@@ -1,4 +1,4 @@
-"""A factorised Fourier neural operator (Tran, Mathews, Xie & Ong, ICLR 2023, arXiv:2111.13802)."""
+"""Factorized Fourier neural operator (Tran, Mathews, Xie & Ong, ICLR 2023, arXiv:2111.13802)."""
 
 import math
 from typing import ClassVar
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from ptycho_torch.models.backbone import Backbone
 
 NUM_BLOCKS = 3
-"""Blocks."""
+"""Number of blocks."""
 
 GRID_STEP_PX = 4
-"""Pixels along a side of what becomes a point of the grid."""
+"""Side in pixels of the square that becomes one point of the grid."""
 
 MAX_FOURIER_MODES = 8
-"""Most frequencies that are kept along an axis, zero among them."""
+"""Largest number of frequencies per axis, including zero."""
 
 MLP_RATIO = 2
-"""Channels within a feed-forward layer, in those of a block."""
+"""Channels inside a feed-forward layer, per channel of a block."""
 
 
 def count_fourier_modes(size: int) -> int:
@@ -27,10 +27,14 @@ def count_fourier_modes(size: int) -> int:
 
 
 def make_fourier_matrix(size: int, like: Tensor) -> Tensor:
-    """Rows (2K, size) of the real Fourier transform: cosines of the K lowest frequencies, then minus their sines.
+    """Make the matrix (2K, size) of the real Fourier transform: cosines of the K lowest frequencies, then minus sines.
 
-    Orthonormal but for the scale, which is such that the transpose brings a signal of these frequencies back.
-    Products with so few rows are as fast as an FFT, and any runtime computes them alike.
+    The rows are orthogonal, with a scale for which the transpose inverts the transform for signals of these
+    frequencies. A product with so few rows is as fast as an FFT, and gives the same result in every runtime.
+
+    Args:
+        size: points along the axis.
+        like: tensor whose device and dtype the matrix gets.
     """
     steps = torch.arange(size, device=like.device, dtype=torch.float32)
     frequencies = torch.arange(count_fourier_modes(size), device=like.device, dtype=torch.float32)
@@ -40,10 +44,10 @@ def make_fourier_matrix(size: int, like: Tensor) -> Tensor:
 
 
 class SpectralConvolution(nn.Module):
-    """A convolution along one axis, as a complex matrix between the channels for each of the lowest frequencies.
+    """Convolution along one axis: one complex matrix between the channels for each of the lowest frequencies.
 
-    The matrices are kept as real numbers (channels out, channels in, K, 2), so that an optimiser for kernels takes
-    them for what they are: a map from everything that is seen to each channel.
+    The weights are stored as real numbers (channels out, channels in, K, 2), the axis order of a convolution kernel,
+    because Muon orthogonalizes a kernel as a matrix with one row per output channel.
     """
 
     def __init__(self, channels: int) -> None:
@@ -51,20 +55,20 @@ class SpectralConvolution(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, channels, MAX_FOURIER_MODES, 2))
 
     def initialize(self, generator: torch.Generator) -> None:
-        """Draw the weights so that each frequency keeps its power but for a third, as in torch's linear layers."""
+        """Draw the weights such that each frequency keeps a third of its power, as in the linear layers of torch."""
         bound = (2 * self.weight.shape[1]) ** -0.5
         nn.init.uniform_(self.weight, -bound, bound, generator=generator)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Along the first axis of (size, points, channels)."""
+        """Convolve (size, points, channels) along the first axis."""
         size, points, channels = image.shape
         rows = make_fourier_matrix(size, image)
         modes = count_fourier_modes(size)
-        seen = (rows @ image.reshape(size, -1)).reshape(2, modes, points, channels)
+        spectrum = (rows @ image.reshape(size, -1)).reshape(2, modes, points, channels)
         real, imaginary = self.weight[:, :, :modes].permute(3, 2, 1, 0)  # (K, in, out) each
         # (a + ib)(c + id), as one real product from [a, b] to [ac − bd, ad + bc].
         matrix = torch.cat([torch.cat([real, imaginary], -1), torch.cat([-imaginary, real], -1)], -2)
-        mixed = torch.cat([seen[0], seen[1]], -1) @ matrix
+        mixed = torch.cat([spectrum[0], spectrum[1]], -1) @ matrix
         stacked = torch.cat([mixed[..., :channels], mixed[..., channels:]])
         return (rows.T @ stacked.reshape(2 * modes, -1)).reshape(size, points, channels)
 
@@ -72,8 +76,8 @@ class SpectralConvolution(nn.Module):
 class Block(nn.Module):
     """``x + W₂ act(W₁ (x + K_y x + K_x x))``: K_y and K_x convolve along one axis each.
 
-    The paper's feed-forward layer sees the kept frequencies alone; here it sees the image beside them, without which
-    fine detail would pass all blocks untouched.
+    In the paper the input of the feed-forward layer is only the low frequencies; here the image is added to them,
+    because otherwise no block would change fine detail.
     """
 
     def __init__(self, channels: int) -> None:
@@ -83,25 +87,25 @@ class Block(nn.Module):
         self.mlp_project = nn.Linear(MLP_RATIO * channels, channels)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Of (rows, columns, n, channels): an axis is then in front for one product and second for the other."""
+        """Map (rows, columns, n, channels) to the same shape; this order keeps both transforms matrix products."""
         rows, columns, n, channels = image.shape
         down = self.along_rows(image.reshape(rows, -1, channels)).reshape(image.shape)
         across = self.along_columns(image.transpose(0, 1).reshape(columns, -1, channels))
-        seen = image + down + across.reshape(columns, rows, n, channels).transpose(0, 1)
-        return image + self.mlp_project(nn.functional.silu(self.mlp_expand(seen)))
+        combined = image + down + across.reshape(columns, rows, n, channels).transpose(0, 1)
+        return image + self.mlp_project(nn.functional.silu(self.mlp_expand(combined)))
 
 
 class FFNO(Backbone):
-    """Blocks of convolutions by their lowest frequencies, on a grid of a quarter of the resolution.
+    """Fourier neural operator on a grid with a quarter of the resolution.
 
     Args:
         channels_in: channels of the input.
-        width: a block has three times as many channels.
+        width: a third of the channels of a block.
     """
 
     state_key: ClassVar[str] = "ffno"
     divisor: ClassVar[int] = 8
-    """The grid needs 4; 8 is what all networks take."""
+    """Divisor of N: 4 for the grid; 8 as for all backbones."""
 
     def __init__(self, channels_in: int, width: int) -> None:
         super().__init__(channels_in, width)
@@ -111,6 +115,7 @@ class FFNO(Backbone):
         self.output_layer = nn.Linear(channels, GRID_STEP_PX**2 * 2)
 
     def initialize(self, generator: torch.Generator) -> None:
+        """Draw all weights, including the spectral convolutions; set the last layer to zero."""
         super().initialize(generator)
         for layer in self.modules():
             if isinstance(layer, SpectralConvolution):

@@ -1,4 +1,4 @@
-"""Heads: from two real channels to a complex transmission of unbounded modulus."""
+"""Heads: conversion of two real channels to a complex transmission with unbounded modulus."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 Head = Callable[[Tensor], Tensor]
+"""Function from (n, 2, N, N) real to (n, N, N) complex."""
 
 
 def apply_residual_head(channels: Tensor) -> Tensor:
@@ -19,3 +20,4 @@ def apply_polar_head(channels: Tensor) -> Tensor:
 
 
 HEADS: dict[str, Head] = {"residual": apply_residual_head, "polar": apply_polar_head}
+"""Heads by the name of the setting ``head``."""

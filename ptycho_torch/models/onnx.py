@@ -1,9 +1,10 @@
-"""A network as an ONNX file: written and checked, read and run by onnxruntime.
+"""Export of a network to an ONNX file, and execution of that file by onnxruntime.
 
-The graph holds what is learned and real: from the channels that the network looks at to the two that its head makes a
-complex object of. The physics lift before it and the head behind it stay with us. ONNX could express the lift's FFTs;
-but the lift divides by the probe's far field, and where that is as faint as the rounding of an FFT in float32, no two
-FFT libraries give the same: patches would differ by 1e-2. The number of patterns is free, N is not.
+The graph contains the learned, real-valued part of the network, from its input channels to the two output channels.
+The physics input before this part and the head after it are computed by this package. ONNX can express the FFTs of the
+physics input, but the physics input divides by the far field of the probe, and where the far field is as small as the
+rounding errors of a float32 FFT, two FFT libraries differ: patches would differ by 1e-2. The number of patterns is
+variable, N is fixed.
 """
 
 import copy
@@ -27,31 +28,32 @@ from ptycho_torch.models.saved_model import downgrade_layer_names
 from ptycho_torch.physics.forward import from_patches, shift_probe
 
 ONNX_OPSET_VERSION = 18
-"""Version of the ONNX operators: the oldest that torch exports to, for the sake of older runtimes."""
+"""Version of the ONNX operators: the oldest version that torch exports, which older runtimes can read."""
 
 MAX_RELATIVE_DIFFERENCE = 1e-4
-"""Largest difference of a patch by onnxruntime from torch's, as a share of the largest modulus (at least 1)."""
+"""Largest difference of patches between onnxruntime and torch, relative to the largest modulus (at least 1)."""
 
 TENSOR_DESCRIPTIONS = {
-    "input channels": "(batch, C, N, N) float32: what the network of this name makes of a pattern, mostly the real and "
-    "imaginary part of the physics lift and log(1 + A) / 3 of the centred amplitude A in sqrt(photons); last, "
-    "where the network sees it, the amplitude of the probe as a share of its maximum",
-    "output object": "(batch, 2, N, N) float32: a and b, for the head polar of exp(a + ib), for residual of 1 + a + ib",
+    "input channels": "(batch, C, N, N) float32: input of the backbone, computed from a pattern: for most networks the "
+    "real and imaginary part of the physics input and log(1 + A) / 3 of the centered amplitude A in sqrt(photons); "
+    "last, for networks with a probe channel, the amplitude of the probe relative to its maximum",
+    "output object": "(batch, 2, N, N) float32: a and b; the object is exp(a + ib) for the head polar and 1 + a + ib "
+    "for residual",
 }
-"""The input and the output of the graph; kept in the file."""
+"""Descriptions of the input and output of the graph, stored in the file."""
 
 _CHECKSUM_PATTERN = re.compile(rb"sha256 of this file with zeros here: ([0-9a-f]{64})")
 
 
 class OnnxNetwork(nn.Module):
-    """The real-valued part of a network in an ONNX file, run by onnxruntime on the CPU.
+    """The learned part of a network, read from an ONNX file and run by onnxruntime on the CPU.
 
     Args:
-        path: what :func:`export_network` wrote.
+        path: file written by :func:`export_network`.
 
     Raises:
         ConfigError: onnxruntime is not installed.
-        DataError: the file is missing, was not written by :func:`export_network`, or was changed since.
+        DataError: the file is missing, was not written by :func:`export_network`, or was changed afterwards.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,68 +63,71 @@ class OnnxNetwork(nn.Module):
             content = path.read_bytes()
         except OSError as error:
             raise DataError(f"{path}: the exported network cannot be read ({error.strerror})") from error
-        found = _CHECKSUM_PATTERN.search(content)
-        if not found:
+        checksum = _CHECKSUM_PATTERN.search(content)
+        if not checksum:
             raise DataError(f"{path}: not a whole network exported by ptycho_torch; write it by ptycho-torch export")
-        if found[1].decode() != _compute_checksum(content):
+        if checksum[1].decode() != _compute_checksum(content):
             raise DataError(f"{path}: was changed after its export (checksums differ); export the network again")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        # Threads that spin while they wait would take the cores from torch, which computes the lift between two calls.
+        # Threads that spin between two calls would slow down torch, which computes the physics input there.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 4  # its errors are raised; they need not be printed too
+        options.log_severity_level = 4  # errors are raised, and need not be printed as well
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # of a dozen classes without a base
+        except Exception as error:  # onnxruntime has a dozen error classes without a common base
             raise DataError(
                 f"{path}: onnxruntime {onnxruntime.__version__} cannot run this network ({error})"
             ) from error
         self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
 
     def forward(self, channels: Tensor) -> Tensor:
-        (found,) = self.session.run(None, {"channels": channels.contiguous().numpy()})
-        return torch.from_numpy(found)
+        """Map (n, C, N, N) float32 on the CPU to (n, 2, N, N)."""
+        (outputs,) = self.session.run(None, {"channels": channels.contiguous().numpy()})
+        return torch.from_numpy(outputs)
 
 
 def load_onnx_network(model: PtychoModel, path: Path) -> None:
-    """Let ``model``, which is on the CPU, compute with the exported network in ``path`` from now on.
+    """Replace the backbone of ``model``, which is on the CPU, by the exported network in ``path``.
 
     Raises:
         ConfigError: onnxruntime is not installed.
-        DataError: the file cannot be used, or holds another network.
+        DataError: the file cannot be used, or contains another network.
     """
     exported = OnnxNetwork(path)
     size, model_size = int(exported.metadata["size"]), model.size
     if size != model_size:
         raise DataError(
-            f"{path}: exported for patterns of {size} × {size} pixels, and the model is for {model_size} × "
-            f"{model_size}; "
-            "export this model"
+            f"{path}: exported for patterns of {size} × {size} pixels; expected {model_size} × {model_size} as for the "
+            "model; export this model"
         )
     part = _find_learned_module(model)
     if exported.metadata["network_sha256"] != _compute_weights_digest(part):
-        raise DataError(f"{path}: exported from another model, or before its last training; export this model")
+        raise DataError(
+            f"{path}: exported from another model, or before the last training of this model; export this model"
+        )
     model.network.backbone = exported
 
 
 def export_network(path: Path, model: PtychoModel, metadata: dict[str, str]) -> float:
-    """Write the network of ``model`` to ``path``, whole or not at all, once onnxruntime gives what torch gives.
+    """Write the network of ``model`` to ``path`` if its results by onnxruntime and by torch agree.
 
     Args:
-        path: the file; one that is there is replaced.
-        model: on the CPU.
-        note: kept in the file besides what it needs to be known by.
+        path: output file; an existing file is replaced. An error leaves it unchanged.
+        model: model on the CPU.
+        metadata: entries stored in the file in addition to those that identify the network.
 
     Returns:
-        The largest difference between the two in the check, as a share of the largest modulus (at least 1).
+        Largest difference between onnxruntime and torch, relative to the largest modulus (at least 1).
 
     Raises:
         ConfigError: onnx, onnxscript or onnxruntime is not installed.
-        BundleError: the network has an operation that ONNX lacks, or the two differ by more than ``TOLERANCE``.
+        BundleError: the network has several learned parts or an operation that ONNX lacks, or onnxruntime and torch
+            differ by more than ``MAX_RELATIVE_DIFFERENCE``.
         DataError: the file cannot be written.
     """
-    for needed in ("onnx", "onnxscript", "onnxruntime"):
-        _import_optional(needed)
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        _import_optional(package)
     part = _find_learned_module(model)
     with atomic_write(path) as temp_path:
         try:
@@ -140,7 +145,7 @@ def export_network(path: Path, model: PtychoModel, metadata: dict[str, str]) -> 
         except torch.onnx.OnnxExporterError as error:
             reason = next(iter(str(error.__cause__ or error).splitlines()), "")
             raise BundleError(f"network {model.config.name} cannot be expressed in ONNX ({reason})") from error
-        assert program is not None  # of the two exporters, the other one returns None
+        assert program is not None  # only the exporter without dynamo returns None
         identity = {
             "network": model.config.name,
             "head": model.config.head,
@@ -178,7 +183,7 @@ def _compute_weights_digest(part: nn.Module) -> str:
 
 
 def _compute_digest(tensors: dict[str, Tensor]) -> str:
-    """sha256 of tensors with their names and shapes: the same on any machine, and in any memory order."""
+    """Return the SHA-256 of tensors with their names and shapes; it does not depend on machine or memory order."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -188,21 +193,21 @@ def _compute_digest(tensors: dict[str, Tensor]) -> str:
 
 @torch.no_grad()
 def _compute_difference(model: PtychoModel, path: Path) -> float:
-    """Largest difference of the patches with the exported network from torch's, over batches of several sizes."""
-    by_runtime = copy.deepcopy(model)
-    load_onnx_network(by_runtime, path)
-    worst = 0.0
+    """Return the largest relative difference of patches between ONNX file and torch, for several batch sizes."""
+    exported = copy.deepcopy(model)
+    load_onnx_network(exported, path)
+    largest = 0.0
     for count in (1, 2, 7):
         patterns = _simulate_patterns(model, count)
         expected = model.network(*patterns)
-        change = (by_runtime.network(*patterns) - expected).abs().amax() / expected.abs().amax().clamp(min=1)
-        worst = max(worst, float(change.nan_to_num(torch.inf)))
-    return worst
+        difference = (exported.network(*patterns) - expected).abs().amax() / expected.abs().amax().clamp(min=1)
+        largest = max(largest, float(difference.nan_to_num(torch.inf)))
+    return largest
 
 
 @torch.no_grad()
 def _capture_channels(model: PtychoModel, count: int) -> Tensor:
-    """What the real-valued part gets of ``count`` patterns."""
+    """Return the input (count, C, N, N) of the learned part for ``count`` simulated patterns."""
     captured: list[Tensor] = []
     hook = _find_learned_module(model).register_forward_pre_hook(lambda _, inputs: captured.extend(inputs))
     model.network(*_simulate_patterns(model, count))
@@ -212,9 +217,9 @@ def _capture_channels(model: PtychoModel, count: int) -> Tensor:
 
 @torch.no_grad()
 def _simulate_patterns(model: PtychoModel, count: int) -> tuple[Tensor, Tensor]:
-    """Amplitudes (n, N, N) of random objects under a probe of the model, and the probe at random fractions.
+    """Return amplitudes (n, N, N) of random objects under a probe of the model, and the probe at random fractions.
 
-    A model without a probe is tried with a Gaussian.
+    A model without a probe gets a Gaussian probe.
     """
     generator = torch.Generator().manual_seed(count)
     size = model.size
@@ -227,7 +232,7 @@ def _simulate_patterns(model: PtychoModel, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _serialize_with_checksum(proto: Any, metadata: dict[str, str]) -> bytes:
-    """``proto`` serialised with ``note`` and a digest of the whole; without the exporter's traces of source files."""
+    """Serialize ``proto`` with ``metadata`` and a checksum, without the paths of source files from the exporter."""
     graph = proto.graph
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del part.metadata_props[:]
@@ -242,27 +247,31 @@ def _serialize_with_checksum(proto: Any, metadata: dict[str, str]) -> bytes:
 
 
 def _find_checksum(content: bytes) -> tuple[int, int]:
-    found = _CHECKSUM_PATTERN.search(content)
-    assert found
-    return found.span(1)
+    """Return start and end of the checksum in the content of a file."""
+    match = _CHECKSUM_PATTERN.search(content)
+    assert match
+    return match.span(1)
 
 
 def _compute_checksum(content: bytes) -> str:
+    """Return the SHA-256 of the content of a file with zeros in the place of the checksum."""
     start, end = _find_checksum(content)
     return hashlib.sha256(content[:start] + 64 * b"0" + content[end:]).hexdigest()
 
 
 def _import_optional(name: str) -> Any:
-    """The optional module ``name``. Raises :class:`ConfigError`, which says how to get it, where it is missing."""
+    """Import an optional module; raise :class:`ConfigError` with the install command if it is not installed."""
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{name} is not installed, which ONNX needs: pip install 'ptycho-torch[export]'") from error
+        raise ConfigError(
+            f"{name} is not installed; ONNX files need it; run pip install 'ptycho-torch[export]'"
+        ) from error
 
 
 @contextmanager
 def _silence_exporter() -> Iterator[None]:
-    """Without the exporter's remarks on torchvision, and on what torch itself has deprecated."""
+    """Suppress warnings of the exporter about torchvision and about deprecated functions inside torch."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

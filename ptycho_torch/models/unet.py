@@ -1,4 +1,4 @@
-"""A small U-Net from channels of N × N pixels to channels of N × N pixels."""
+"""U-Net (Ronneberger, Fischer & Brox, MICCAI 2015, arXiv:1505.04597) between images of N × N pixels."""
 
 from typing import ClassVar
 
@@ -8,18 +8,19 @@ from ptycho_torch.models.backbone import Backbone
 
 
 class ResidualBlock(nn.Module):
-    """``x + conv(act(x))``. No statistics over the batch, so that patterns stay independent."""
+    """``x + conv(act(x))``, without statistics over the batch: patterns stay independent."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.convolution(nn.functional.silu(image)).add_(image)  # in place: memory is what this costs
+        """Map (n, channels, rows, columns) to the same shape."""
+        return self.convolution(nn.functional.silu(image)).add_(image)  # in place: memory traffic limits the speed
 
 
 class PixelUnshuffle(nn.Module):
-    """Each square of four pixels becomes four channels, as in torch's pixel_unshuffle, three times as fast on a CPU."""
+    """Rearrangement of 2 × 2 pixels into four channels: pixel_unshuffle of torch, three times as fast on a CPU."""
 
     def forward(self, image: Tensor) -> Tensor:
         """Map (n, channels, rows, columns) to (n, 4 channels, rows / 2, columns / 2)."""
@@ -29,10 +30,10 @@ class PixelUnshuffle(nn.Module):
 
 
 class Upsample(nn.ConvTranspose2d):
-    """A transposed convolution of kernel and stride 2, by one product and a rearrangement.
+    """Transposed convolution with kernel and stride 2, computed as one matrix product and a rearrangement.
 
-    Its windows do not overlap, so that each pixel becomes a square of four by itself. On a CPU that is twice as fast
-    as the transposed convolution in both directions.
+    Its windows do not overlap: each pixel becomes 2 × 2 pixels independently. On a CPU this is twice as fast as the
+    transposed convolution of torch, forward and backward.
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -50,17 +51,17 @@ class Upsample(nn.ConvTranspose2d):
 
 
 class UNet(Backbone):
-    """Three scales, the finest on a grid of half the resolution; skips add; the last layer starts at zero.
+    """U-Net with three scales, the finest at half the resolution; skip connections add.
 
     Args:
         channels_in: channels of the input.
-        width: channels of the finest scale; each coarser one has twice as many.
+        width: channels of the finest scale; each coarser scale has twice as many as the scale before it.
         channels_out: channels of the output.
     """
 
     state_key: ClassVar[str] = "unet"
     divisor: ClassVar[int] = 8
-    """N must be divisible by this: a factor of 2 for the grid of the finest scale and for each coarser one."""
+    """Divisor of N: a factor of 2 for the finest scale and for each of the two coarser scales."""
 
     def __init__(self, channels_in: int, width: int = 16, channels_out: int = 2) -> None:
         super().__init__(channels_in, width)

@@ -1,4 +1,4 @@
-"""A small vision transformer (Dosovitskiy et al., ICLR 2021) from channels of N × N pixels to two of N × N pixels."""
+"""Vision transformer (Dosovitskiy et al., ICLR 2021, arXiv:2010.11929) between images of N × N pixels."""
 
 from typing import ClassVar
 
@@ -8,39 +8,46 @@ from torch import Tensor, nn
 from ptycho_torch.models.backbone import Backbone
 
 TOKEN_SIZE_PX = 8
-"""Side of what becomes a token, in pixels."""
+"""Side in pixels of the square that becomes one token."""
 
 NUM_BLOCKS = 3
-"""Blocks."""
+"""Number of blocks."""
 
 NUM_ATTENTION_HEADS = 4
-"""Heads of attention."""
+"""Number of attention heads."""
 
 MLP_RATIO = 2
-"""Channels within a feed-forward layer, in those of a token."""
+"""Channels inside a feed-forward layer, per channel of a token."""
 
 MAX_PERIOD_TOKENS = 100.0
-"""Period of the slowest wave that says where a token is, in tokens over 2π; the fastest has 1."""
+"""Longest period of the position embedding, in tokens / 2π; the shortest is 1."""
 
 
 def make_position_embedding(rows: int, columns: int, channels: int, like: Tensor) -> Tensor:
-    """Waves (rows · columns, channels) that tell a token where it is from the middle, for a grid of any size.
+    """Make the position embedding (rows · columns, channels) of a grid of tokens, relative to its center.
 
-    Sines and cosines (Vaswani et al., 2017) of the row in the first half of the channels, of the column in the second.
+    The first half of the channels are sines and cosines of the row, the second half of the column (Vaswani et al.,
+    NeurIPS 2017).
+
+    Args:
+        rows: rows of the grid.
+        columns: columns of the grid.
+        channels: channels of a token, a multiple of 4.
+        like: tensor whose device and dtype the embedding gets.
     """
     periods = torch.logspace(0, 1, channels // 4, MAX_PERIOD_TOKENS, device=like.device, dtype=torch.float32)
 
-    def waves(count: int) -> Tensor:
+    def make_waves(count: int) -> Tensor:
         steps = torch.arange(count, device=like.device, dtype=torch.float32) - (count - 1) / 2
         angles = steps[:, None] / periods
         return torch.cat([torch.sin(angles), torch.cos(angles)], -1)
 
-    down, across = waves(rows)[:, None].expand(-1, columns, -1), waves(columns).expand(rows, -1, -1)
+    down, across = make_waves(rows)[:, None].expand(-1, columns, -1), make_waves(columns).expand(rows, -1, -1)
     return torch.cat([down, across], -1).flatten(0, 1).to(like.dtype)
 
 
 class Block(nn.Module):
-    """Attention, then a feed-forward layer, each behind a norm and beside a way past it (pre-norm)."""
+    """Attention and a feed-forward layer, each after a layer norm and with a skip connection (pre-norm)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -51,7 +58,7 @@ class Block(nn.Module):
         self.mlp_project = nn.Linear(MLP_RATIO * channels, channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Of (n, tokens, channels)."""
+        """Map (n, tokens, channels) to the same shape."""
         normalized = self.attention_norm(tokens)
         queries, keys, values = (
             layer(normalized).unflatten(-1, (NUM_ATTENTION_HEADS, -1)).transpose(1, 2)
@@ -63,11 +70,11 @@ class Block(nn.Module):
 
 
 class ViT(Backbone):
-    """Tokens of 8 × 8 pixels, each of which attends to all others of its pattern.
+    """Vision transformer with tokens of 8 × 8 pixels; each token attends to all tokens of its pattern.
 
     Args:
         channels_in: channels of the input.
-        width: a token has six times as many channels, rounded up to a multiple of 8.
+        width: a sixth of the channels of a token, which are rounded up to a multiple of 8.
     """
 
     state_key: ClassVar[str] = "vit"
@@ -75,7 +82,7 @@ class ViT(Backbone):
 
     def __init__(self, channels_in: int, width: int) -> None:
         super().__init__(channels_in, width)
-        channels = -(-6 * width // 8) * 8  # which heads and waves divide
+        channels = -(-6 * width // 8) * 8  # divisible by 4 for attention heads and waves
         self.input_layer = nn.Linear(TOKEN_SIZE_PX**2 * channels_in, channels)
         self.blocks = nn.Sequential(*(Block(channels) for _ in range(NUM_BLOCKS)))
         self.output_norm = nn.LayerNorm(channels)

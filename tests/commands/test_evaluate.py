@@ -1,4 +1,4 @@
-"""python -m ptycho_torch.evaluate: a verdict on a reconstruction, from files alone."""
+"""The command evaluate: scores of a reconstruction, computed from files."""
 
 import json
 import os
@@ -12,10 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from ptycho_torch.config.inference import EvaluateConfig
+from ptycho_torch.data.photons import photon_scale
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.evaluate import evaluate
-from ptycho_torch.io.npz import save_scan
+from ptycho_torch.evaluation.fourier_error import predict_photons
+from ptycho_torch.io.npz import load_scan, save_scan
 from ptycho_torch.physics.forward import from_object
 
 SIZE, PHOTONS_PER_UNIT = 16, 4.0
@@ -29,7 +31,7 @@ def make_truth() -> NDArray[np.complex128]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a noisy scan, its true object as ``rec.npz``, and files that are wrong in one way each."""
+    """Make a folder with a noisy scan, its true object as ``rec.npz``, and files with one error each."""
     folder = tmp_path_factory.mktemp("files")
     rng = np.random.default_rng(0)
     truth = make_truth()
@@ -71,7 +73,9 @@ def save_reconstruction(path: Path, obj: NDArray[np.complex128], coverage: objec
     ).save(path)
 
 
-def test_the_true_object_is_judged_true(files: Path, tmp_path: Path, run_process: Callable[..., Any]) -> None:
+def test_true_object_has_zero_nrmse_and_r_at_the_noise_floor(
+    files: Path, tmp_path: Path, run_process: Callable[..., Any]
+) -> None:
     words = ("rec.npz", "--truth", "scan.npz", "--scan", "scan.npz", "--output-dir", tmp_path / "out")
     code, out, err = run_process("-m", "ptycho_torch.evaluate", *words, cwd=files)
     assert (code, err) == (0, "")
@@ -91,24 +95,24 @@ def test_the_true_object_is_judged_true(files: Path, tmp_path: Path, run_process
     assert "python -m ptycho_torch.evaluate rec.npz --truth scan.npz --scan scan.npz --output-dir" in report
 
 
-def test_the_function_does_what_the_command_does(files: Path, tmp_path: Path) -> None:
-    def judged(name: str, **how: Any) -> dict[str, Any]:
-        return evaluate(EvaluateConfig(reconstruction=files / name, output_dir=tmp_path / name, **how))
+def test_function_returns_the_metrics_that_the_command_writes(files: Path, tmp_path: Path) -> None:
+    def evaluate_file(name: str, **settings: Any) -> dict[str, Any]:
+        return evaluate(EvaluateConfig(reconstruction=files / name, output_dir=tmp_path / name, **settings))
 
-    flat = judged("flat.npz", truth=files / "scan.npz", scan=files / "scan.npz")
+    flat = evaluate_file("flat.npz", truth=files / "scan.npz", scan=files / "scan.npz")
     assert flat == json.loads((tmp_path / "flat.npz" / "metrics.json").read_text())
     assert flat["nrmse"] > 0.3
     assert flat["r"] > 5 * flat["r_floor"]
     assert flat["frc_crossing_cycles_per_pixel"] == 0
-    by_scan = judged("rec.npz", scan=files / "scan.npz")
+    by_scan = evaluate_file("rec.npz", scan=files / "scan.npz")
     assert "r" in by_scan
-    assert "nrmse" not in by_scan, "the truth in the scan file is used only where --truth asks for it"
-    by_truth = judged("rec.npz", truth=files / "scan.npz")
+    assert "nrmse" not in by_scan, "the truth in the scan file is used only with --truth"
+    by_truth = evaluate_file("rec.npz", truth=files / "scan.npz")
     assert "r" not in by_truth
     assert "nrmse" in by_truth
 
 
-def test_another_unit_is_warned_of(files: Path, tmp_path: Path, run_main: Callable[..., Any]) -> None:
+def test_different_photon_scale_gives_a_warning(files: Path, tmp_path: Path, run_main: Callable[..., Any]) -> None:
     with np.load(files / "rec.npz") as arrays:
         changed = dict(arrays) | {"metadata": np.array(json.dumps({"photons_per_unit": 1.0}))}
     np.savez(tmp_path / "rec.npz", **changed)
@@ -119,7 +123,7 @@ def test_another_unit_is_warned_of(files: Path, tmp_path: Path, run_main: Callab
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("rec.npz", "--output_dir", "OUT"), "--truth SCAN.npz"),
         (("rec.npz", "--scan", "scan.npz"), "--output_dir missing"),
@@ -136,21 +140,21 @@ def test_another_unit_is_warned_of(files: Path, tmp_path: Path, run_main: Callab
         (("nan.npz", "--scan", "scan.npz", "--output_dir", "OUT"), "NaN or infinity"),
         (("rec.npz", "--scan", "scan.npz", "--output_dir", "scan.npz"), "output folder cannot be created"),
         (("rec.npz", "--scan", "scan.npz", "--output_dir", "OUT", "--photons_per_unit", "0"), "--photons_per_unit"),
-        (("rec.npz", "--colour", "red"), "--colour"),
+        (("rec.npz", "--nonsense", "red"), "--nonsense"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(
-    files: Path, words: tuple[str, ...], said: str, run_main: Callable[..., Any]
+def test_bad_input_gives_one_line_and_no_file(
+    files: Path, words: tuple[str, ...], message: str, run_main: Callable[..., Any]
 ) -> None:
     before = sorted(files.iterdir())
-    places = [files / word if word.endswith("npz") or word == "OUT" else word for word in words]
-    code, out, err = run_main("evaluate", *places)
+    arguments = [files / word if word.endswith("npz") or word == "OUT" else word for word in words]
+    code, out, err = run_main("evaluate", *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert said in err
+    assert message in err
     assert sorted(files.iterdir()) == before
 
 
-def test_a_failed_command_shows_no_traceback(files: Path, tmp_path: Path, run_process: Callable[..., Any]) -> None:
+def test_failed_command_prints_no_traceback(files: Path, tmp_path: Path, run_process: Callable[..., Any]) -> None:
     words = (files / "cut.npz", "--scan", files / "scan.npz", "--output_dir", "out")
     code, out, err = run_process("-m", "ptycho_torch.evaluate", *words, cwd=tmp_path)
     assert (code, out, err.count("\n")) == (2, "", 1)
@@ -158,15 +162,12 @@ def test_a_failed_command_shows_no_traceback(files: Path, tmp_path: Path, run_pr
 
 
 @pytest.mark.skipif("PTYCHO_TORCH_DATA" not in os.environ, reason="needs the data folder PTYCHO_TORCH_DATA")
-def test_the_run1084_twin_is_its_own_truth(tmp_path: Path) -> None:
-    """The file's object and probe explain its patterns, read from the legacy layout, nearly down to counting noise.
+def test_run1084_file_has_zero_nrmse_and_r_near_the_noise_floor(tmp_path: Path) -> None:
+    """The object and probe of the file explain its patterns, read from the legacy layout, with R near the noise floor.
 
-    Nearly: this file was made by shifting the object between pixels where the package shifts the probe. Their product
-    reaches beyond the detector's band, and what wraps round differs: R of 0.0011 without any noise.
+    The simulation of this file shifts the object by fractions of a pixel, where the package shifts the probe. The
+    product of object and probe exceeds the band of the detector, and its aliasing differs: R is 0.0011 without noise.
     """
-    from ptycho_torch.data.photons import photon_scale
-    from ptycho_torch.io.npz import load_scan
-
     path = Path(os.environ["PTYCHO_TORCH_DATA"]) / "run1084" / "Run1084_twin_legacy.npz"
     scan = load_scan(path)
     assert scan.truth is not None
@@ -175,12 +176,10 @@ def test_the_run1084_twin_is_its_own_truth(tmp_path: Path) -> None:
     coverage = np.zeros(scan.truth.shape)
     for row, column in scan.positions:
         coverage += np.outer(np.exp(-((y - row) ** 2) / 450), np.exp(-((x - column) ** 2) / 450))
-    # The file's probe has no unit: its power is what makes the model's photons those of the patterns.
+    # The probe of the file has no unit: scale it such that the modeled and the measured photons are equal.
     trial = Reconstruction(
         scan.truth, coverage.astype(np.float32), np.zeros(2, np.int64), scan.probe, scan.positions, unit
     )
-    from ptycho_torch.evaluation.fourier_error import predict_photons
-
     photons = float(np.sum(scan.amplitudes[:64] ** 2, dtype=np.float64)) * unit
     power = photons / float(predict_photons(trial, scan.positions[:64]).sum())
     trial.probe[:] *= np.float32(np.sqrt(power))
@@ -197,10 +196,10 @@ def test_the_run1084_twin_is_its_own_truth(tmp_path: Path) -> None:
 def test_without_the_report_only_the_metrics_are_written(
     run_main: Callable[..., Any], model_folder: Path, scan_file: Path, tmp_path: Path
 ) -> None:
-    result, judged = tmp_path / "result", tmp_path / "judged"
+    result, scores = tmp_path / "result", tmp_path / "scores"
     words = ("--model_path", model_folder, "--test_data", scan_file, "--output_dir", result, "--no_report")
     assert run_main("inference", *words).code == 0
     assert {path.name for path in result.iterdir()} == {"reconstruction.npz", "metrics.json", "timing.json"}
-    words = (result / "reconstruction.npz", "--scan", scan_file, "--output_dir", judged, "--no-report")
+    words = (result / "reconstruction.npz", "--scan", scan_file, "--output_dir", scores, "--no-report")
     assert run_main("evaluate", *words).code == 0
-    assert {path.name for path in judged.iterdir()} == {"metrics.json"}
+    assert {path.name for path in scores.iterdir()} == {"metrics.json"}

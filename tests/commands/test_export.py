@@ -1,4 +1,4 @@
-"""python -m ptycho_torch.export, and inference by what it wrote, as people call them."""
+"""The command export, and inference with the exported network."""
 
 import re
 import shutil
@@ -22,18 +22,18 @@ from ptycho_torch.models.registry import NETWORKS, NetworkConfig
 
 Command = Callable[..., Any]
 
-IN_PARTS = sorted(name for name, made in NETWORKS.items() if made.cascades or made.object_stages)
-"""Networks with physics between parts that learn."""
+MULTI_PART = sorted(name for name, preset in NETWORKS.items() if preset.cascades or preset.object_stages)
+"""Networks with physics between learned parts."""
 
 
-def inference_words(model: Path, scan: Path, folder: Path, *more: str | Path) -> list[str]:
-    words = ["--model_path", model, "--test_data", scan, "--output_dir", folder, "--quiet", "--no_report", *more]
-    return [str(word) for word in words]
+def make_inference_arguments(model: Path, scan: Path, folder: Path, *more: str | Path) -> list[str]:
+    arguments = ["--model_path", model, "--test_data", scan, "--output_dir", folder, "--quiet", "--no_report", *more]
+    return [str(word) for word in arguments]
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, run_process: Command) -> Path:
-    """The file that one command wrote, in a process of its own."""
+    """Export a model by the command in a separate process."""
     path = tmp_path_factory.mktemp("exported") / "a model.onnx"
     done = run_process("-m", "ptycho_torch.export", model_folder, "--output", path)
     assert (done.code, done.err) == (0, "")
@@ -43,27 +43,25 @@ def exported(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, run_p
     return path
 
 
-def test_the_file_is_sound_and_says_what_it_is(exported: Path) -> None:
+def test_file_is_valid_onnx_and_describes_its_content(exported: Path) -> None:
     model = onnx.load(exported)
     onnx.checker.check_model(model, full_check=True)
-    note = {entry.key: entry.value for entry in model.metadata_props}
-    assert note["size"] == "24"
-    assert [opset.version for opset in model.opset_import if not opset.domain] == [int(note["opset"])]
-    assert {"input channels", "output object", "network", "head", "photons_per_unit", "probe_sha256"} <= set(note)
-    assert {"ptycho_torch", "torch"} <= set(note)  # versions
-    assert b".py" not in exported.read_bytes()  # the exporter's traces name files of the machine
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert metadata["size"] == "24"
+    assert [opset.version for opset in model.opset_import if not opset.domain] == [int(metadata["opset"])]
+    assert {"input channels", "output object", "network", "head", "photons_per_unit", "probe_sha256"} <= set(metadata)
+    assert {"ptycho_torch", "torch"} <= set(metadata)  # versions
+    assert b".py" not in exported.read_bytes()  # the exporter records paths of source files
 
 
-def test_the_same_model_gives_the_same_bytes(
-    exported: Path, tmp_path: Path, model_folder: Path, run_main: Command
-) -> None:
-    words = (model_folder, "--output", tmp_path / "again.onnx", "--quiet")
-    assert run_main("export", *words) == (0, "", "")
+def test_equal_models_give_equal_bytes(exported: Path, tmp_path: Path, model_folder: Path, run_main: Command) -> None:
+    arguments = (model_folder, "--output", tmp_path / "again.onnx", "--quiet")
+    assert run_main("export", *arguments) == (0, "", "")
     assert (tmp_path / "again.onnx").read_bytes() == exported.read_bytes()
 
 
-def test_a_pattern_does_not_depend_on_its_company(exported: Path) -> None:
-    """Any number of patterns at once, each with the result that it has alone; by onnxruntime and nothing of ours."""
+def test_output_of_a_pattern_does_not_depend_on_the_batch(exported: Path) -> None:
+    """For several batch sizes, computed by onnxruntime without this package."""
     session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
     (channels,) = session.get_inputs()
     assert channels.shape[2:] == [24, 24]
@@ -79,17 +77,17 @@ def test_a_pattern_does_not_depend_on_its_company(exported: Path) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        *(NetworkConfig(name, width=4) for name in sorted(set(NETWORKS) - set(IN_PARTS))),
+        *(NetworkConfig(name, width=4) for name in sorted(set(NETWORKS) - set(MULTI_PART))),
         NetworkConfig(width=4, probe_channel=True),
     ],
-    ids=lambda config: config.name + config.probe_channel * " seeing the probe",
+    ids=lambda config: config.name + config.probe_channel * " with probe channel",
 )
-def test_every_network_by_onnxruntime_is_that_by_torch(config: NetworkConfig, modes: int, tmp_path: Path) -> None:
+def test_onnxruntime_equals_torch_for_every_network(config: NetworkConfig, modes: int, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(1)
     probe = 10 * torch.randn(modes, 32, 32, dtype=torch.complex64, generator=generator)
     model = PtychoModel(config, probe).eval()
     with torch.no_grad():
-        for weights in model.network.parameters():  # the last layer starts at zero, which would hide the others
+        for weights in model.network.parameters():  # the zero-initialized last layer hides the other layers
             weights += 0.05 * torch.randn(weights.shape, generator=generator)
         patterns = 10 * torch.rand(5, 32, 32, generator=generator), probe.expand(5, -1, -1, -1)
         expected = model.network(*patterns)
@@ -99,8 +97,8 @@ def test_every_network_by_onnxruntime_is_that_by_torch(config: NetworkConfig, mo
         torch.testing.assert_close(model.network(*patterns), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", IN_PARTS)
-def test_a_network_with_physics_between_its_parts_is_refused(
+@pytest.mark.parametrize("name", MULTI_PART)
+def test_network_with_several_learned_parts_is_refused(
     name: str, tmp_path: Path, train_model: Callable[..., Path], run_main: Command
 ) -> None:
     model = train_model(tmp_path / "model", network=name, max_epochs=0)
@@ -111,22 +109,22 @@ def test_a_network_with_physics_between_its_parts_is_refused(
 
 
 @pytest.mark.parametrize("settings", [(), ("--gridsize", "2", "--batch_size", "5"), ("--n_images", "1")])
-def test_the_reconstruction_is_that_by_torch(
+def test_reconstruction_equals_the_reconstruction_by_torch(
     settings: tuple[str, ...], exported: Path, tmp_path: Path, model_folder: Path, scan_file: Path, run_main: Command
 ) -> None:
-    found = {}
+    results = {}
     for name, more in (("torch", ("--device", "cpu", "--precision", "fp32")), ("onnx", ("--onnx", exported))):
-        words = inference_words(model_folder, scan_file, tmp_path / name, *more, *settings)
-        assert run_main("inference", *words) == (0, "", "")
-        found[name] = load_reconstruction(tmp_path / name / "reconstruction.npz")
-    assert np.abs(found["torch"].object - 1).max() > 0.05
-    np.testing.assert_allclose(found["onnx"].object, found["torch"].object, atol=1e-4, rtol=0)
-    np.testing.assert_array_equal(found["onnx"].coverage, found["torch"].coverage)
-    assert "onnxruntime" in found["onnx"].metadata["method"]
-    assert "onnxruntime" not in found["torch"].metadata["method"]
+        arguments = make_inference_arguments(model_folder, scan_file, tmp_path / name, *more, *settings)
+        assert run_main("inference", *arguments) == (0, "", "")
+        results[name] = load_reconstruction(tmp_path / name / "reconstruction.npz")
+    assert np.abs(results["torch"].object - 1).max() > 0.05
+    np.testing.assert_allclose(results["onnx"].object, results["torch"].object, atol=1e-4, rtol=0)
+    np.testing.assert_array_equal(results["onnx"].coverage, results["torch"].coverage)
+    assert "onnxruntime" in results["onnx"].metadata["method"]
+    assert "onnxruntime" not in results["torch"].metadata["method"]
 
 
-def test_torch_computes_none_of_the_network(
+def test_torch_computes_no_layer_of_the_network(
     exported: Path,
     tmp_path: Path,
     model_folder: Path,
@@ -135,15 +133,15 @@ def test_torch_computes_none_of_the_network(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_: object) -> None:
-        raise AssertionError("torch was asked for a convolution")
+        raise AssertionError("torch computed a convolution")
 
     monkeypatch.setattr(torch.nn.Conv2d, "forward", refuse)
-    words = inference_words(model_folder, scan_file, tmp_path / "r", "--onnx", exported)
-    assert run_main("inference", *words) == (0, "", "")
+    arguments = make_inference_arguments(model_folder, scan_file, tmp_path / "r", "--onnx", exported)
+    assert run_main("inference", *arguments) == (0, "", "")
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (("none", "--output", "x.onnx"), "no model bundle"),
         (("mine", "--output", "x.onnx"), "no model bundle"),
@@ -156,9 +154,9 @@ def test_torch_computes_none_of_the_network(
         (("none", "--output", "mine.onnx"), "no model bundle"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_all_as_it_was(
-    words: tuple[str, ...],
-    said: str,
+def test_bad_input_gives_one_line_and_changes_no_file(
+    arguments: tuple[str, ...],
+    message: str,
     tmp_path: Path,
     model_folder: Path,
     run_main: Command,
@@ -168,42 +166,42 @@ def test_bad_input_is_one_line_and_leaves_all_as_it_was(
     Path("mine").write_text("mine")
     Path("mine.onnx").write_text("mine")
     Path("folder.onnx").mkdir()
-    code, out, err = run_main("export", *(model_folder if word == "MODEL" else word for word in words))
+    code, out, err = run_main("export", *(model_folder if word == "MODEL" else word for word in arguments))
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert err.startswith("export: ")
-    assert said in err
+    assert message in err
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "mine.onnx", "folder.onnx"}
     assert Path("mine.onnx").read_text() == "mine"
     assert not list(Path("folder.onnx").iterdir())
 
 
-def test_an_older_file_is_replaced(exported: Path, tmp_path: Path, model_folder: Path, run_main: Command) -> None:
-    (tmp_path / "model.onnx").write_text("an older one")
+def test_existing_file_is_replaced(exported: Path, tmp_path: Path, model_folder: Path, run_main: Command) -> None:
+    (tmp_path / "model.onnx").write_text("earlier content")
     assert run_main("export", model_folder, "--output", tmp_path / "model.onnx", "--quiet").code == 0
     assert (tmp_path / "model.onnx").read_bytes() == exported.read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_a_runtime_that_computes_wrongly_is_found_out(
+def test_wrong_result_of_the_runtime_is_an_error(
     tmp_path: Path, model_folder: Path, run_main: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rightly = exporting.OnnxNetwork.forward
-    monkeypatch.setattr(exporting.OnnxNetwork, "forward", lambda self, channels: rightly(self, channels) + 2e-4)
+    forward = exporting.OnnxNetwork.forward
+    monkeypatch.setattr(exporting.OnnxNetwork, "forward", lambda self, channels: forward(self, channels) + 2e-4)
     code, out, err = run_main("export", model_folder, "--output", tmp_path / "model.onnx")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "onnxruntime and torch differ" in err
     assert not list(tmp_path.iterdir())
 
 
-def _weight_changed(content: bytes) -> bytes:
+def change_one_byte(content: bytes) -> bytes:
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
 @pytest.mark.parametrize(
-    ("tamper", "said"),
+    ("change", "message"),
     [
-        (_weight_changed, "changed after its export"),
+        (change_one_byte, "changed after its export"),
         (lambda content: content.replace(b"stepped_unet", b"stopped_unet"), "changed after its export"),
         (lambda content: content[:-1], "changed after its export"),
         (lambda content: content[:1000], "not a whole network"),
@@ -212,9 +210,9 @@ def _weight_changed(content: bytes) -> bytes:
         (None, "cannot be read"),
     ],
 )
-def test_a_tampered_file_is_refused(
-    tamper: Callable[[bytes], bytes] | None,
-    said: str,
+def test_changed_file_is_refused(
+    change: Callable[[bytes], bytes] | None,
+    message: str,
     exported: Path,
     tmp_path: Path,
     model_folder: Path,
@@ -222,19 +220,21 @@ def test_a_tampered_file_is_refused(
     run_main: Command,
 ) -> None:
     path = tmp_path / "model.onnx"
-    if tamper:
-        path.write_bytes(tamper(exported.read_bytes()))
-    code, out, err = run_main("inference", *inference_words(model_folder, scan_file, tmp_path / "r", "--onnx", path))
+    if change:
+        path.write_bytes(change(exported.read_bytes()))
+    code, out, err = run_main(
+        "inference", *make_inference_arguments(model_folder, scan_file, tmp_path / "r", "--onnx", path)
+    )
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert said in err
+    assert message in err
     assert str(path) in err
     assert not (tmp_path / "r").exists()
 
 
-@pytest.mark.parametrize(("size", "said"), [(32, "exported for patterns of 32 × 32 pixels"), (24, "another model")])
-def test_the_file_of_another_model_is_refused(
+@pytest.mark.parametrize(("size", "message"), [(32, "exported for patterns of 32 × 32 pixels"), (24, "another model")])
+def test_file_of_another_model_is_refused(
     size: int,
-    said: str,
+    message: str,
     tmp_path: Path,
     model_folder: Path,
     scan_file: Path,
@@ -246,27 +246,29 @@ def test_the_file_of_another_model_is_refused(
     other = train_model(tmp_path / "other", train_data_file=tmp_path / "scan.npz", seed=1)
     path = tmp_path / "other.onnx"
     assert run_main("export", other, "--output", path, "--quiet").code == 0
-    code, out, err = run_main("inference", *inference_words(model_folder, scan_file, tmp_path / "r", "--onnx", path))
+    code, out, err = run_main(
+        "inference", *make_inference_arguments(model_folder, scan_file, tmp_path / "r", "--onnx", path)
+    )
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert said in err
+    assert message in err
     assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.parametrize("setting", [("--precision", "bf16"), ("--device", "cuda"), ("--device", "mps")])
-def test_it_computes_in_fp32_on_the_cpu(
+def test_device_or_precision_other_than_fp32_on_the_cpu_is_refused(
     setting: tuple[str, str], exported: Path, tmp_path: Path, model_folder: Path, scan_file: Path, run_main: Command
 ) -> None:
-    words = inference_words(model_folder, scan_file, tmp_path / "r", "--onnx", exported, *setting)
-    code, out, err = run_main("inference", *words)
+    arguments = make_inference_arguments(model_folder, scan_file, tmp_path / "r", "--onnx", exported, *setting)
+    code, out, err = run_main("inference", *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "--onnx computes in fp32 on the CPU" in err
 
 
 @pytest.mark.parametrize(
-    ("verb", "missing"), [("export", "onnxscript"), ("export", "onnx"), ("inference", "onnxruntime")]
+    ("command", "missing"), [("export", "onnxscript"), ("export", "onnx"), ("inference", "onnxruntime")]
 )
-def test_a_missing_package_is_named_with_the_command_that_gets_it(
-    verb: str,
+def test_missing_package_is_named_with_its_install_command(
+    command: str,
     missing: str,
     exported: Path,
     tmp_path: Path,
@@ -277,11 +279,11 @@ def test_a_missing_package_is_named_with_the_command_that_gets_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     shutil.copy(exported, tmp_path / "kept.onnx")
-    words = {
+    arguments = {
         "export": [model_folder, "--output", tmp_path / "kept.onnx"],
-        "inference": inference_words(model_folder, scan_file, tmp_path / "r", "--onnx", exported),
-    }[verb]
-    code, out, err = run_main(verb, *words)
+        "inference": make_inference_arguments(model_folder, scan_file, tmp_path / "r", "--onnx", exported),
+    }[command]
+    code, out, err = run_main(command, *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert f"{missing} is not installed" in err
     assert "pip install 'ptycho-torch[export]'" in err

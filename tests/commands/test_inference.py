@@ -1,4 +1,4 @@
-"""python -m ptycho_torch.inference, as people call it."""
+"""The command inference."""
 
 import json
 import re
@@ -26,16 +26,16 @@ RESULTS = {
 }
 
 
-def words_for(model: Path, scan: Path, folder: Path) -> list[str]:
+def make_arguments(model: Path, scan: Path, folder: Path) -> list[str]:
     return ["--model_path", str(model), "--test_data", str(scan), "--output_dir", str(folder), "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, scan_file: Path, run_process: Command) -> Path:
-    """The folder that one command wrote, in a process of its own."""
+    """Run the command in a separate process and return its output folder."""
     folder = tmp_path_factory.mktemp("result") / "a result"
     done = run_process(
-        "-m", "ptycho_torch.inference", *words_for(model_folder, scan_file, folder), CUDA_VISIBLE_DEVICES=""
+        "-m", "ptycho_torch.inference", *make_arguments(model_folder, scan_file, folder), CUDA_VISIBLE_DEVICES=""
     )
     assert (done.code, "Traceback" in done.err) == (0, False), done.err
     assert re.search(r"^R 0\.\d+ \(counting noise alone 0\.\d+\)$", done.out, re.MULTILINE)
@@ -43,96 +43,103 @@ def result(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, scan_fi
     return folder
 
 
-def test_everything_is_there_and_nothing_else(result: Path) -> None:
+def test_folder_contains_all_results(result: Path) -> None:
     assert {path.name for path in result.iterdir()} == RESULTS
     assert (result / "report.html").stat().st_size > 10_000
     assert "ptycho_torch.inference" in (result / "report.html").read_text()
 
 
-def test_the_same_command_gives_the_same_bytes(
+def test_equal_commands_give_equal_bytes(
     result: Path, tmp_path: Path, model_folder: Path, scan_file: Path, run_main: Command
 ) -> None:
-    assert run_main("inference", *words_for(model_folder, scan_file, tmp_path / "again"), "--quiet") == (0, "", "")
+    assert run_main("inference", *make_arguments(model_folder, scan_file, tmp_path / "again"), "--quiet") == (0, "", "")
     for name in ("reconstruction.npz", "metrics.json", "reconstructed_phase.png"):
         assert (tmp_path / "again" / name).read_bytes() == (result / name).read_bytes()
 
 
 @pytest.mark.parametrize("name", ["reconstructed_amplitude.png", "reconstructed_phase.png"])
-def test_pictures_show_something(result: Path, name: str) -> None:
+def test_images_are_not_uniform(result: Path, name: str) -> None:
     from matplotlib.image import imread
 
-    picture = imread(result / name)
-    assert min(picture.shape[:2]) >= 20
-    assert picture[..., :3].std() > 0.01
+    image = imread(result / name)
+    assert min(image.shape[:2]) >= 20
+    assert image[..., :3].std() > 0.01
 
 
-def test_the_reconstruction_and_its_figures(result: Path, scan: Scan) -> None:
-    found = load_reconstruction(result / "reconstruction.npz")
-    assert [str(array.dtype) for array in (found.object, found.coverage)] == ["complex64", "float32"]
-    assert np.isfinite(found.object).all()
-    np.testing.assert_array_equal(found.positions, scan.positions)
-    assert found.metadata["epochs"] == 10
-    assert len(found.history["loss"]) == 10
+def test_reconstruction_and_metrics_are_complete(result: Path, scan: Scan) -> None:
+    reconstruction = load_reconstruction(result / "reconstruction.npz")
+    assert [str(array.dtype) for array in (reconstruction.object, reconstruction.coverage)] == ["complex64", "float32"]
+    assert np.isfinite(reconstruction.object).all()
+    np.testing.assert_array_equal(reconstruction.positions, scan.positions)
+    assert reconstruction.metadata["epochs"] == 10
+    assert len(reconstruction.history["loss"]) == 10
     metrics = json.loads((result / "metrics.json").read_text())
     assert 0 < metrics["r_floor"] < metrics["r"] < 1
     assert metrics["validation_patterns"] >= 1
     assert metrics["patterns"] == 36
 
 
-def test_the_truth_in_the_file_is_not_looked_at(
+def test_truth_in_the_scan_file_has_no_effect(
     result: Path, tmp_path: Path, model_folder: Path, scan: Scan, run_main: Command
 ) -> None:
     save_scan(tmp_path / "scan.npz", replace(scan, truth=None))
-    assert run_main("inference", *words_for(model_folder, tmp_path / "scan.npz", tmp_path / "blind")).code == 0
-    blind = (tmp_path / "blind" / "reconstruction.npz").read_bytes()
-    assert blind == (result / "reconstruction.npz").read_bytes()
+    assert (
+        run_main("inference", *make_arguments(model_folder, tmp_path / "scan.npz", tmp_path / "without_truth")).code
+        == 0
+    )
+    without_truth = (tmp_path / "without_truth" / "reconstruction.npz").read_bytes()
+    assert without_truth == (result / "reconstruction.npz").read_bytes()
 
 
 @pytest.mark.parametrize("count", [1, 7])
-def test_some_positions_spread_over_the_scan(
+def test_n_images_selects_positions_over_the_whole_scan(
     count: int, tmp_path: Path, model_folder: Path, scan: Scan, scan_file: Path, run_main: Command
 ) -> None:
-    assert run_main("inference", *words_for(model_folder, scan_file, tmp_path / "r"), "--n-images", count).code == 0
-    found = load_reconstruction(tmp_path / "r" / "reconstruction.npz")
-    assert len(found.positions) == count
-    np.testing.assert_array_equal(found.positions[0], scan.positions[0])
+    assert (
+        run_main("inference", *make_arguments(model_folder, scan_file, tmp_path / "r"), "--n-images", count).code == 0
+    )
+    reconstruction = load_reconstruction(tmp_path / "r" / "reconstruction.npz")
+    assert len(reconstruction.positions) == count
+    np.testing.assert_array_equal(reconstruction.positions[0], scan.positions[0])
     if count > 1:
-        np.testing.assert_array_equal(found.positions[-1], scan.positions[-1])
+        np.testing.assert_array_equal(reconstruction.positions[-1], scan.positions[-1])
 
 
 @pytest.mark.parametrize("settings", [("--gridsize", "2"), ("--gridsize", "2", "--n_images", "5")])
-def test_groups_of_neighbours(
+def test_groups_of_neighbors_are_reconstructed(
     settings: tuple[str, ...], tmp_path: Path, model_folder: Path, scan_file: Path, run_main: Command
 ) -> None:
-    assert run_main("inference", *words_for(model_folder, scan_file, tmp_path / "r"), *settings).code == 0
+    assert run_main("inference", *make_arguments(model_folder, scan_file, tmp_path / "r"), *settings).code == 0
     assert {path.name for path in (tmp_path / "r").iterdir()} == RESULTS
 
 
-def test_the_untrained_model_is_a_flat_object(
+def test_untrained_model_gives_a_constant_object(
     tmp_path: Path, scan_file: Path, train_model: Callable[..., Path], run_main: Command
 ) -> None:
-    model = train_model(tmp_path / "model", max_epochs=0, network="lifted_unet")  # no step of physics behind it
-    assert run_main("inference", *words_for(model, scan_file, tmp_path / "r")).code == 0
+    model = train_model(tmp_path / "model", max_epochs=0, network="lifted_unet")  # without data-consistency steps
+    assert run_main("inference", *make_arguments(model, scan_file, tmp_path / "r")).code == 0
     assert np.abs(load_reconstruction(tmp_path / "r" / "reconstruction.npz").object - 1).max() < 1e-5
 
 
-def test_the_scale_is_that_of_the_bundle(tmp_path: Path, model_folder: Path, scan: Scan, run_main: Command) -> None:
-    """A file that states another scale is told of, and read with the bundle's; the flag wins over both."""
+def test_photon_scale_is_the_scale_of_the_model_unless_given(
+    tmp_path: Path, model_folder: Path, scan: Scan, run_main: Command
+) -> None:
+    """A different scale in the file gives a warning; the flag overrides both."""
     scales = {}
     save_scan(tmp_path / "scan.npz", replace(scan, photons_per_unit=4.0))
     for name, words in (("bundle", ()), ("flag", ("--photons_per_unit", "4"))):
-        outcome = run_main("inference", *words_for(model_folder, tmp_path / "scan.npz", tmp_path / name), *words)
+        outcome = run_main("inference", *make_arguments(model_folder, tmp_path / "scan.npz", tmp_path / name), *words)
         assert outcome.code == 0
         assert ("states 4 photons" in outcome.err) is (name == "bundle")
         scales[name] = load_reconstruction(tmp_path / name / "reconstruction.npz").photons_per_unit
     assert scales == {"bundle": 1.0, "flag": 4.0}
 
 
-def test_a_scan_of_another_size_is_refused(
+def test_scan_of_another_size_is_refused(
     tmp_path: Path, model_folder: Path, scan_factory: Callable[..., Scan], run_main: Command
 ) -> None:
     save_scan(tmp_path / "large.npz", scan_factory(9, 32))
-    code, out, err = run_main("inference", *words_for(model_folder, tmp_path / "large.npz", tmp_path / "r"))
+    code, out, err = run_main("inference", *make_arguments(model_folder, tmp_path / "large.npz", tmp_path / "r"))
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "patterns of 32 × 32 pixels" in err
     assert "24 × 24" in err
@@ -140,7 +147,7 @@ def test_a_scan_of_another_size_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--model_path", "none"), "no model bundle"),
         (("--model_path", ""), "--model_path: an empty path"),
@@ -164,9 +171,9 @@ def test_a_scan_of_another_size_is_refused(
         (("--train_data_file", "x"), "--train_data_file"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(
+def test_bad_input_gives_one_line_and_no_file(
     words: tuple[str, ...],
-    said: str,
+    message: str,
     tmp_path: Path,
     model_folder: Path,
     scan_file: Path,
@@ -179,73 +186,87 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     np.savez(tmp_path / "few.npz", positions=np.ones((2, 2)))
     np.savez(tmp_path / "words.npz", positions=np.full((36, 2), "a"))
     np.savez(tmp_path / "uneven.npz", xcoords=np.ones(36), ycoords=np.ones(35))
-    given = sorted(tmp_path.iterdir())
-    code, out, err = run_main("inference", *words_for(model_folder, scan_file, Path("r")), "--quiet", *words)
+    before = sorted(tmp_path.iterdir())
+    code, out, err = run_main("inference", *make_arguments(model_folder, scan_file, Path("r")), "--quiet", *words)
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert err.startswith("inference: ")
-    assert said in err
-    assert sorted(tmp_path.iterdir()) == given
+    assert message in err
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.fixture
-def astray(tmp_path: Path, scan: Scan) -> Path:
-    """The scan with positions that are off by half a pixel."""
+def shifted_scan_file(tmp_path: Path, scan: Scan) -> Path:
+    """Write the scan with position errors of half a pixel."""
     errors = np.random.default_rng(0).normal(0, 0.5, scan.positions.shape)
-    save_scan(tmp_path / "astray.npz", replace(scan, positions=scan.positions + errors))
-    return tmp_path / "astray.npz"
+    save_scan(tmp_path / "shifted.npz", replace(scan, positions=scan.positions + errors))
+    return tmp_path / "shifted.npz"
 
 
 @pytest.mark.parametrize("kind", ["scan", "result"])
-def test_positions_of_another_file(
-    kind: str, astray: Path, result: Path, tmp_path: Path, model_folder: Path, scan_file: Path, run_main: Command
+def test_positions_are_read_from_another_file(
+    kind: str,
+    shifted_scan_file: Path,
+    result: Path,
+    tmp_path: Path,
+    model_folder: Path,
+    scan_file: Path,
+    run_main: Command,
 ) -> None:
-    """A scan whose positions are wrong, read at those of another file: the picture that the right ones give."""
+    """A scan with wrong positions and the positions of another file gives the object for the right positions."""
     source = {"scan": scan_file, "result": result / "reconstruction.npz"}[kind]
-    words = words_for(model_folder, astray, tmp_path / "r")
+    words = make_arguments(model_folder, shifted_scan_file, tmp_path / "r")
     assert f"positions: of {source.name}" in run_main("inference", *words, "--positions", source).err
-    found, right = (load_reconstruction(folder / "reconstruction.npz") for folder in (tmp_path / "r", result))
-    np.testing.assert_allclose(found.positions, right.positions, atol=1e-9)
-    assert np.abs(found.object - right.object).max() < 1e-5
+    reconstruction, right = (load_reconstruction(folder / "reconstruction.npz") for folder in (tmp_path / "r", result))
+    np.testing.assert_allclose(reconstruction.positions, right.positions, atol=1e-9)
+    assert np.abs(reconstruction.object - right.object).max() < 1e-5
 
 
-def test_positions_that_the_picture_tells(astray: Path, tmp_path: Path, model_folder: Path, run_main: Command) -> None:
-    """They move, no farther than allowed, and the patterns are explained better from where they are then."""
+def test_update_positions_reduces_the_fourier_error(
+    shifted_scan_file: Path, tmp_path: Path, model_folder: Path, run_main: Command
+) -> None:
+    """The positions move by at most the bound."""
     r = {}
-    for name, words in (("still", ()), ("moved", ("--update-positions", "--position-bound", "0.3"))):
-        assert run_main("inference", *words_for(model_folder, astray, tmp_path / name), *words, "--quiet").code == 0
+    for name, words in (("fixed", ()), ("refined", ("--update-positions", "--position-bound", "0.3"))):
+        assert (
+            run_main(
+                "inference", *make_arguments(model_folder, shifted_scan_file, tmp_path / name), *words, "--quiet"
+            ).code
+            == 0
+        )
         r[name] = json.loads((tmp_path / name / "metrics.json").read_text())["r"]
-    assert r["moved"] < r["still"]
-    still, moved = (load_reconstruction(tmp_path / name / "reconstruction.npz") for name in r)
-    assert 0.05 < np.abs(moved.positions - still.positions).max() <= 0.3 + 1e-9
-    assert (still.metadata["positions"], moved.metadata["positions"]) == ("as in the scan", "refined")
+    assert r["refined"] < r["fixed"]
+    fixed, refined = (load_reconstruction(tmp_path / name / "reconstruction.npz") for name in r)
+    assert 0.05 < np.abs(refined.positions - fixed.positions).max() <= 0.3 + 1e-9
+    assert (fixed.metadata["positions"], refined.metadata["positions"]) == ("as in the scan", "refined")
 
 
-def test_a_bundle_of_a_newer_schema(tmp_path: Path, model_folder: Path, scan_file: Path, run_main: Command) -> None:
+def test_bundle_of_a_newer_schema_is_refused(
+    tmp_path: Path, model_folder: Path, scan_file: Path, run_main: Command
+) -> None:
     shutil.copytree(model_folder, tmp_path / "model")
     description = tmp_path / "model" / "bundle.json"
     description.write_text(json.dumps(json.loads(description.read_text()) | {"schema": 99}))
-    code, out, err = run_main("inference", *words_for(tmp_path / "model", scan_file, tmp_path / "r"))
+    code, out, err = run_main("inference", *make_arguments(tmp_path / "model", scan_file, tmp_path / "r"))
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "schema 99" in err
     assert not (tmp_path / "r").exists()
 
 
-def test_an_uncertainty_is_stated_and_checked(
+def test_uncertainty_is_written_reported_and_evaluated(
     tmp_path: Path, model_folder: Path, scan_file: Path, run_main: Command
 ) -> None:
-    """Inference writes it, its report shows it, and evaluate says how right it is."""
-    words = words_for(model_folder, scan_file, tmp_path)
+    words = make_arguments(model_folder, scan_file, tmp_path)
     assert run_main("inference", *words, "--uncertainty", "--update_positions", "--quiet") == (0, "", "")
-    found = load_reconstruction(tmp_path / "reconstruction.npz")
-    assert found.uncertainty is not None
-    lit = found.coverage > 0
-    assert np.isfinite(found.uncertainty[lit]).all()
-    assert np.isinf(found.uncertainty[~lit]).all()
+    reconstruction = load_reconstruction(tmp_path / "reconstruction.npz")
+    assert reconstruction.uncertainty is not None
+    illuminated = reconstruction.coverage > 0
+    assert np.isfinite(reconstruction.uncertainty[illuminated]).all()
+    assert np.isinf(reconstruction.uncertainty[~illuminated]).all()
     assert "<h2>Uncertainty</h2>" in (tmp_path / "report.html").read_text()
-    told = ["evaluate", str(tmp_path / "reconstruction.npz"), "--truth", str(scan_file), "--quiet"]
-    assert run_main(*told, "--output_dir", str(tmp_path / "verdict")) == (0, "", "")
-    metrics = json.loads((tmp_path / "verdict" / "metrics.json").read_text())
+    arguments = ["evaluate", str(tmp_path / "reconstruction.npz"), "--truth", str(scan_file), "--quiet"]
+    assert run_main(*arguments, "--output_dir", str(tmp_path / "scores")) == (0, "", "")
+    metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text())
     shares = metrics["uncertainty_shares"]
     assert shares == sorted(shares)
     assert 0 <= shares[0] < shares[-1] <= 1
-    assert "Uncertainty against the error" in (tmp_path / "verdict" / "report.html").read_text()
+    assert "Uncertainty against the error" in (tmp_path / "scores" / "report.html").read_text()

@@ -65,9 +65,9 @@ def test_inference_reconstructs_a_scan_outside_the_pretraining(
     assert load_reconstruction(tmp_path / "own" / "reconstruction.npz").metadata["probe"] == "the scan's own"
     assert json.loads((tmp_path / "own" / "metrics.json").read_text())["r"] < 1
     better = tmp_path / "own" / "reconstruction.npz"
-    assert run_main("inference", *words, "--probe", better, "--output_dir", tmp_path / "told").code == 0
-    own, told = (load_reconstruction(tmp_path / name / "reconstruction.npz") for name in ("own", "told"))
-    np.testing.assert_allclose(own.object, told.object, atol=1e-4)
+    assert run_main("inference", *words, "--probe", better, "--output_dir", tmp_path / "given").code == 0
+    own, given = (load_reconstruction(tmp_path / name / "reconstruction.npz") for name in ("own", "given"))
+    np.testing.assert_allclose(own.object, given.object, atol=1e-4)
 
 
 def test_training_starts_from_the_pretrained_network(

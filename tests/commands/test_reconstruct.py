@@ -1,4 +1,4 @@
-"""python -m ptycho_torch.reconstruct: engines and chains as people run them."""
+"""The command reconstruct: engines and pipelines."""
 
 import json
 import signal
@@ -21,7 +21,7 @@ Call = Callable[..., Any]
 QUICK = ("--epochs", "4", "--batch_size", "8", "--device", "cpu", "--no_report")
 
 
-def test_an_engine_alone_needs_nothing_but_the_scan(run_process: Call, scan_file: Path, tmp_path: Path) -> None:
+def test_engine_needs_only_the_scan(run_process: Call, scan_file: Path, tmp_path: Path) -> None:
     done = run_process(
         "-m", "ptycho_torch.reconstruct", scan_file, "--output_dir", "result", "--engine", "pie", cwd=tmp_path
     )
@@ -36,32 +36,29 @@ def test_an_engine_alone_needs_nothing_but_the_scan(run_process: Call, scan_file
     assert load_reconstruction(folder / "reconstruction.npz").history["r"][-1] < 0.1
 
 
-def test_a_chain_from_the_network_to_an_engine(
-    run_main: Call, scan_file: Path, model_folder: Path, tmp_path: Path
-) -> None:
+def test_pipeline_of_a_network_and_engines(run_main: Call, scan_file: Path, model_folder: Path, tmp_path: Path) -> None:
     words = ("--engine", "neural", "--model_path", model_folder, "--then", "pie:epochs=3,batch-size=9")
-    alone, chained = tmp_path / "alone", tmp_path / "chained"
-    assert run_main("reconstruct", scan_file, "--output_dir", alone, *words[:4], "--no_report").code == 0
-    assert run_main("reconstruct", scan_file, "--output_dir", chained, *words, "--then", "pie:epochs=2").code == 0
-    assert [path.name for path in sorted((chained / "stages").iterdir())] == ["1-neural.npz", "2-pie.npz", "3-pie.npz"]
+    single, pipeline = tmp_path / "single", tmp_path / "pipeline"
+    assert run_main("reconstruct", scan_file, "--output_dir", single, *words[:4], "--no_report").code == 0
+    assert run_main("reconstruct", scan_file, "--output_dir", pipeline, *words, "--then", "pie:epochs=2").code == 0
+    assert [path.name for path in sorted((pipeline / "stages").iterdir())] == ["1-neural.npz", "2-pie.npz", "3-pie.npz"]
     first, whole = (
-        load_reconstruction(chained / "stages" / "1-neural.npz"),
-        load_reconstruction(alone / "reconstruction.npz"),
+        load_reconstruction(pipeline / "stages" / "1-neural.npz"),
+        load_reconstruction(single / "reconstruction.npz"),
     )
     assert first.object.tobytes() == whole.object.tobytes()
-    result = load_reconstruction(chained / "reconstruction.npz")
+    result = load_reconstruction(pipeline / "reconstruction.npz")
     assert result.history["stage"] == [2, 2, 2, 3, 3]
-    timing = json.loads((chained / "timing.json").read_text())
+    timing = json.loads((pipeline / "timing.json").read_text())
     assert {"stage 1: neural", "stage 2: pie", "stage 3: pie"} < set(timing)
-    before, after = (json.loads((folder / "metrics.json").read_text())["r"] for folder in (alone, chained))
+    before, after = (json.loads((folder / "metrics.json").read_text())["r"] for folder in (single, pipeline))
     assert after < before
-    assert "Stage 3: pie" in (chained / "report.html").read_text()
+    assert "Stage 3: pie" in (pipeline / "report.html").read_text()
 
 
-def test_positions_move_between_network_and_engine(
+def test_positions_refined_by_the_network_are_used_by_the_next_engine(
     run_main: Call, scan_file: Path, model_folder: Path, tmp_path: Path
 ) -> None:
-    """The network's picture says where they are, and the engine goes on from there."""
     words = ("--engine", "neural", "--model_path", model_folder, "--update_positions", "--position_bound", "0.2")
     assert run_main("reconstruct", scan_file, "--output_dir", tmp_path, *words, "--then", "pie:epochs=1").code == 0
     first, last = (load_reconstruction(tmp_path / name) for name in ("stages/1-neural.npz", "reconstruction.npz"))
@@ -70,17 +67,17 @@ def test_positions_move_between_network_and_engine(
     np.testing.assert_array_equal(last.positions, first.positions)
 
 
-def test_settings_and_stages_from_a_file(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
+def test_settings_and_stages_are_read_from_a_file(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
     settings = {"engine": "pie", "epochs": 2, "then": ["pie:epochs=1,update_probe", "pie:epochs=1"], "report": False}
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
     words = (scan_file, "--output_dir", tmp_path / "result", "--config", tmp_path / "settings.yaml")
     assert run_main("reconstruct", *words).code == 0
     assert load_reconstruction(tmp_path / "result" / "reconstruction.npz").history["stage"] == [1, 1, 2, 3]
-    kept = yaml.safe_load((tmp_path / "result" / "config.yaml").read_text())
-    assert kept["then"] == settings["then"]
+    stored = yaml.safe_load((tmp_path / "result" / "config.yaml").read_text())
+    assert stored["then"] == settings["then"]
 
 
-def test_the_object_in_a_scan_file_is_not_read(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
+def test_object_in_the_scan_file_has_no_effect(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
     save_scan(tmp_path / "bare.npz", replace(load_scan(scan_file), truth=None))
     results = []
     for name, path in (("with", scan_file), ("without", tmp_path / "bare.npz")):
@@ -90,7 +87,9 @@ def test_the_object_in_a_scan_file_is_not_read(run_main: Call, scan_file: Path, 
 
 
 @pytest.mark.parametrize("kind", ["reconstruction", "scan file"])
-def test_a_given_object_is_a_head_start(run_main: Call, scan_file: Path, tmp_path: Path, kind: str) -> None:
+def test_initial_object_reduces_the_first_fourier_error(
+    run_main: Call, scan_file: Path, tmp_path: Path, kind: str
+) -> None:
     assert (
         run_main("reconstruct", scan_file, "--output_dir", tmp_path / "first", "--epochs", "20", *QUICK[2:]).code == 0
     )
@@ -103,7 +102,7 @@ def test_a_given_object_is_a_head_start(run_main: Call, scan_file: Path, tmp_pat
     assert second[0] < first[0] / 2
 
 
-def test_starts_of_probe_and_positions(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
+def test_initial_probe_and_positions_are_used(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
     words = (scan_file, "--output_dir", tmp_path / "result", *QUICK, "--init_probe", "gaussian:4", "--update_probe")
     assert (
         run_main("reconstruct", *words, "--probe_modes", "2", "--init_positions", scan_file, "--update_positions").code
@@ -111,19 +110,19 @@ def test_starts_of_probe_and_positions(run_main: Call, scan_file: Path, tmp_path
     )
     result = load_reconstruction(tmp_path / "result" / "reconstruction.npz")
     assert result.probe.shape == (2, 24, 24)
-    words = (tmp_path / "result" / "reconstruction.npz", "--scan", scan_file, "--output_dir", tmp_path / "judged")
+    words = (tmp_path / "result" / "reconstruction.npz", "--scan", scan_file, "--output_dir", tmp_path / "scores")
     assert run_main("evaluate", *words, "--no_report").code == 0
-    judged, metrics = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("judged", "result"))
-    assert judged["r"] == pytest.approx(metrics["r"], rel=1e-5)
+    scores, metrics = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("scores", "result"))
+    assert scores["r"] == pytest.approx(metrics["r"], rel=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--engine", "pye"), "pie"),
         (("--then", "pie:epochs"), "epochs=20"),
         (("--then", "pye:epochs=2"), "pie"),
-        (("--then", "pie:colour=2"), "unknown setting colour"),
+        (("--then", "pie:nonsense=2"), "unknown setting nonsense"),
         (("--then", "pie:epochs=-1"), "--epochs"),
         (("--engine", "neural"), "--model_path"),
         (("--then", "neural:model_path=none"), "none"),
@@ -142,28 +141,33 @@ def test_starts_of_probe_and_positions(run_main: Call, scan_file: Path, tmp_path
         (("--then", "dm:support=none.npz"), "no such file"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(
-    run_main: Call, scan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str
+def test_bad_input_gives_one_line_and_no_file(
+    run_main: Call,
+    scan_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = run_main("reconstruct", scan_file, "--output_dir", "result", *words)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
-    assert said in done.err
+    assert message in done.err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_object_that_does_not_fit_is_refused(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
+def test_initial_object_that_does_not_fit_is_refused(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "far.npz", object=np.ones((5, 5), complex), origin_yx=np.array([500, 500]))
     np.savez(tmp_path / "bad.npz", object=np.full((50, 50), np.nan, complex))
-    for name, said in (("far", "share no pixel"), ("bad", "finite")):
+    for name, message in (("far", "share no pixel"), ("bad", "finite")):
         done = run_main(
             "reconstruct", scan_file, "--output_dir", tmp_path / "r", "--init_object", tmp_path / f"{name}.npz"
         )
         assert done.code == 2
-        assert said in done.err
+        assert message in done.err
 
 
-def test_a_time_limit_ends_the_run(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
+def test_time_limit_ends_the_run(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
     words = (scan_file, "--output_dir", tmp_path / "result", *QUICK, "--epochs", "100000", "--time_limit", "0.5")
     started = time.perf_counter()
     assert run_main("reconstruct", *words).code == 0
@@ -171,23 +175,25 @@ def test_a_time_limit_ends_the_run(run_main: Call, scan_file: Path, tmp_path: Pa
     assert len(load_reconstruction(tmp_path / "result" / "reconstruction.npz").history["r"]) < 100000
 
 
-def test_ctrl_c_keeps_whole_epochs_and_resume_goes_on_exactly(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_complete_epochs_and_resume_continues_exactly(
+    run_main: Call, scan_file: Path, tmp_path: Path
+) -> None:
     words = [str(scan_file), *QUICK[2:], "--epochs", "2000", "--update_probe", "--output_dir"]
-    command = [sys.executable, "-m", "ptycho_torch.reconstruct", *words, "broken"]
+    command = [sys.executable, "-m", "ptycho_torch.reconstruct", *words, "interrupted"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        while "of 2000" not in process.stderr.readline():  # a tenth of the way is done
+        while "of 2000" not in process.stderr.readline():  # until a tenth of the epochs is complete
             pass
         process.send_signal(signal.SIGINT)
-        said = process.stderr.read()
+        output = process.stderr.read()
     assert process.returncode == 130
-    assert "--resume" in said
-    broken = tmp_path / "broken"
-    early = len(load_reconstruction(broken / "reconstruction.npz").history["r"])
+    assert "--resume" in output
+    interrupted = tmp_path / "interrupted"
+    early = len(load_reconstruction(interrupted / "reconstruction.npz").history["r"])
     assert 100 < early < 2000
-    assert run_main("reconstruct", *words, broken, "--resume").code == 0
+    assert run_main("reconstruct", *words, interrupted, "--resume").code == 0
     assert run_main("reconstruct", *words, tmp_path / "whole").code == 0
-    resumed, whole = (load_reconstruction(path / "reconstruction.npz") for path in (broken, tmp_path / "whole"))
+    resumed, whole = (load_reconstruction(path / "reconstruction.npz") for path in (interrupted, tmp_path / "whole"))
     assert resumed.object.tobytes() == whole.object.tobytes()
     assert resumed.probe.tobytes() == whole.probe.tobytes()
-    assert run_main("reconstruct", *words, broken, "--resume", "--seed", "5").code == 2
+    assert run_main("reconstruct", *words, interrupted, "--resume", "--seed", "5").code == 2

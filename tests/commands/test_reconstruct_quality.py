@@ -1,4 +1,4 @@
-"""python -m ptycho_torch.reconstruct: what it says of its own result when nobody knows the truth."""
+"""The command reconstruct: held-out pixels and half scans, which assess a result without the truth."""
 
 import json
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
+from ptycho_torch.data.holdout import draw_holdout_pixels
 from ptycho_torch.io.npz import load_scan, save_scan
 from ptycho_torch.io.reconstruction import load_reconstruction
 
@@ -17,12 +18,12 @@ Call = Callable[..., Any]
 QUICK = ("--epochs", "4", "--batch_size", "8", "--device", "cpu")
 
 
-def metrics_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
-    return found
+def read_metrics(folder: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    return metrics
 
 
-def test_held_out_pixels_stop_the_stages_of_a_chain_by_a_file(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
+def test_held_out_pixels_end_the_stages_of_a_pipeline(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
     settings = {
         "engine": "gradient",
         "optimizer": "lbfgs",
@@ -40,29 +41,31 @@ def test_held_out_pixels_stop_the_stages_of_a_chain_by_a_file(run_main: Call, sc
     history = load_reconstruction(folder / "reconstruction.npz").history
     stages = np.array(history["stage"])
     assert 3 < (stages == 1).sum() < 40
-    metrics = metrics_of(folder)
+    metrics = read_metrics(folder)
     assert metrics["held_out_deviance"] == min(np.array(history["held_out_deviance"])[stages == 2])
     assert metrics["held_out_deviance"] > metrics["held_out_deviance_floor"] == pytest.approx(0.3, abs=0.2)
     assert metrics["held_out_pixels"] == pytest.approx(0.05 * 36 * 24 * 24, rel=0.2)
     assert "Convergence" in (folder / "report.html").read_text()
 
 
-def test_held_out_pixels_change_nothing_by_what_they_hold(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
-    from ptycho_torch.data.holdout import draw_holdout_pixels
-
+def test_values_of_held_out_pixels_have_no_effect_on_the_object(
+    run_main: Call, scan_file: Path, tmp_path: Path
+) -> None:
     scan = load_scan(scan_file)
     held = draw_holdout_pixels(scan, 0.1, np.random.default_rng([7, 0, 1]))  # as the command draws them for seed 7
-    save_scan(tmp_path / "spoilt.npz", replace(scan, amplitudes=np.where(held, np.float32(40), scan.amplitudes)))
+    save_scan(tmp_path / "changed.npz", replace(scan, amplitudes=np.where(held, np.float32(40), scan.amplitudes)))
     results = []
-    for name, path in (("clean", scan_file), ("spoilt", tmp_path / "spoilt.npz")):
+    for name, path in (("clean", scan_file), ("changed", tmp_path / "changed.npz")):
         words = ("--output_dir", tmp_path / name, *QUICK, "--holdout", "0.1", "--seed", "7", "--no_report")
         assert run_main("reconstruct", path, *words).code == 0
         results.append(load_reconstruction(tmp_path / name / "reconstruction.npz").object.tobytes())
     assert results[0] == results[1]
-    assert metrics_of(tmp_path / "spoilt")["held_out_deviance"] > metrics_of(tmp_path / "clean")["held_out_deviance"]
+    assert (
+        read_metrics(tmp_path / "changed")["held_out_deviance"] > read_metrics(tmp_path / "clean")["held_out_deviance"]
+    )
 
 
-def test_half_scans_stand_beside_the_same_result(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
+def test_half_scans_do_not_change_the_result(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
     scan = load_scan(scan_file)
     save_scan(tmp_path / "scan.npz", replace(scan, metadata={"pixel_size": 1e-8}))
     words = (tmp_path / "scan.npz", *QUICK, "--update_probe", "--then", "lsqml:epochs=2", "--output_dir")
@@ -72,7 +75,7 @@ def test_half_scans_stand_beside_the_same_result(run_main: Call, scan_file: Path
     assert "resolution by half scans" in done.out
     plain, halved = ((tmp_path / name / "reconstruction.npz").read_bytes() for name in ("plain", "halved"))
     assert plain == halved
-    metrics, without = metrics_of(tmp_path / "halved"), metrics_of(tmp_path / "plain")
+    metrics, without = read_metrics(tmp_path / "halved"), read_metrics(tmp_path / "plain")
     assert without.items() <= metrics.items()
     further = set(metrics) - set(without)
     assert len(further) == 5
@@ -82,17 +85,17 @@ def test_half_scans_stand_beside_the_same_result(run_main: Call, scan_file: Path
     assert "Half-scan Fourier ring correlation" in (tmp_path / "halved" / "report.html").read_text()
     again = run_main("reconstruct", *words, tmp_path / "halved", "--half_scan_frc", "--resume", "--no_report")
     assert again.code == 0, again.err
-    assert metrics_of(tmp_path / "halved") == metrics
+    assert read_metrics(tmp_path / "halved") == metrics
 
 
-def test_halves_that_share_a_start_are_warned_of(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
+def test_common_initial_object_of_both_halves_gives_a_warning(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
     words = (scan_file, "--output_dir", tmp_path / "result", *QUICK, "--no_report")
     done = run_main("reconstruct", *words, "--half_scan_frc", "--init_object", scan_file)
     assert done.code == 0
     assert "both halves start from --init_object" in done.err
 
 
-def test_a_chain_from_a_network_is_judged_too(
+def test_pipeline_with_a_network_has_held_out_pixels_and_half_scans(
     run_main: Call, scan_file: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     words = ("--engine", "neural", "--model_path", model_folder, "--then", "pie:epochs=3,patience=2")
@@ -101,11 +104,11 @@ def test_a_chain_from_a_network_is_judged_too(
     assert done.code == 0, done.err
     assert "both halves start from the trained network" in done.err
     assert len(load_reconstruction(tmp_path / "result" / "reconstruction.npz").history["held_out_deviance"]) == 3
-    assert {"held_out_deviance", "half_scan_crossing_cycles_per_pixel"} < set(metrics_of(tmp_path / "result"))
+    assert {"held_out_deviance", "half_scan_crossing_cycles_per_pixel"} < set(read_metrics(tmp_path / "result"))
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--patience", "3"), "--holdout 0.02"),
         (("--then", "pie:patience=3"), "--holdout 0.02"),
@@ -117,11 +120,11 @@ def test_a_chain_from_a_network_is_judged_too(
         (("--then", "pie:holdout=0.1"), "unknown setting holdout"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(
-    run_main: Call, scan_file: Path, tmp_path: Path, words: tuple[str, ...], said: str
+def test_bad_input_gives_one_line_and_no_file(
+    run_main: Call, scan_file: Path, tmp_path: Path, words: tuple[str, ...], message: str
 ) -> None:
     done = run_main("reconstruct", scan_file, "--output_dir", tmp_path / "result", *words)
     assert done.code == 2
-    assert said in done.err
+    assert message in done.err
     assert done.err.strip().count("\n") == 0
     assert not (tmp_path / "result").exists()

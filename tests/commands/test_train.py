@@ -19,14 +19,14 @@ Command = Callable[..., Any]
 Train = Callable[..., Path]
 
 
-def verbatim(file: Path, folder: Path, groups: int = 16) -> list[str]:
+def make_documented_arguments(file: Path, folder: Path, groups: int = 16) -> list[str]:
     """Return the arguments of the documented command line."""
     words = f"--max_epochs 2 --n_images {groups} --gridsize 1 --batch_size 4 --device cpu --disable_mlflow"
     named = ["--train_data_file", str(file), "--test_data_file", str(file), "--output_dir", str(folder)]
     return [*named, *words.split()]
 
 
-def is_a_trained_bundle(folder: Path, epochs: int = 2, groups: int = 16) -> None:
+def check_trained_model(folder: Path, epochs: int = 2, groups: int = 16) -> None:
     assert {path.name for path in folder.iterdir()} == {
         "bundle.json",
         "checkpoints",
@@ -47,19 +47,23 @@ def test_documented_command_writes_a_model(
 ) -> None:
     file = {"canonical": scan_file, "legacy": legacy_file}[layout]
     done = run_process(
-        "-m", "ptycho_torch.train", *verbatim(file, tmp_path / "a model"), cwd=tmp_path, CUDA_VISIBLE_DEVICES=""
+        "-m",
+        "ptycho_torch.train",
+        *make_documented_arguments(file, tmp_path / "a model"),
+        cwd=tmp_path,
+        CUDA_VISIBLE_DEVICES="",
     )
     assert (done.code, "Traceback" in done.err) == (0, False), done.err
     assert "itself" in done.err, "the validation on the training scan is logged"
     assert "loss" in done.out
-    is_a_trained_bundle(tmp_path / "a model")
+    check_trained_model(tmp_path / "a model")
     assert [path.name for path in tmp_path.iterdir()] == ["a model"]
 
 
 def test_both_layouts_give_the_same_loss(tmp_path: Path, scan_file: Path, legacy_file: Path, run_main: Command) -> None:
     losses = []
     for file in (scan_file, legacy_file):
-        assert run_main("train", *verbatim(file, tmp_path / file.stem), "--width", 4).code == 0
+        assert run_main("train", *make_documented_arguments(file, tmp_path / file.stem), "--width", 4).code == 0
         losses.append(float((tmp_path / file.stem / "history.csv").read_text().splitlines()[-1].split(",")[2]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
@@ -69,14 +73,14 @@ def test_documented_command_on_the_simulated_run1084(tmp_path: Path, run_main: C
     file = Path(os.environ["PTYCHO_TORCH_DATA"]) / "run1084" / "Run1084_twin_legacy.npz"
     if not file.is_file():
         pytest.skip(f"{file} is missing")
-    assert run_main("train", *verbatim(file, tmp_path / "model", 64)).code == 0
-    is_a_trained_bundle(tmp_path / "model", groups=64)
+    assert run_main("train", *make_documented_arguments(file, tmp_path / "model", 64)).code == 0
+    check_trained_model(tmp_path / "model", groups=64)
 
 
 def test_console_command_equals_the_module(
     tmp_path: Path, scan_file: Path, run_process: Command, train_model: Train
 ) -> None:
-    """The console command and ``python -m ptycho_torch``, both at once in two folders, give what one alone gives."""
+    """The console command and ``python -m ptycho_torch``, at the same time in two folders, give equal bytes."""
     script = Path(sys.executable).with_name("ptycho-torch")
     if not script.exists():
         pytest.skip("the package is not installed with its console command")
@@ -98,7 +102,10 @@ def test_console_command_equals_the_module(
 
 
 def test_recorded_configuration_reproduces_the_training(tmp_path: Path, scan_file: Path, run_main: Command) -> None:
-    assert run_main("train", *verbatim(scan_file, tmp_path / "first"), "--width", 4, "--seed", 5).code == 0
+    assert (
+        run_main("train", *make_documented_arguments(scan_file, tmp_path / "first"), "--width", 4, "--seed", 5).code
+        == 0
+    )
     again = ("train", "--config", tmp_path / "first" / "config.yaml", "--output_dir", tmp_path / "second")
     assert run_main(*again).code == 0
     for name in ("model.safetensors", "history.csv"):
@@ -106,7 +113,7 @@ def test_recorded_configuration_reproduces_the_training(tmp_path: Path, scan_fil
 
 
 def test_quiet_prints_nothing(tmp_path: Path, scan_file: Path, run_main: Command) -> None:
-    outcome = run_main("train", *verbatim(scan_file, tmp_path / "model"), "--width", 4, "--quiet")
+    outcome = run_main("train", *make_documented_arguments(scan_file, tmp_path / "model"), "--width", 4, "--quiet")
     assert outcome == (0, "", "")
 
 
@@ -217,7 +224,7 @@ def test_bad_file_gives_a_one_line_error_and_no_output(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--n_images", "0"), "--n_images is 0"),
         (("--n_images", "37"), "--n_images is 37, and there are 34 groups"),
@@ -236,7 +243,7 @@ def test_bad_file_gives_a_one_line_error_and_no_output(
 )
 def test_bad_settings_give_a_one_line_error_and_no_output(
     words: tuple[str, ...],
-    said: str,
+    message: str,
     tmp_path: Path,
     scan_file: Path,
     run_main: Command,
@@ -245,7 +252,7 @@ def test_bad_settings_give_a_one_line_error_and_no_output(
     monkeypatch.chdir(tmp_path)
     code, out, err = run_main("train", "--train_data_file", scan_file, "--output_dir", "m", "--disable_mlflow", *words)
     assert (code, out, err.count("\n")) == (2, "", 1), err
-    assert said in err
+    assert message in err
     assert list(tmp_path.iterdir()) == []
 
 

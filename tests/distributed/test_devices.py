@@ -1,4 +1,4 @@
-"""Which arithmetic networks are in: what is asked for, else what the machine is fast by."""
+"""Selection of the arithmetic: the requested precision, or the faster precision of the machine."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from ptycho_torch.distributed import devices
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("cpu_info", "expected"),
     [
         ("vendor_id : AuthenticAMD\nflags : avx512f avx512_bf16 amd_lbr_v2", "bf16"),
         ("vendor_id : GenuineIntel\nflags : avx512f avx512_bf16 amx_bf16", "bf16"),
@@ -16,8 +16,10 @@ from ptycho_torch.distributed import devices
         ("", "fp32"),
     ],
 )
-def test_bf16_where_a_cpu_is_fast_by_it(told: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_read_cpu_info", lambda: told)
+def test_auto_precision_is_bf16_on_a_cpu_that_is_faster_in_bf16(
+    cpu_info: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_read_cpu_info", lambda: cpu_info)
     cpu = torch.device("cpu")
     assert devices.select_precision("auto", cpu) == expected
     assert [devices.select_precision(name, cpu) for name in ("fp32", "bf16")] == ["fp32", "bf16"]

@@ -1,4 +1,4 @@
-"""Several processes under torchrun do what one does."""
+"""Commands on two processes under torchrun: results of one process, lost processes and signals."""
 
 import csv
 import os
@@ -23,97 +23,106 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2
 ENDLESS = ("--max_epochs", "1000000")
 
 
-def training(scan_file: Path, folder: Path, *more: str) -> list[str]:
-    """The words behind ``train`` that do what ``train_to`` does."""
-    words = "--batch_size 6 --width 4 --device cpu --logger none --precision fp32"
-    return ["--train_data_file", str(scan_file), "--output_dir", str(folder), *words.split(), *more]
+def make_train_arguments(scan_file: Path, folder: Path, *more: str) -> list[str]:
+    """Return the arguments of ``train`` with the settings of the fixture ``train_model``."""
+    settings = "--batch_size 6 --width 4 --device cpu --logger none --precision fp32"
+    return ["--train_data_file", str(scan_file), "--output_dir", str(folder), *settings.split(), *more]
 
 
-def losses(folder: Path) -> list[float]:
+def read_losses(folder: Path) -> list[float]:
     with (folder / "history.csv").open(newline="") as stream:
         return [float(row[name]) for row in csv.DictReader(stream) for name in ("loss", "val_loss")]
 
 
 def test_identities_over_two_ranks(run_process: Command) -> None:
-    done = run_process(*TORCHRUN, HERE / "identities.py", PYTHONPATH=os.pathsep.join([str(HERE.parent), *sys.path]))
-    assert done.code == 0, done.err
+    outcome = run_process(
+        *TORCHRUN, HERE / "two_rank_identities.py", PYTHONPATH=os.pathsep.join([str(HERE.parent), *sys.path])
+    )
+    assert outcome.code == 0, outcome.err
 
 
 def test_one_process_does_not_import_accelerate(tmp_path: Path, scan_file: Path, run_process: Command) -> None:
-    words = training(scan_file, tmp_path / "model", "--max_epochs", "1", "--quiet")
-    code = f"import sys; from ptycho_torch.train import main; main({words!r}); print('accelerate' in sys.modules)"
-    done = run_process("-c", code)
-    assert done.out.splitlines()[-1] == "False", done.err
+    arguments = make_train_arguments(scan_file, tmp_path / "model", "--max_epochs", "1", "--quiet")
+    code = f"import sys; from ptycho_torch.train import main; main({arguments!r}); print('accelerate' in sys.modules)"
+    outcome = run_process("-c", code)
+    assert outcome.out.splitlines()[-1] == "False", outcome.err
 
 
-def test_a_training_on_two_ranks(tmp_path: Path, scan_file: Path, run_process: Command, train_model: Train) -> None:
-    """Begun on one rank, gone on with on two and again on one, it is that of one rank all along."""
-    straight = train_model(tmp_path / "straight", max_epochs=3, update_probe=True)
-    folder = train_model(tmp_path / "shared", max_epochs=1, update_probe=True)
-    words = training(scan_file, folder, "--max_epochs", "2", "--update_probe", "--resume")
-    done = run_process(*TORCHRUN, "-m", "ptycho_torch.train", *words)
-    assert (done.code, done.out.count("loss")) == (0, 1), done.err
-    assert done.err.count("resuming after epoch 1") == done.err.count("validation: ") == 1, done.err
+def test_training_on_two_ranks_equals_training_on_one(
+    tmp_path: Path, scan_file: Path, run_process: Command, train_model: Train
+) -> None:
+    """Also if a resumed run has another number of ranks."""
+    uninterrupted = train_model(tmp_path / "uninterrupted", max_epochs=3, update_probe=True)
+    folder = train_model(tmp_path / "distributed", max_epochs=1, update_probe=True)
+    arguments = make_train_arguments(scan_file, folder, "--max_epochs", "2", "--update_probe", "--resume")
+    outcome = run_process(*TORCHRUN, "-m", "ptycho_torch.train", *arguments)
+    assert (outcome.code, outcome.out.count("loss")) == (0, 1), outcome.err
+    assert outcome.err.count("resuming after epoch 1") == outcome.err.count("validation: ") == 1, outcome.err
     assert load_model(folder).provenance["epochs"] == 2
     train_model(folder, max_epochs=3, update_probe=True, resume=True)
-    assert losses(folder) == pytest.approx(losses(straight), rel=1e-4)
-    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in straight.iterdir())
+    assert read_losses(folder) == pytest.approx(read_losses(uninterrupted), rel=1e-4)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in uninterrupted.iterdir())
 
 
-def test_inference_on_two_ranks(
+def test_inference_on_two_ranks_writes_the_bytes_of_one(
     tmp_path: Path, scan_file: Path, train_model: Train, run_process: Command, run_main: Command
 ) -> None:
-    """The same bytes where no clock is in the file, with groups across the shares and positions that were learned and
-    are then moved further."""
+    """With groups across the shards, and with learned positions that inference refines further."""
     model = train_model(tmp_path / "model", max_epochs=20, update_positions=True)
     assert load_model(model).model.get_position_offsets(0).abs().max() > 0
-    words = ["--model_path", model, "--test_data", scan_file, "--batch_size", "5", "--gridsize", "2"]
-    words += ["--device", "cpu", "--no_report", "--update_positions", "--output_dir"]
-    assert run_main("inference", *words, tmp_path / "alone").code == 0
-    done = run_process(*TORCHRUN, "-m", "ptycho_torch.inference", *words, tmp_path / "shared")
-    assert (done.code, done.out.count("R 0.")) == (0, 1), done.err
-    assert {path.name for path in (tmp_path / "shared").iterdir()} >= {"reconstruction.npz", "metrics.json"}
+    arguments = ["--model_path", model, "--test_data", scan_file, "--batch_size", "5", "--gridsize", "2"]
+    arguments += ["--device", "cpu", "--no_report", "--update_positions", "--output_dir"]
+    assert run_main("inference", *arguments, tmp_path / "single").code == 0
+    outcome = run_process(*TORCHRUN, "-m", "ptycho_torch.inference", *arguments, tmp_path / "distributed")
+    assert (outcome.code, outcome.out.count("R 0.")) == (0, 1), outcome.err
+    assert {path.name for path in (tmp_path / "distributed").iterdir()} >= {"reconstruction.npz", "metrics.json"}
     for name in ("reconstruction.npz", "metrics.json"):
-        assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+        assert (tmp_path / "distributed" / name).read_bytes() == (tmp_path / "single" / name).read_bytes()
 
 
-def test_a_lost_rank_ends_the_run_with_a_sentence(
+def test_lost_rank_ends_the_run_with_a_one_line_error(
     tmp_path: Path, scan_file: Path, run_process: Command, train_model: Train
 ) -> None:
     folder = tmp_path / "model"
-    words = training(scan_file, folder, *ENDLESS)
-    done = run_process(*TORCHRUN, HERE / "dying.py", "SIGKILL", *words)  # within its limit of time
-    told = [line for line in done.err.splitlines() if line.startswith("train: ")]
-    assert done.code != 0
-    assert len(told) == 1, done.err
-    assert "rank 1 of 2 was lost" in told[0] or "the launcher ended this process" in told[0]
-    assert "--resume" in told[0]
+    arguments = make_train_arguments(scan_file, folder, *ENDLESS)
+    outcome = run_process(
+        *TORCHRUN, HERE / "failing_rank.py", "SIGKILL", *arguments
+    )  # within the time limit of the fixture
+    messages = [line for line in outcome.err.splitlines() if line.startswith("train: ")]
+    assert outcome.code != 0
+    assert len(messages) == 1, outcome.err
+    assert "rank 1 of 2 was lost" in messages[0] or "the launcher ended this process" in messages[0]
+    assert "--resume" in messages[0]
     assert not (folder / "bundle.json").exists()
-    kept = losses(train_model(folder, max_epochs=0, resume=True))
-    assert kept[:2] == pytest.approx(losses(train_model(tmp_path / "straight")), rel=1e-5)
-    resumed = losses(train_model(folder, max_epochs=len(kept) // 2 + 1, resume=True))
-    assert (resumed[:-2], len(resumed)) == (kept, len(kept) + 2)
+    saved = read_losses(train_model(folder, max_epochs=0, resume=True))
+    assert saved[:2] == pytest.approx(read_losses(train_model(tmp_path / "uninterrupted")), rel=1e-5)
+    resumed = read_losses(train_model(folder, max_epochs=len(saved) // 2 + 1, resume=True))
+    assert (resumed[:-2], len(resumed)) == (saved, len(saved) + 2)
 
 
 @pytest.mark.parametrize("stopped", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_sigterm_ends_a_rank_that_waits_for_one_that_says_nothing(
-    stopped: int, tmp_path: Path, scan_file: Path
-) -> None:
-    """Its main thread is then in a message, where Python calls no handler; the other rank is stopped, not gone, and
-    holds the store by which ranks agree on who speaks if it is the first.
+def test_sigterm_ends_a_rank_that_waits_for_a_stopped_rank(stopped: int, tmp_path: Path, scan_file: Path) -> None:
+    """The main thread waits for a message, where Python calls no signal handler; the other rank is stopped, not lost.
+
+    A stopped rank 0 holds the store by which ranks agree on which of them reports an error.
     """
     folder = tmp_path / "model"
-    words = [sys.executable, HERE / "dying.py", "SIGSTOP", *training(scan_file, folder, *ENDLESS)]
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    where = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    where["FATED"] = str(stopped)
-    other = subprocess.Popen(words, env=where | {"RANK": str(stopped)}, stderr=subprocess.DEVNULL)
-    run = subprocess.Popen(words, env=where | {"RANK": str(1 - stopped)}, stderr=subprocess.PIPE, text=True)
+    arguments = [
+        sys.executable,
+        HERE / "failing_rank.py",
+        "SIGSTOP",
+        *make_train_arguments(scan_file, folder, *ENDLESS),
+    ]
+    with socket.socket() as probe_socket:
+        probe_socket.bind(("localhost", 0))
+        port = probe_socket.getsockname()[1]
+    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    environment["FAILING_RANK"] = str(stopped)
+    other = subprocess.Popen(arguments, env=environment | {"RANK": str(stopped)}, stderr=subprocess.DEVNULL)
+    run = subprocess.Popen(arguments, env=environment | {"RANK": str(1 - stopped)}, stderr=subprocess.PIPE, text=True)
     try:
         assert os.WIFSTOPPED(os.waitpid(other.pid, os.WUNTRACED)[1])
-        time.sleep(1)  # by then the other waits
+        time.sleep(1)  # the rank then waits for a message
         run.send_signal(signal.SIGTERM)
         _, err = run.communicate(timeout=30)
     finally:
@@ -127,34 +136,34 @@ def test_sigterm_ends_a_rank_that_waits_for_one_that_says_nothing(
 
 
 @pytest.mark.slow
-def test_bad_input_is_one_sentence_of_all_ranks(tmp_path: Path, run_process: Command) -> None:
-    words = training(tmp_path / "none.npz", tmp_path / "model")
-    done = run_process(*TORCHRUN, "-m", "ptycho_torch.train", *words)
-    assert done.code != 0
-    assert [line for line in done.err.splitlines() if line.startswith("train: ")] == [
+def test_bad_input_gives_one_line_from_one_rank(tmp_path: Path, run_process: Command) -> None:
+    arguments = make_train_arguments(tmp_path / "none.npz", tmp_path / "model")
+    outcome = run_process(*TORCHRUN, "-m", "ptycho_torch.train", *arguments)
+    assert outcome.code != 0
+    assert [line for line in outcome.err.splitlines() if line.startswith("train: ")] == [
         f"train: {tmp_path / 'none.npz'}: there is no such file; give the path of a scan file (NPZ)"
     ]
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_ctrl_c_on_two_ranks_saves_what_is_done(tmp_path: Path, scan_file: Path, train_model: Train) -> None:
+def test_ctrl_c_on_two_ranks_saves_complete_epochs(tmp_path: Path, scan_file: Path, train_model: Train) -> None:
     folder = tmp_path / "model"
-    words = map(str, [*TORCHRUN, "-m", "ptycho_torch.train", *training(scan_file, folder, *ENDLESS)])
-    run = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True)
+    arguments = map(str, [*TORCHRUN, "-m", "ptycho_torch.train", *make_train_arguments(scan_file, folder, *ENDLESS)])
+    run = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.PIPE, text=True)
     state = folder / "checkpoints" / "last" / "state.safetensors"
     deadline = time.monotonic() + 60
-    untrained = None
+    first_time = None  # the first checkpoint is of the untrained model
     while time.monotonic() < deadline:
         if state.exists():
-            untrained = untrained or state.stat().st_mtime_ns
-            if state.stat().st_mtime_ns > untrained:
+            first_time = first_time or state.stat().st_mtime_ns
+            if state.stat().st_mtime_ns > first_time:
                 break
         time.sleep(0.01)
     os.kill(run.pid, signal.SIGINT)
     _, err = run.communicate(timeout=60)
     assert run.returncode != 0
     assert [line.split(" after ")[0] for line in err.splitlines() if "interrupted" in line] == ["interrupted"]
-    done = load_model(folder).provenance["epochs"]
-    assert done >= 1
-    assert len(losses(train_model(folder, max_epochs=done + 1, resume=True))) == 2 * (done + 1)
+    epochs = load_model(folder).provenance["epochs"]
+    assert epochs >= 1
+    assert len(read_losses(train_model(folder, max_epochs=epochs + 1, resume=True))) == 2 * (epochs + 1)

@@ -1,4 +1,4 @@
-"""Looks at the whole object: neighbours tell of each other, phases are free, and each look answers for itself."""
+"""Object stages: exchange between overlapping patterns, free global phase, and separate gradients of the stages."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ptycho_torch.data.scan import Scan
+from ptycho_torch.evaluation.fourier_error import compute_fourier_error
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NETWORKS, NetworkConfig
 from ptycho_torch.physics.batch import make_batch, scale_probe_to_photons
@@ -15,12 +16,12 @@ from ptycho_torch.physics.forward import shift_probe
 from ptycho_torch.physics.object_patterns import IlluminatedPatterns, make_batch_patterns
 from ptycho_torch.prediction.predict import predict_scan
 
-LOOKING = sorted(name for name, network in NETWORKS.items() if network.object_stages)
+NETWORKS_WITH_OBJECT_STAGES = sorted(name for name, network in NETWORKS.items() if network.object_stages)
 
 
-@pytest.fixture(params=LOOKING)
+@pytest.fixture(params=NETWORKS_WITH_OBJECT_STAGES)
 def model(request: pytest.FixtureRequest, scan: Scan) -> PtychoModel:
-    """With weights away from the start, where nothing is added to what physics says."""
+    """Make a model with nonzero weights in its last layers, whose initial zeros leave the physics unchanged."""
     model = PtychoModel(NetworkConfig(request.param, "residual", width=4), scale_probe_to_photons(scan, 1.0))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -29,90 +30,91 @@ def model(request: pytest.FixtureRequest, scan: Scan) -> PtychoModel:
     return model.eval()
 
 
-def turned(scan: Scan, index: int) -> Scan:
-    """With the pattern at ``index`` turned by half a turn."""
+def rotate_pattern(scan: Scan, index: int) -> Scan:
+    """Return the scan with the pattern at ``index`` rotated by 180°."""
     amplitudes = scan.amplitudes.copy()
     amplitudes[index] = amplitudes[index][::-1, ::-1]
     return replace(scan, amplitudes=amplitudes)
 
 
-def test_a_patch_hears_of_its_neighbours(model: PtychoModel, scan: Scan) -> None:
-    """With the same object to start from, photons of one pattern change it under another, though not far away."""
+def test_pattern_changes_the_object_under_its_neighbors(model: PtychoModel, scan: Scan) -> None:
+    """From the same initial object, a change of one pattern changes the object at a neighboring position."""
     batch = make_batch(scan, 1.0)
     probes = shift_probe(model.probe.detach(), batch.fractions)
-    found = []
-    for one in (scan, turned(scan, 0)):
-        scene = make_batch_patterns(IlluminatedPatterns(make_batch(one, 1.0).amplitudes, None, probes, batch.corners))
-        *_, obj = model.refine_object_stages(torch.ones(scene.shape, dtype=torch.complex64), scene)
-        found.append(obj)
-    changed = (found[1] - found[0]).abs().detach()
+    objects = []
+    for variant in (scan, rotate_pattern(scan, 0)):
+        patterns = make_batch_patterns(
+            IlluminatedPatterns(make_batch(variant, 1.0).amplitudes, None, probes, batch.corners)
+        )
+        *_, obj = model.refine_object_stages(torch.ones(patterns.shape, dtype=torch.complex64), patterns)
+        objects.append(obj)
+    change = (objects[1] - objects[0]).abs().detach()
     top, left = (batch.corners[1] - batch.corners.amin(0)).tolist()
-    middle = changed[top + 8 : top + 16, left + 8 : left + 16]
-    assert float(middle.mean()) > 1e-3
+    center = change[top + 8 : top + 16, left + 8 : left + 16]
+    assert float(center.mean()) > 1e-3
 
 
-def test_the_phase_of_an_object_is_free(model: PtychoModel, scan: Scan) -> None:
+def test_object_stages_commute_with_a_global_phase(model: PtychoModel, scan: Scan) -> None:
     batch = make_batch(scan, 1.0)
-    scene = make_batch_patterns(
+    patterns = make_batch_patterns(
         IlluminatedPatterns(batch.amplitudes, None, shift_probe(model.probe.detach(), batch.fractions), batch.corners)
     )
-    start = torch.polar(torch.ones(scene.shape), torch.linspace(0, 1, scene.shape[0]).expand(scene.shape))
-    turn = torch.polar(torch.tensor(1.0), torch.tensor(2.0))
-    for one, other in zip(
-        model.refine_object_stages(start, scene), model.refine_object_stages(start * turn, scene), strict=True
-    ):
-        assert (one * turn - other).abs().max() < 1e-3 * one.abs().max()
+    start = torch.polar(torch.ones(patterns.shape), torch.linspace(0, 1, patterns.shape[0]).expand(patterns.shape))
+    phase_factor = torch.polar(torch.tensor(1.0), torch.tensor(2.0))
+    stages = (model.refine_object_stages(initial, patterns) for initial in (start, start * phase_factor))
+    for obj, rotated in zip(*stages, strict=True):
+        assert (obj * phase_factor - rotated).abs().max() < 1e-3 * obj.abs().max()
 
 
 @pytest.mark.parametrize("gridsize", [1, 2])
 @pytest.mark.parametrize("batch_size", [1, 7])
-def test_the_batch_does_not_matter(batch_size: int, gridsize: int, model: PtychoModel, scan: Scan) -> None:
-    found, same = (
+def test_reconstruction_does_not_depend_on_the_batch_size(
+    batch_size: int, gridsize: int, model: PtychoModel, scan: Scan
+) -> None:
+    expected, obj = (
         predict_scan(model, scan, 1.0, batch_size=size, gridsize=gridsize).object for size in (64, batch_size)
     )
-    assert np.abs(found - same).max() < 1e-3 * np.abs(found).max()
+    assert np.abs(obj - expected).max() < 1e-3 * np.abs(expected).max()
 
 
-def test_one_pattern_alone(model: PtychoModel, scan: Scan) -> None:
-    found = predict_scan(model, scan.select(np.array([5])), 1.0)
-    assert found.object.shape == (scan.size + 4, scan.size + 4)
-    assert np.isfinite(found.object).all()
-    assert (found.object[found.coverage == 0] == 1).all()
+def test_scan_of_one_pattern_is_reconstructed(model: PtychoModel, scan: Scan) -> None:
+    result = predict_scan(model, scan.select(np.array([5])), 1.0)
+    assert result.object.shape == (scan.size + 4, scan.size + 4)
+    assert np.isfinite(result.object).all()
+    assert (result.object[result.coverage == 0] == 1).all()
 
 
-def test_before_it_learns_it_is_an_engine(scan_factory: Callable[..., Scan]) -> None:
-    """Untrained it adds nothing, and physics alone takes it most of the way from vacuum."""
-    from ptycho_torch.evaluation.fourier_error import compute_fourier_error
-
+def test_untrained_network_reduces_the_fourier_error_by_its_physics(scan_factory: Callable[..., Scan]) -> None:
+    """The untrained layers add nothing; R is still less than a tenth of its value for vacuum."""
     scan = scan_factory(photons=1e6)
-    for name in LOOKING:
-        found = predict_scan(PtychoModel(NetworkConfig(name, width=4), scale_probe_to_photons(scan, 1.0)), scan, 1.0)
-        flat = replace(found, object=np.ones_like(found.object))
-        r, r_flat = (compute_fourier_error(one, scan, photons_per_unit=1.0).r for one in (found, flat))
+    for name in NETWORKS_WITH_OBJECT_STAGES:
+        result = predict_scan(PtychoModel(NetworkConfig(name, width=4), scale_probe_to_photons(scan, 1.0)), scan, 1.0)
+        flat = replace(result, object=np.ones_like(result.object))
+        r, r_flat = (compute_fourier_error(each, scan, photons_per_unit=1.0).r for each in (result, flat))
         assert r < r_flat / 10
 
 
-def test_a_dead_pattern_is_not_looked_at(model: PtychoModel, scan_factory: Callable[..., Scan]) -> None:
-    """A pattern of noise among many changes a result little: stitching mistrusts it, and so do the looks."""
+def test_a_pattern_of_noise_changes_the_result_little(model: PtychoModel, scan_factory: Callable[..., Scan]) -> None:
+    """Stitching and object stages give a small weight to a pattern that no patch explains."""
     scan = scan_factory(photons=1e6)
     amplitudes = scan.amplitudes.copy()
     amplitudes[14] = np.random.default_rng(0).permuted(amplitudes[14].ravel()).reshape(amplitudes[14].shape)
-    whole = PtychoModel(NetworkConfig(model.config.name, width=4), scale_probe_to_photons(scan, 1.0))
-    good, bad = (predict_scan(whole, one, 1.0) for one in (scan, replace(scan, amplitudes=amplitudes)))
+    untrained = PtychoModel(NetworkConfig(model.config.name, width=4), scale_probe_to_photons(scan, 1.0))
+    good, bad = (predict_scan(untrained, each, 1.0) for each in (scan, replace(scan, amplitudes=amplitudes)))
     assert np.isfinite(bad.object).all()
     weight = good.coverage / good.coverage.sum()
     assert (weight * np.abs(good.object - bad.object) ** 2).sum() < 0.1
 
 
-def test_each_look_answers_for_itself(model: PtychoModel, scan: Scan) -> None:
-    """What one leaves sends a gradient to its own weights alone, and the last one's to the probe besides."""
+def test_gradient_of_a_stage_reaches_only_its_own_weights(model: PtychoModel, scan: Scan) -> None:
+    """Only the last stage also has a gradient to the probe."""
     model.probe_parameters[0].requires_grad_()
-    found = model.forward_details(make_batch(scan, 1.0))
-    stages = [*found.intermediate, found.fields]
+    details = model.forward_details(make_batch(scan, 1.0))
+    stages = [*details.intermediate, details.fields]
     assert len(stages) == 1 + model.object_stages
-    for own, fields in zip(["backbone", *["object_stage"] * model.object_stages], stages, strict=True):
+    for module, fields in zip(["backbone", *["object_stage"] * model.object_stages], stages, strict=True):
         model.zero_grad()
         fields.intensity.sum().backward(retain_graph=True)
-        moved = {name for name, weight in model.network.named_parameters() if weight.grad is not None}
-        assert {name.split(".")[0] for name in moved} == {own}
-        assert (model.probe_parameters[0].grad is not None) == (fields is found.fields)
+        names = {name for name, weight in model.network.named_parameters() if weight.grad is not None}
+        assert {name.split(".")[0] for name in names} == {module}
+        assert (model.probe_parameters[0].grad is not None) == (fields is details.fields)

@@ -28,7 +28,7 @@ REPEATED = ("model.safetensors", "history.csv")
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory, scan_factory: Callable[..., Scan]) -> tuple[Path, Path, Path]:
-    """Three scans of one N that differ in all else: positions, probe modes, photons and the unit of the amplitudes."""
+    """Write three scans with equal N and different positions, probe modes, photons and units of the amplitudes."""
     folder = tmp_path_factory.mktemp("scans")
     first, second, third = (
         scan_factory(36, seed=0),
@@ -68,7 +68,7 @@ def test_each_scan_has_its_own_probe_and_scale(
         assert torch.equal(first, second) is not update_probe
 
 
-def test_a_scan_alone_and_as_the_first_of_a_list(tmp_path: Path, train_model: Train, files: tuple[Path, ...]) -> None:
+def test_list_of_one_scan_equals_the_scan(tmp_path: Path, train_model: Train, files: tuple[Path, ...]) -> None:
     alone, listed = (
         contents(train_model(tmp_path / name, train_data_file=given))
         for name, given in (("alone", files[0]), ("listed", files[:1]))
@@ -77,7 +77,9 @@ def test_a_scan_alone_and_as_the_first_of_a_list(tmp_path: Path, train_model: Tr
 
 
 @pytest.mark.parametrize("gridsize", [1, 2, 3])
-def test_all_groups_of_all_scans(tmp_path: Path, train_model: Train, files: tuple[Path, ...], gridsize: int) -> None:
+def test_epoch_has_all_groups_of_all_scans(
+    tmp_path: Path, train_model: Train, files: tuple[Path, ...], gridsize: int
+) -> None:
     folder = train_model(tmp_path / "all", train_data_file=files, gridsize=gridsize)
     held_out = [len(scan.held_out) for scan in load_model(folder).scans]
     assert min(held_out) >= gridsize**2
@@ -95,19 +97,19 @@ def test_training_is_reproducible_and_resumes_exactly(
     tmp_path: Path, train_model: Train, files: tuple[Path, ...], settings: dict[str, Any]
 ) -> None:
     settings = {"train_data_file": files, **settings}
-    straight = contents(train_model(tmp_path / "straight", max_epochs=3, **settings))
+    uninterrupted = contents(train_model(tmp_path / "uninterrupted", max_epochs=3, **settings))
     train_model(tmp_path / "resumed", max_epochs=1, **settings)
-    assert contents(train_model(tmp_path / "resumed", max_epochs=3, resume=True, **settings)) == straight
+    assert contents(train_model(tmp_path / "resumed", max_epochs=3, resume=True, **settings)) == uninterrupted
     with pytest.raises(ConfigError, match=r"cannot resume with a different .*scan"):
         train_model(tmp_path / "resumed", max_epochs=4, resume=True, **settings | {"train_data_file": files[:2]})
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine of one core
 def test_workers_do_not_change_the_bytes(tmp_path: Path, train_model: Train, files: tuple[Path, ...]) -> None:
-    alone, helped = (
+    without, with_worker = (
         contents(train_model(tmp_path / str(workers), train_data_file=files, num_workers=workers)) for workers in (0, 1)
     )
-    assert alone == helped
+    assert without == with_worker
 
 
 def test_batches_are_of_one_scan_in_random_order(files: tuple[Path, ...]) -> None:
@@ -117,10 +119,10 @@ def test_batches_are_of_one_scan_in_random_order(files: tuple[Path, ...]) -> Non
     orders = []
     for seed in (0, 1):
         batches = [batch for _, batch in iterate_batches(patterns, 4, np.random.default_rng(seed), SINGLE_PROCESS)]
-        for source, one in enumerate(patterns):
-            found = torch.cat([batch.corners for batch in batches if batch.scan_index == source])
-            expected = one.scan.corners[torch.from_numpy(one.groups.ravel())]
-            assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, expected.tolist()))
+        for scan_index, groups in enumerate(patterns):
+            corners = torch.cat([batch.corners for batch in batches if batch.scan_index == scan_index])
+            expected = groups.scan.corners[torch.from_numpy(groups.groups.ravel())]
+            assert sorted(map(tuple, corners.tolist())) == sorted(map(tuple, expected.tolist()))
         orders.append([batch.scan_index for batch in batches])
         assert orders[-1] != sorted(orders[-1])
     assert orders[0] != orders[1]
@@ -137,7 +139,7 @@ def test_provenance_describes_the_validation(tmp_path: Path, train_model: Train,
     assert descriptions["other"] == "the scan c.npz"
 
 
-def test_the_loss_of_every_scan_falls_and_each_is_reconstructed_by_its_own_probe(
+def test_training_reduces_r_of_every_scan_with_its_own_probe(
     tmp_path: Path, train_model: Train, files: tuple[Path, ...], run_main: Command
 ) -> None:
     r = {}
@@ -146,14 +148,14 @@ def test_the_loss_of_every_scan_falls_and_each_is_reconstructed_by_its_own_probe
             tmp_path / f"{epochs}", train_data_file=files, max_epochs=epochs, update_probe=True, width=8
         )
         probes = load_model(folder).model.probes
-        for place, file in enumerate(files):
+        for index, file in enumerate(files):
             out = tmp_path / f"{epochs} {file.stem}"
             words = ("--model_path", folder, "--test_data", file, "--output_dir", out, "--no_report")
             assert run_main("inference", *words).code == 0
             result = load_reconstruction(out / "reconstruction.npz")
-            np.testing.assert_array_equal(result.probe, probes[place].detach().numpy())
+            np.testing.assert_array_equal(result.probe, probes[index].detach().numpy())
             metrics = json.loads((out / "metrics.json").read_text())
-            assert metrics["validation_patterns"] == len(load_model(folder).scans[place].held_out)
+            assert metrics["validation_patterns"] == len(load_model(folder).scans[index].held_out)
             r[epochs, file.stem] = metrics["r"]
     for file in files:
         assert r[8, file.stem] < 0.8 * r[0, file.stem]

@@ -19,7 +19,7 @@ NARROW = NetworkConfig(width=4)
 
 
 class InterruptingObserver(SilentObserver):
-    """An observer that presses ctrl-C after a number of batches."""
+    """An observer that raises KeyboardInterrupt after a number of batches."""
 
     def __init__(self, batches: int) -> None:
         self.batches = batches

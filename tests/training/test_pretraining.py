@@ -17,7 +17,7 @@ from ptycho_torch.training.tracking import NullTracker
 SCHEDULE = LearningRateSchedule(3e-3, 10)
 
 
-def pretrainer(batches: int | None, seed: int = 0, seconds: float | None = None) -> Pretrainer:
+def make_pretrainer(batches: int | None, seed: int = 0, seconds: float | None = None) -> Pretrainer:
     settings = SimulatedDatasetSettings(size=32, patterns=4, seed=seed, photons=(1e5, 1e6), overlap=(0.6, 0.8))
     config = NetworkConfig("unrolled_unet", "residual", 6, probe_channel=True)
     model = PtychoModel(config, [], generator=torch.Generator().manual_seed(seed), size=32)
@@ -29,28 +29,28 @@ def run(trainer: Pretrainer, checkpoint: Path) -> dict[str, torch.Tensor]:
     return trainer.optimizer.state_dict()
 
 
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+def are_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 def test_resumed_pretraining_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    whole = run(pretrainer(9), tmp_path / "whole")
-    run(pretrainer(5), tmp_path / "part")
-    resumed = pretrainer(9)
+    uninterrupted = run(make_pretrainer(9), tmp_path / "uninterrupted")
+    run(make_pretrainer(5), tmp_path / "part")
+    resumed = make_pretrainer(9)
     resumed.load(tmp_path / "part")
-    assert same(run(resumed, tmp_path / "part"), whole)
+    assert are_equal(run(resumed, tmp_path / "part"), uninterrupted)
     assert [row.groups for row in resumed.history] == [20, 16]
-    assert not same(run(pretrainer(9, seed=1), tmp_path / "other"), whole)
+    assert not are_equal(run(make_pretrainer(9, seed=1), tmp_path / "other"), uninterrupted)
 
 
 def test_resume_with_another_seed_is_refused(tmp_path: Path) -> None:
-    run(pretrainer(1), tmp_path / "one")
+    run(make_pretrainer(1), tmp_path / "one")
     with pytest.raises(ConfigError, match="seed"):
-        pretrainer(1, seed=1).load(tmp_path / "one")
+        make_pretrainer(1, seed=1).load(tmp_path / "one")
 
 
 def test_validation_loss_on_new_objects_decreases(tmp_path: Path) -> None:
-    trainer = pretrainer(80)
+    trainer = make_pretrainer(80)
     before = trainer.validate()
     run(trainer, tmp_path / "state")
     assert trainer.history[-1].val_loss == trainer.validate() < 0.85 * before
@@ -58,8 +58,8 @@ def test_validation_loss_on_new_objects_decreases(tmp_path: Path) -> None:
 
 
 def test_pretraining_ends_at_the_time_limit(tmp_path: Path) -> None:
-    trainer = pretrainer(None, seconds=0.5)
+    trainer = make_pretrainer(None, seconds=0.5)
     run(trainer, tmp_path / "state")
     assert trainer.optimizer.steps >= 1
     with pytest.raises(ConfigError, match="`time_limit`"):
-        pretrainer(None)
+        make_pretrainer(None)

@@ -58,15 +58,12 @@ def test_distance_of_the_target_patches_is_zero(scan: Scan, teacher: ObjectTarge
 def test_mean_of_the_target_is_real() -> None:
     generator = torch.Generator().manual_seed(0)
     obj = torch.polar(torch.ones(9, 11), torch.rand(9, 11, generator=generator) + 2.5)
-    turned = make_object_target(obj, torch.ones(9, 11), (3, 4)).object.mean()
-    assert float(turned.imag) == pytest.approx(0, abs=1e-6)
-    assert float(turned.real) > 0.9
+    mean = make_object_target(obj, torch.ones(9, 11), (3, 4)).object.mean()
+    assert float(mean.imag) == pytest.approx(0, abs=1e-6)
+    assert float(mean.real) > 0.9
 
 
 def test_target_object_reduces_the_error(train_model: Train, scan: Scan, tmp_path: Path) -> None:
-    from ptycho_torch.evaluation.metrics import compare_with_truth
-    from ptycho_torch.prediction.predict import predict_scan
-
     errors = []
     for name, teacher in (("alone", None), ("with target", "pie:epochs=30,batch_size=8")):
         bundle = load_model(train_model(tmp_path / name, teacher=teacher, max_epochs=40, width=8), torch.device("cpu"))
@@ -98,29 +95,29 @@ def test_invalid_teacher_is_refused(scan_file: Path, tmp_path: Path, teacher: st
     assert not (tmp_path / "out").exists()
 
 
-def true_patches(scan: Scan) -> NDArray[np.complex64]:
+def extract_true_patches(scan: Scan) -> NDArray[np.complex64]:
     return extract_patches(torch.from_numpy(scan.truth), make_batch(scan, 1.0).corners, scan.size).numpy()
 
 
-def illuminated(scan: Scan) -> NDArray[np.complex64]:
+def make_exit_waves(scan: Scan) -> NDArray[np.complex64]:
     fractions = make_batch(scan, 1.0).fractions
-    return true_patches(scan) * shift_probe(torch.from_numpy(scan.probe), fractions)[:, 0].numpy()
+    return extract_true_patches(scan) * shift_probe(torch.from_numpy(scan.probe), fractions)[:, 0].numpy()
 
 
-def labeled(scan: Scan, labels: NDArray[np.complex64]) -> Scan:
+def add_labels(scan: Scan, labels: NDArray[np.complex64]) -> Scan:
     return replace(scan, labels=labels.astype(np.complex64))
 
 
-def check(scan: Scan) -> torch.Tensor:
+def check_labels(scan: Scan) -> torch.Tensor:
     return prepare_labels(scan, make_batch(scan, 1.0), scale_probe_to_photons(scan, 1.0))
 
 
-def save(tmp_path: Path, scan: Scan) -> Path:
+def save_labeled(tmp_path: Path, scan: Scan) -> Path:
     save_scan(tmp_path / "labeled.npz", scan)
     return tmp_path / "labeled.npz"
 
 
-def losses(folder: Path) -> list[float]:
+def read_losses(folder: Path) -> list[float]:
     with (folder / "history.csv").open(newline="") as stream:
         return [float(row["loss"]) for row in csv.DictReader(stream)]
 
@@ -131,33 +128,33 @@ def test_object_labels_pass_and_exit_waves_are_refused(
     modes: int, photons: float, scan_factory: Callable[..., Scan]
 ) -> None:
     scan = scan_factory(modes=modes, photons=photons)
-    found = check(labeled(scan, true_patches(scan)))
-    ratio = found.numpy() / true_patches(scan)
+    labels = check_labels(add_labels(scan, extract_true_patches(scan)))
+    ratio = labels.numpy() / extract_true_patches(scan)
     assert np.ptp(ratio.real) < 1e-5
-    assert 1 < ratio.real.mean() < 1.5, "the probe has the power of the patterns, so that the object absorbs less"
+    assert 1 < ratio.real.mean() < 1.5, "the probe has the power of the patterns, and the scaled object absorbs less"
     if modes == 1:
         with pytest.raises(DataError, match="Y are exit waves, probe times object"):
-            check(labeled(scan, illuminated(scan)))
+            check_labels(add_labels(scan, make_exit_waves(scan)))
 
 
 @pytest.mark.parametrize("factor", [1e-3, 40.0])
 def test_scale_of_the_labels_is_free(factor: float, scan: Scan) -> None:
-    truth = true_patches(scan)
-    torch.testing.assert_close(check(labeled(scan, factor * truth)), check(labeled(scan, truth)))
+    truth = extract_true_patches(scan)
+    torch.testing.assert_close(check_labels(add_labels(scan, factor * truth)), check_labels(add_labels(scan, truth)))
     with pytest.raises(DataError, match="Y are exit waves, probe times object"):
-        check(labeled(scan, factor * illuminated(scan)))
+        check_labels(add_labels(scan, factor * make_exit_waves(scan)))
 
 
 @pytest.mark.parametrize("change", [lambda y: y[::-1], lambda y: y[:, ::-1], lambda y: y.conj()])
 def test_labels_of_other_patterns_are_refused(change: Callable[..., NDArray[np.complex64]], scan: Scan) -> None:
     with pytest.raises(DataError, match="Y match the patterns neither as object nor as exit wave"):
-        check(labeled(scan, change(true_patches(scan))))
+        check_labels(add_labels(scan, change(extract_true_patches(scan))))
 
 
 def test_masked_pixels_are_ignored_in_the_label_check(scan: Scan) -> None:
     mask = np.random.default_rng(0).random((24, 24)) > 0.1
     corrupted = replace(scan, mask=mask, amplitudes=np.where(mask, scan.amplitudes, np.float32(77)))
-    check(labeled(corrupted, true_patches(scan)))
+    check_labels(add_labels(corrupted, extract_true_patches(scan)))
 
 
 def test_label_takes_the_phase_of_its_patch() -> None:
@@ -170,7 +167,7 @@ def test_label_takes_the_phase_of_its_patch() -> None:
 
 
 def test_labels_reduce_the_error(train_model: Train, scan: Scan, tmp_path: Path) -> None:
-    file, errors = save(tmp_path, labeled(scan, true_patches(scan))), []
+    file, errors = save_labeled(tmp_path, add_labels(scan, extract_true_patches(scan))), []
     for supervised in (False, True):
         folder = train_model(
             tmp_path / str(supervised), train_data_file=file, supervised=supervised, max_epochs=20, width=8
@@ -184,26 +181,26 @@ def test_labels_reduce_the_error(train_model: Train, scan: Scan, tmp_path: Path)
 
 @pytest.mark.parametrize("gridsize", [1, 2, 3])
 def test_phases_of_the_labels_are_free(gridsize: int, train_model: Train, scan: Scan, tmp_path: Path) -> None:
-    truth = true_patches(scan)
+    truth = extract_true_patches(scan)
     phases = np.exp(1j * np.random.default_rng(0).uniform(-np.pi, np.pi, (36, 1, 1)))
-    found = []
-    for name, labels in (("as they are", truth), ("turned", truth * phases)):
+    losses = []
+    for name, labels in (("unchanged", truth), ("rotated", truth * phases)):
         (tmp_path / name).mkdir()
-        file = save(tmp_path / name, labeled(scan, labels))
+        file = save_labeled(tmp_path / name, add_labels(scan, labels))
         folder = train_model(tmp_path / name / "model", train_data_file=file, supervised=True, gridsize=gridsize)
-        found.append(losses(folder))
-    assert found[0] == pytest.approx(found[1], rel=1e-3)
+        losses.append(read_losses(folder))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_training_resumes_exactly_and_only_with_equal_labels(train_model: Train, scan: Scan, tmp_path: Path) -> None:
-    truth = true_patches(scan)
-    settings: dict[str, Any] = {"train_data_file": save(tmp_path, labeled(scan, truth)), "supervised": True}
-    straight = train_model(tmp_path / "straight", max_epochs=3, **settings)
+    truth = extract_true_patches(scan)
+    settings: dict[str, Any] = {"train_data_file": save_labeled(tmp_path, add_labels(scan, truth)), "supervised": True}
+    uninterrupted = train_model(tmp_path / "uninterrupted", max_epochs=3, **settings)
     train_model(tmp_path / "resumed", max_epochs=1, **settings)
     resumed = train_model(tmp_path / "resumed", max_epochs=3, resume=True, **settings)
     for name in ("model.safetensors", "history.csv"):
-        assert (resumed / name).read_bytes() == (straight / name).read_bytes()
-    save(tmp_path, labeled(scan, 2 * truth))
+        assert (resumed / name).read_bytes() == (uninterrupted / name).read_bytes()
+    save_labeled(tmp_path, add_labels(scan, 2 * truth))
     with pytest.raises(ConfigError, match=r"cannot resume with a different .*labels"):
         train_model(tmp_path / "resumed", max_epochs=4, resume=True, **settings)
 
@@ -213,7 +210,9 @@ def test_invalid_labels_are_refused(train_model: Train, scan: Scan, scan_file: P
         train_model(tmp_path / "model", supervised=True)
     with pytest.raises(DataError, match=r"labeled\.npz: the labels Y are exit waves"):
         train_model(
-            tmp_path / "model", train_data_file=save(tmp_path, labeled(scan, illuminated(scan))), supervised=True
+            tmp_path / "model",
+            train_data_file=save_labeled(tmp_path, add_labels(scan, make_exit_waves(scan))),
+            supervised=True,
         )
     with pytest.raises(ConfigError, match="`supervised` and `teacher`"):
         train_model(tmp_path / "model", supervised=True, teacher="pie")

@@ -1,4 +1,4 @@
-"""Trackers follow a run where they can, and never end it."""
+"""Trackers record a run; their failure does not end it."""
 
 import logging
 import os
@@ -16,12 +16,12 @@ Train = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
-def no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def clear_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
 
 
-def rows(store: Path, query: str) -> list[tuple[Any, ...]]:
+def read_rows(store: Path, query: str) -> list[tuple[Any, ...]]:
     connection = sqlite3.connect(store)
     try:
         return connection.execute(query).fetchall()
@@ -30,51 +30,54 @@ def rows(store: Path, query: str) -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture(scope="module")
-def tracked(tmp_path_factory: pytest.TempPathFactory, train_model: Train) -> Path:
-    """A model folder with MLflow's records of one run; making a store takes seconds."""
+def tracked_folder(tmp_path_factory: pytest.TempPathFactory, train_model: Train) -> Path:
+    """Make a model folder with an MLflow store of one run; a store takes seconds to make."""
     import mlflow
 
     before = mlflow.get_tracking_uri(), dict(os.environ)
     folder = train_model(tmp_path_factory.mktemp("tracked") / "a model", logger="mlflow", max_epochs=2)
-    assert (mlflow.get_tracking_uri(), dict(os.environ)) == before, "the state of the process is left alone"
+    assert (mlflow.get_tracking_uri(), dict(os.environ)) == before, "the state of the process is unchanged"
     assert mlflow.active_run() is None
     return folder
 
 
-def test_mlflow_keeps_the_run_under_the_output_folder(tracked: Path) -> None:
-    store = tracked / "mlflow.db"
-    parameters: dict[str, str] = dict(rows(store, "select key, value from params"))
+def test_mlflow_stores_the_run_in_the_output_folder(tracked_folder: Path) -> None:
+    store = tracked_folder / "mlflow.db"
+    parameters: dict[str, str] = dict(read_rows(store, "select key, value from params"))
     assert parameters["batch_size"] == "6"
     assert parameters["width"] == "4"
-    assert rows(store, "select step from metrics where key = 'loss' order by step") == [(1,), (2,)]
-    assert len(rows(store, "select step from metrics where key = 'val_loss'")) == 2
-    assert rows(store, "select status from runs") == [("FINISHED",)]
-    assert {path.name for path in tracked.rglob("mlruns/**/artifacts/*")} >= {
+    assert read_rows(store, "select step from metrics where key = 'loss' order by step") == [(1,), (2,)]
+    assert len(read_rows(store, "select step from metrics where key = 'val_loss'")) == 2
+    assert read_rows(store, "select status from runs") == [("FINISHED",)]
+    assert {path.name for path in tracked_folder.rglob("mlruns/**/artifacts/*")} >= {
         "reconstructed_amplitude.png",
         "reconstructed_phase.png",
     }
-    assert {path.name for path in tracked.parent.iterdir()} == {"a model"}
+    assert {path.name for path in tracked_folder.parent.iterdir()} == {"a model"}
 
 
-def test_mlflow_goes_where_the_environment_says(
-    tmp_path: Path, tracked: Path, train_model: Train, monkeypatch: pytest.MonkeyPatch
+def test_mlflow_uses_the_store_of_the_environment_variable(
+    tmp_path: Path, tracked_folder: Path, train_model: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here to a store that holds another run already: the experiment is shared, and the runs are apart."""
+    """For a store with an earlier run: the experiment is common, and the runs are separate."""
     store = tmp_path / "elsewhere.db"
-    store.write_bytes((tracked / "mlflow.db").read_bytes())
+    store.write_bytes((tracked_folder / "mlflow.db").read_bytes())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
     folder = train_model(tmp_path / "model", logger="mlflow")
     assert not (folder / "mlflow.db").exists()
-    assert rows(store, "select count(*) from runs") == [(2,)]
-    assert rows(store, "select count(*) from experiments where name = 'ptycho_torch'") == [(1,)]
-    assert rows(store, "select count(*) from metrics where key = 'loss' group by run_uuid order by 1") == [(1,), (2,)]
+    assert read_rows(store, "select count(*) from runs") == [(2,)]
+    assert read_rows(store, "select count(*) from experiments where name = 'ptycho_torch'") == [(1,)]
+    assert read_rows(store, "select count(*) from metrics where key = 'loss' group by run_uuid order by 1") == [
+        (1,),
+        (2,),
+    ]
 
 
 @pytest.mark.parametrize("name", ["why?", "run #3", "100%"])
-def test_a_folder_that_no_store_can_be_in(
+def test_folder_name_that_mlflow_cannot_use_gives_a_warning(
     name: str, tmp_path: Path, train_model: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In the address of an SQLite store these mean something else: its file would lie elsewhere, or nowhere."""
+    """These characters have another meaning in the address of an SQLite store."""
     folder = train_model(tmp_path / name, logger="mlflow")
     assert "contains a ?, # or %" in caplog.text
     assert (folder / "bundle.json").is_file()
@@ -93,7 +96,7 @@ def test_a_folder_that_no_store_can_be_in(
         "postgresql://127.0.0.1:9/none",
     ],
 )
-def test_a_tracker_out_of_reach_costs_a_warning(
+def test_unreachable_tracker_gives_a_warning(
     tmp_path: Path, train_model: Train, uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -106,24 +109,24 @@ def test_a_tracker_out_of_reach_costs_a_warning(
     assert len((folder / "history.csv").read_text().splitlines()) == 2
 
 
-def test_a_tracker_that_fails_later_costs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    class Failing:
+def test_tracker_that_fails_later_gives_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    class FailingTracker:
         def log_parameters(self, values: dict[str, object]) -> None: ...
 
         def log_metrics(self, epoch: int, values: dict[str, float]) -> None:
             raise OSError("the disk is full")
 
         def log_artifact(self, path: Path) -> None:
-            raise AssertionError("it is not asked again")
+            raise AssertionError("a disabled tracker is not called")
 
         def finish(self, completed: bool) -> None:
-            raise AssertionError("it is not asked again")
+            raise AssertionError("a disabled tracker is not called")
 
-    tracker = GuardedTracker("failing", Failing)
+    tracker = GuardedTracker("failing", FailingTracker)
     tracker.log_parameters({})
     for epoch in (1, 2):
         tracker.log_metrics(epoch, {"loss": 1.0})
-    tracker.log_artifact(Path("picture.png"))
+    tracker.log_artifact(Path("object.png"))
     tracker.finish(True)
     assert [record.getMessage() for record in caplog.records] == [
         "the tracker failing failed and is disabled for this run: the disk is full; history.csv contains the losses"
@@ -135,14 +138,14 @@ def test_tensorboard_writes_event_files(tmp_path: Path, train_model: Train) -> N
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = train_model(tmp_path, logger="tensorboard", max_epochs=2)
-    found = EventAccumulator(str(folder / "tensorboard"))
-    found.Reload()
-    assert [event.step for event in found.Scalars("loss")] == [1, 2]
-    assert set(found.Tags()["images"]) == {"reconstructed_amplitude", "reconstructed_phase"}
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2]
+    assert set(events.Tags()["images"]) == {"reconstructed_amplitude", "reconstructed_phase"}
 
 
 @pytest.mark.parametrize("name", ["csv", "none"])
-def test_no_tracker_writes_nothing(tmp_path: Path, name: str) -> None:
+def test_null_tracker_writes_no_file(tmp_path: Path, name: str) -> None:
     tracker = make_tracker(name, tmp_path)
     tracker.log_parameters({"a": 1})
     tracker.log_metrics(1, {"loss": 1.0})

@@ -66,8 +66,8 @@ def test_global_random_state_is_neither_used_nor_changed(tmp_path: Path, train_m
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine of one core
 def test_workers_do_not_change_the_bytes(tmp_path: Path, train_model: Train) -> None:
-    alone, helped = (train_model(tmp_path / str(workers), num_workers=workers) for workers in (0, 2))
-    assert contents(alone) == contents(helped)
+    without, with_workers = (train_model(tmp_path / str(workers), num_workers=workers) for workers in (0, 2))
+    assert contents(without) == contents(with_workers)
 
 
 @pytest.mark.parametrize(
@@ -76,16 +76,16 @@ def test_workers_do_not_change_the_bytes(tmp_path: Path, train_model: Train) -> 
     ids=lambda settings: "-".join(settings) or "default",
 )
 def test_resumed_training_equals_uninterrupted(tmp_path: Path, train_model: Train, settings: dict[str, Any]) -> None:
-    straight = train_model(tmp_path / "straight", max_epochs=3, **settings)
+    uninterrupted = train_model(tmp_path / "uninterrupted", max_epochs=3, **settings)
     train_model(tmp_path / "resumed", max_epochs=1, **settings)
     resumed = train_model(tmp_path / "resumed", max_epochs=3, resume=True, **settings)
-    assert contents(resumed) == contents(straight)
+    assert contents(resumed) == contents(uninterrupted)
 
 
 def test_training_resumes_from_the_untrained_model(tmp_path: Path, train_model: Train) -> None:
-    straight = train_model(tmp_path / "straight", max_epochs=2)
+    uninterrupted = train_model(tmp_path / "uninterrupted", max_epochs=2)
     train_model(tmp_path / "resumed", max_epochs=0)
-    assert contents(train_model(tmp_path / "resumed", max_epochs=2, resume=True)) == contents(straight)
+    assert contents(train_model(tmp_path / "resumed", max_epochs=2, resume=True)) == contents(uninterrupted)
 
 
 def test_resume_of_a_complete_training_changes_nothing(tmp_path: Path, train_model: Train) -> None:
@@ -148,7 +148,7 @@ def test_resume_from_a_damaged_checkpoint_is_refused(tmp_path: Path, train_model
         train_model(tmp_path, max_epochs=2, resume=True)
 
 
-class StopsAt(SilentObserver):
+class InterruptingObserver(SilentObserver):
     """An observer that raises KeyboardInterrupt after a number of batches."""
 
     def __init__(self, batches: int) -> None:
@@ -160,7 +160,7 @@ class StopsAt(SilentObserver):
             raise KeyboardInterrupt
 
 
-def config_of(scan_file: Path, folder: Path, **settings: Any) -> TrainConfig:
+def make_config(scan_file: Path, folder: Path, **settings: Any) -> TrainConfig:
     chosen: dict[str, Any] = {"max_epochs": 5, "batch_size": 6, "width": 4}
     chosen |= {"device": "cpu", "precision": "fp32", "logger": "none"}
     return TrainConfig(train_data_file=scan_file, output_dir=folder, **(chosen | settings))
@@ -171,11 +171,11 @@ def test_ctrl_c_leaves_the_last_complete_epoch(
     tmp_path: Path, train_model: Train, scan_file: Path, stop_batch: int
 ) -> None:
     """With six batches per epoch, batch 7 is in the second epoch and batch 13 in the third."""
-    result = train(config_of(scan_file, tmp_path / "stopped"), StopsAt(stop_batch))
+    result = train(make_config(scan_file, tmp_path / "stopped"), InterruptingObserver(stop_batch))
     done = len(result.history)
     assert not result.completed
     assert done == stop_batch // 6
-    assert contents(tmp_path / "stopped") == contents(train_model(tmp_path / "straight", max_epochs=done))
+    assert contents(tmp_path / "stopped") == contents(train_model(tmp_path / "uninterrupted", max_epochs=done))
     resumed = train_model(tmp_path / "stopped", max_epochs=4, resume=True)
     assert contents(resumed) == contents(train_model(tmp_path / "four", max_epochs=4))
 
@@ -183,14 +183,14 @@ def test_ctrl_c_leaves_the_last_complete_epoch(
 def test_ctrl_c_in_the_first_epoch_leaves_the_untrained_model(
     tmp_path: Path, train_model: Train, scan_file: Path
 ) -> None:
-    result = train(config_of(scan_file, tmp_path / "stopped"), StopsAt(2))
+    result = train(make_config(scan_file, tmp_path / "stopped"), InterruptingObserver(2))
     assert (result.completed, result.history) == (False, [])
     assert contents(tmp_path / "stopped") == contents(train_model(tmp_path / "untrained", max_epochs=0))
 
 
 def test_ctrl_c_does_not_restore_an_earlier_training(tmp_path: Path, train_model: Train, scan_file: Path) -> None:
     folder = train_model(tmp_path / "model", max_epochs=4)
-    train(config_of(scan_file, folder), StopsAt(2))
+    train(make_config(scan_file, folder), InterruptingObserver(2))
     assert history(folder) == []
     assert contents(folder) == contents(train_model(tmp_path / "untrained", max_epochs=0))
 
@@ -199,8 +199,6 @@ def test_untrained_model_predicts_vacuum(tmp_path: Path, train_model: Train, sca
     folder = train_model(tmp_path, max_epochs=0, network="lifted_unet")  # without data-consistency steps
     assert history(folder) == []
     bundle = load_model(folder)
-    from ptycho_torch.physics.batch import make_batch
-
     patches = bundle.model.predict(make_batch(load_scan(scan_file), bundle.photons_per_unit))
     assert torch.equal(patches, torch.ones_like(patches))
 
@@ -346,13 +344,13 @@ def test_inputs_are_cached_only_if_constant(scan: Scan) -> None:
 
 
 @pytest.fixture(scope="module")
-def sixteen(scan_factory: Callable[..., Scan], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_scan_file(scan_factory: Callable[..., Scan], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sixteen") / "sixteen.npz"
     save_scan(path, scan_factory(n=16, size=24, seed=5))
     return path
 
 
-def bundle_of(folder: Path, scan_file: Path, epochs: int) -> PtychoModel:
+def train_and_load(folder: Path, scan_file: Path, epochs: int) -> PtychoModel:
     train(
         TrainConfig(
             train_data_file=scan_file,
@@ -370,9 +368,9 @@ def bundle_of(folder: Path, scan_file: Path, epochs: int) -> PtychoModel:
     return load_model(folder, torch.device("cpu")).model
 
 
-def test_two_epochs_change_the_object_and_the_probe(sixteen: Path, tmp_path: Path) -> None:
-    before, after = (bundle_of(tmp_path / str(epochs), sixteen, epochs) for epochs in (0, 2))
-    batch = make_batch(load_scan(sixteen), 1.0)
+def test_two_epochs_change_the_object_and_the_probe(small_scan_file: Path, tmp_path: Path) -> None:
+    before, after = (train_and_load(tmp_path / str(epochs), small_scan_file, epochs) for epochs in (0, 2))
+    batch = make_batch(load_scan(small_scan_file), 1.0)
     with torch.no_grad():
         objects = [model.eval().predict(batch) for model in (before, after)]
         probes = [model.probe for model in (before, after)]
@@ -382,8 +380,8 @@ def test_two_epochs_change_the_object_and_the_probe(sixteen: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("loss", sorted(NOISE_MODELS))
-def test_gradients_reach_the_object_and_every_probe_mode(sixteen: Path, loss: str) -> None:
-    scan = load_scan(sixteen)
+def test_gradients_reach_the_object_and_every_probe_mode(small_scan_file: Path, loss: str) -> None:
+    scan = load_scan(small_scan_file)
     probe = scale_probe_to_photons(scan, 1.0)
     probe = torch.cat([probe, 0.3 * probe.roll(2, -1)])
     model = PtychoModel(NetworkConfig(width=8), probe, update_probe=True)
@@ -400,33 +398,35 @@ def test_gradients_reach_the_object_and_every_probe_mode(sixteen: Path, loss: st
         assert torch.isfinite(weight.grad).all(), name
 
 
-def bytes_of(folder: Path) -> bytes:
+def read_weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
 def test_result_does_not_depend_on_earlier_trainings(train_model: Callable[..., Path], tmp_path: Path) -> None:
-    alone = bytes_of(train_model(tmp_path / "alone", **FIRST))
+    alone = read_weights(train_model(tmp_path / "alone", **FIRST))
     generator = torch.get_rng_state()
-    between = bytes_of(train_model(tmp_path / "between", **SECOND))
-    again = bytes_of(train_model(tmp_path / "again", **FIRST))
+    between = read_weights(train_model(tmp_path / "between", **SECOND))
+    again = read_weights(train_model(tmp_path / "again", **FIRST))
     assert again == alone != between
     assert torch.equal(torch.get_rng_state(), generator)
     for name, settings in (("alone", FIRST), ("between", SECOND)):
-        kept = yaml.safe_load((tmp_path / name / "config.yaml").read_text())
-        assert {key: kept[key] for key in settings} == settings
+        stored = yaml.safe_load((tmp_path / name / "config.yaml").read_text())
+        assert {key: stored[key] for key in settings} == settings
 
 
 def test_parallel_trainings_are_independent(scan_file: Path, train_model: Callable[..., Path], tmp_path: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    alone = {name: bytes_of(train_model(tmp_path / f"alone {name}", seed=seed)) for name, seed in (("a", 1), ("b", 2))}
+    alone = {
+        name: read_weights(train_model(tmp_path / f"alone {name}", seed=seed)) for name, seed in (("a", 1), ("b", 2))
+    }
     assert alone["a"] != alone["b"]
     with ThreadPoolExecutor(1) as other:
-        # ctrl-C is handled in the main thread alone, so one of the two trains there and the other beside it.
-        beside = other.submit(train_model, tmp_path / "beside", seed=1)
-        here = train_model(tmp_path / "here", seed=2)
-        assert bytes_of(beside.result()) == alone["a"]
-    assert bytes_of(here) == alone["b"]
+        # Only the main thread handles ctrl-C: one training runs there, and the other in a second thread.
+        second = other.submit(train_model, tmp_path / "second", seed=1)
+        first = train_model(tmp_path / "first", seed=2)
+        assert read_weights(second.result()) == alone["a"]
+    assert read_weights(first) == alone["b"]
 
 
 def test_configuration_is_validated_and_frozen(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Run by torchrun on two ranks: what each of them asserts about what they share. Any failure is an exit code."""
+"""Program for two ranks: identities of the collective operations and of gradients over ranks.
+
+A failed assertion gives a nonzero exit code.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -9,6 +12,7 @@ from helpers import make_scan
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup, init_process_group
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NetworkConfig
@@ -21,29 +25,27 @@ from ptycho_torch.training.trainer import Trainer, TrainerSettings
 EXACT = 1e-10
 
 
-def the_sum_and_its_adjoint(process_group: ProcessGroup) -> None:
-    """⟨A x, y⟩ = ⟨x, Aᵀ y⟩ over all ranks, where A gives the sum of all parts of x to every rank."""
+def check_sum_and_its_adjoint(process_group: ProcessGroup) -> None:
+    """⟨A x, y⟩ = ⟨x, Aᵀ y⟩ over all ranks, where A puts the sum of x over ranks on every rank."""
     generator = torch.Generator().manual_seed(process_group.rank)
     for dtype in (torch.float64, torch.complex128):
         x, y = (torch.randn(5, 7, dtype=dtype, generator=generator) for _ in range(2))
         x.requires_grad_()
-        there = torch.vdot(y.flatten(), process_group.all_reduce_sum(x).flatten()).real
-        there.backward()
+        forward = torch.vdot(y.flatten(), process_group.all_reduce_sum(x).flatten()).real
+        forward.backward()
         assert x.grad is not None
-        back = torch.vdot(x.flatten(), x.grad.flatten()).real
-        both = process_group.all_reduce_sum(torch.stack([there, back]).detach())
-        assert (both[0] - both[1]).abs() < EXACT * both[0].abs()
-        assert (process_group.all_reduce_sum(x.detach()) - x.detach()).abs().max() > 0.1, (
-            "the other rank has a part in it"
-        )
+        adjoint = torch.vdot(x.flatten(), x.grad.flatten()).real
+        sums = process_group.all_reduce_sum(torch.stack([forward, adjoint]).detach())
+        assert (sums[0] - sums[1]).abs() < EXACT * sums[0].abs()
+        assert (process_group.all_reduce_sum(x.detach()) - x.detach()).abs().max() > 0.1, "x differs between ranks"
 
 
-def shares_and_messages(process_group: ProcessGroup) -> None:
+def check_shards_and_messages(process_group: ProcessGroup) -> None:
     for count in (0, 1, 2, 7):
         parts = [range(count)[process_group.shard(count, rank)] for rank in range(process_group.size)]
         assert [index for part in parts for index in part] == list(range(count))
     assert process_group.all_reduce_max(torch.tensor([process_group.rank, -process_group.rank])).tolist() == [1, 0]
-    for count in (1, 5):  # of one thing, one rank has none
+    for count in (1, 5):  # with one row, one rank has none
         rows = [process_group.shard(count, rank) for rank in range(process_group.size)]
         filled = torch.zeros(count, 2, dtype=torch.complex64)
         filled[rows[process_group.rank]] = 1 + 1j
@@ -57,8 +59,8 @@ def shares_and_messages(process_group: ProcessGroup) -> None:
     assert [set(gradient.flatten().tolist()) for gradient in gradients] == [{2.0}, {4.0}]
 
 
-def trainer_of(process_group: ProcessGroup, modes: int, target: str) -> Trainer:
-    """All that can be learned is, with masks; the second rank starts with other weights, which must not matter."""
+def make_trainer(process_group: ProcessGroup, modes: int, target: str) -> Trainer:
+    """Make a trainer that learns all quantities, with masks; the initial weights differ between ranks."""
     mask = np.ones((36, 24, 24), dtype=bool)
     mask[::2, :5] = False
     scan = replace(make_scan(modes=modes), mask=mask)
@@ -71,42 +73,40 @@ def trainer_of(process_group: ProcessGroup, modes: int, target: str) -> Trainer:
     generator = torch.Generator().manual_seed(process_group.rank)
     network, probe = NetworkConfig("lifted_unet", "polar", 4), scale_probe_to_photons(scan, 1.0)
     model = PtychoModel(network, probe, True, generator, positions=[36], backgrounds=[True])
-    with torch.no_grad():  # away from the start, where the last layer is zero and hides the others
+    with torch.no_grad():  # the initial zeros of the last layer give zero gradients to all other layers
         for weight in model.network.parameters():
             weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
     teachers = [ObjectTarget(truth, torch.zeros(2, dtype=torch.int64))] if target == "teacher" else []
     return Trainer(model, [patterns], [patterns], TrainerSettings(3, 6, 3e-3), teachers, process_group)
 
 
-def gradients_of(trainer: Trainer, batch: Batch) -> tuple[float, list[Tensor]]:
+def compute_gradients(trainer: Trainer, batch: Batch) -> tuple[float, list[Tensor]]:
     trainer.optimizer.zero_grad()
     loss = trainer._compute_loss(batch).minimized
     loss.backward()
-    found = [weight.grad for weight in trainer.model.parameters() if weight.grad is not None]
-    trainer.process_group.all_reduce_sum_(found)
-    return float(trainer.process_group.all_reduce_sum(loss.detach())), [gradient.clone() for gradient in found]
+    gradients = [weight.grad for weight in trainer.model.parameters() if weight.grad is not None]
+    trainer.process_group.all_reduce_sum_(gradients)
+    return float(trainer.process_group.all_reduce_sum(loss.detach())), [gradient.clone() for gradient in gradients]
 
 
-def gradients_are_those_of_one_rank(process_group: ProcessGroup, modes: int, target: str) -> None:
-    shared = trainer_of(process_group, modes, target)
-    alone = trainer_of(SINGLE_PROCESS, modes, target)
-    alone.model.load_state_dict(shared.model.state_dict())
+def check_gradients_equal_those_of_one_rank(process_group: ProcessGroup, modes: int, target: str) -> None:
+    distributed = make_trainer(process_group, modes, target)
+    single = make_trainer(SINGLE_PROCESS, modes, target)
+    single.model.load_state_dict(distributed.model.state_dict())
     batches: list[NDArray[np.intp]] = [np.arange(3, 15), np.arange(30, 31), np.array([0, 7, 35])]
     for indices in map(torch.from_numpy, batches):
         part = indices[process_group.shard(len(indices))]
-        here = gradients_of(shared, shared.scans[0].scan.take(part))
-        there = gradients_of(alone, alone.scans[0].scan.take(indices))
-        assert abs(here[0] - there[0]) < 1e-5 * there[0]
-        assert len(here[1]) == len(there[1]) == len(list(shared.model.parameters()))
-        for one, other in zip(here[1], there[1], strict=True):
-            assert (one - other).norm() < 1e-5 * other.norm()
-    assert abs(shared.validate() / alone.validate() - 1) < 1e-5
+        loss, gradients = compute_gradients(distributed, distributed.scans[0].scan.take(part))
+        expected_loss, expected_gradients = compute_gradients(single, single.scans[0].scan.take(indices))
+        assert abs(loss - expected_loss) < 1e-5 * expected_loss
+        assert len(gradients) == len(list(distributed.model.parameters()))
+        for gradient, expected in zip(gradients, expected_gradients, strict=True):
+            assert (gradient - expected).norm() < 1e-5 * expected.norm()
+    assert abs(distributed.validate() / single.validate() - 1) < 1e-5
 
 
-def weights_stay_the_same_bytes(process_group: ProcessGroup) -> None:
-    from ptycho_torch.core.observer import SilentObserver
-
-    trainer = trainer_of(process_group, 1, "teacher")
+def check_weights_are_equal_on_all_ranks(process_group: ProcessGroup) -> None:
+    trainer = make_trainer(process_group, 1, "teacher")
     before = trainer.model.probe.clone()
     trainer._train_epoch(1, SilentObserver())
     assert not torch.equal(trainer.model.probe, before)
@@ -117,11 +117,11 @@ def weights_stay_the_same_bytes(process_group: ProcessGroup) -> None:
 
 
 if __name__ == "__main__":
-    ranks = init_process_group()
-    assert ranks.size == 2
-    the_sum_and_its_adjoint(ranks)
-    shares_and_messages(ranks)
+    process_group = init_process_group()
+    assert process_group.size == 2
+    check_sum_and_its_adjoint(process_group)
+    check_shards_and_messages(process_group)
     for modes, target in ((1, "patterns"), (2, "teacher"), (1, "labels")):
-        gradients_are_those_of_one_rank(ranks, modes, target)
-    weights_stay_the_same_bytes(ranks)
-    ranks.close()
+        check_gradients_equal_those_of_one_rank(process_group, modes, target)
+    check_weights_are_equal_on_all_ranks(process_group)
+    process_group.close()
