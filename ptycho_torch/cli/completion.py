@@ -1,6 +1,7 @@
 """Completion scripts for shells: the commands, their flags, the choices of a flag, and file names."""
 
 import argparse
+from typing import Any
 
 from ptycho_torch.cli.commands import COMMANDS
 from ptycho_torch.cli.parser import add_settings, parse_path
@@ -28,7 +29,7 @@ def format_completion(shell: str) -> str:
     return script
 
 
-def _build_program_parser(file_completion: dict[str, str]) -> argparse.ArgumentParser:
+def _build_program_parser(file_completion: Any) -> argparse.ArgumentParser:
     """Return one parser with a subparser per command, in the form that shtab reads."""
     parser = argparse.ArgumentParser(prog=PROGRAM)
     commands = parser.add_subparsers()
