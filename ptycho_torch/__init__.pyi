@@ -8,6 +8,7 @@ from .config.engines import RPIE as RPIE
 from .config.engines import DifferenceMap as DifferenceMap
 from .config.engines import Gradient as Gradient
 from .config.engines import NetworkEngine as NetworkEngine
+from .core.errors import PtychoError as PtychoError
 from .core.progress import ProgressObserver as ProgressObserver
 from .data.reconstruction import Reconstruction as Reconstruction
 from .data.scan import Scan as Scan

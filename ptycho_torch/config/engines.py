@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ptycho_torch.config.base import PRECISION_HELP, Precision, option, require_not_negative, require_positive
-from ptycho_torch.config.values import convert_text, value_type
+from ptycho_torch.config.values import convert_text, require_type, value_type
 from ptycho_torch.core.deferred import call_deferred
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.observer import Observer
@@ -44,9 +44,14 @@ class EngineOptions:
     )
 
     def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for name, hint in hints.items():
+            require_type(name, getattr(self, name), hint)
         require_positive(self, "batch_size", "position_bound")
-        for name, hint in typing.get_type_hints(type(self)).items():
-            value, choices = getattr(self, name), value_type(hint)[1]
+        for name, hint in hints.items():
+            value, (kind, choices) = getattr(self, name), value_type(hint)
+            if kind is Path and isinstance(value, str):
+                object.__setattr__(self, name, Path(value))
             if choices and value not in choices:
                 raise ConfigError(f"`{name}` is {value}; expected one of {', '.join(sorted(choices))}")
 
@@ -326,7 +331,7 @@ class NetworkEngine(EngineOptions):
     engine: ClassVar[str] = "neural"
 
     model: Any = dataclasses.field(
-        default=None, kw_only=False, metadata={"help": "a trained model in memory", "internal": True}
+        default=None, kw_only=False, metadata={"help": "a trained model in memory, or its folder", "internal": True}
     )
     model_path: Path | None = option(None, "folder written by train or pretrain", group="Files")
     batch_size: int | None = option(64, "patterns computed together; the result depends on it by rounding only")
@@ -357,7 +362,15 @@ class NetworkEngine(EngineOptions):
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.model, str | Path):
+            object.__setattr__(self, "model_path", Path(self.model))
+            object.__setattr__(self, "model", None)
         super().__post_init__()
+        if self.model is not None and not hasattr(self.model, "predict"):
+            raise ConfigError(
+                f"`model` is of type {type(self.model).__name__}; expected a Model or the folder of one; read a folder "
+                "with load_model(folder)"
+            )
         require_positive(self, "n_images", "gridsize")
         if self.onnx and self.precision == "bf16":
             raise ConfigError(

@@ -1,6 +1,7 @@
 """Convert settings from text and YAML to the types of their fields, and back to plain values."""
 
 import dataclasses
+import numbers
 import types
 import typing
 from pathlib import Path
@@ -10,6 +11,9 @@ from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.files import write_text
 
 _EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+
+_ACCEPTED: dict[Any, Any] = {bool: bool, int: numbers.Integral, float: numbers.Real, str: str, Path: str | Path}
+"""The types of the values in memory, by the type of an annotation."""
 
 
 def is_repeatable(hint: Any) -> bool:
@@ -27,6 +31,21 @@ def value_type(hint: Any) -> tuple[type, list[Any] | None]:
         choices = list(typing.get_args(hint))
         return type(choices[0]), choices
     return hint, None
+
+
+def require_type(name: str, value: Any, hint: Any) -> None:
+    """Raise :class:`ConfigError` unless ``value`` of the setting ``name`` has the type of its annotation.
+
+    Numbers of NumPy are accepted, and text for a path. Annotations of other types are not checked.
+    """
+    kind, choices = value_type(hint)
+    if kind not in _ACCEPTED or choices or (value is None and type(None) in typing.get_args(hint)):
+        return
+    if not isinstance(value, _ACCEPTED[kind]) or (isinstance(value, bool) and kind is not bool):
+        is_short = value is None or isinstance(value, str | numbers.Number)
+        raise ConfigError(
+            f"`{name}` is {repr(value) if is_short else type(value).__name__}; expected {_EXPECTED[kind]}"
+        )
 
 
 def convert_text(text: str, hint: Any) -> Any:

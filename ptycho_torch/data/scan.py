@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ptycho_torch.core.annotations import Figure
 from ptycho_torch.core.deferred import call_deferred
-from ptycho_torch.core.errors import ContractError
+from ptycho_torch.core.errors import ContractError, DataError
 from ptycho_torch.core.summary import format_summary, format_summary_html
 from ptycho_torch.data.contract import find_violations, raise_for_violations
 from ptycho_torch.data.layout import ArrayHeader, is_positive_number
@@ -97,7 +97,8 @@ class Scan:
         for name, dtype in FIELD_DTYPES.items():
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, _cast(_convert_to_numpy(value), np.dtype(dtype)))
+                object.__setattr__(self, name, _cast(_convert_to_numpy(name, value), np.dtype(dtype)))
+        _check_required(self)
         if self.probe.ndim == 2:
             object.__setattr__(self, "probe", self.probe[None])
         _check_shapes(self)
@@ -204,11 +205,31 @@ def _get_name(scan: Scan) -> str:
     return str(scan.source) if scan.source else "scan"
 
 
-def _convert_to_numpy(value: Any) -> NDArray[Any]:
+def require_scan(value: Any) -> Scan:
+    """Return ``value`` if it is a scan.
+
+    Raises:
+        DataError: it is not.
+    """
+    if isinstance(value, Scan):
+        return value
+    raise DataError(f"`scan` is a {type(value).__name__}; expected a Scan; read a file with load_scan(path)")
+
+
+def _check_required(scan: Scan) -> None:
+    for rule, name in (("R4", "amplitudes"), ("R11", "positions"), ("R13", "probe")):
+        if getattr(scan, name) is None:
+            raise ContractError(rule, f"{_get_name(scan)}: `{name}` is None; expected an array")
+
+
+def _convert_to_numpy(name: str, value: Any) -> NDArray[Any]:
     """Return ``value`` as an array; a torch tensor is recognized by its methods, because this layer has no torch."""
     if hasattr(value, "detach"):
         value = value.detach().cpu().resolve_conj().resolve_neg().numpy()
-    return np.asarray(value)
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        raise DataError(f"`{name}` is no array ({error}); expected rows of equal lengths") from error
 
 
 def _cast(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -23,8 +23,10 @@ def select_device(name: str | torch.device) -> torch.device:
         name = "cuda" if cuda else "mps" if mps else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise DeviceError(f"`device` is {name}; expected auto, cpu, cuda or mps") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise DeviceError(f"`device` is {name}; expected auto, cpu, cuda or mps")
     if (device.type == "cuda" and not cuda) or (device.type == "mps" and not mps):
         raise DeviceError(f"`device` {name} is not available on this machine; choose `device` cpu or auto")
     log.debug("computing on %s", device)

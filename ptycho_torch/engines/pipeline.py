@@ -1,5 +1,6 @@
 """Pipelines: engines one after the other, each from the estimate of the engine before."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from ptycho_torch.core.observer import Observer, SilentObserver
 from ptycho_torch.data.grouping import Indices
 from ptycho_torch.data.holdout import draw_holdout_pixels, mask_pixels
 from ptycho_torch.data.reconstruction import Reconstruction
-from ptycho_torch.data.scan import Scan
+from ptycho_torch.data.scan import Scan, require_scan
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ptycho_torch.engines.initialization import make_initial_state
 from ptycho_torch.engines.measurement_model import ProbeObjectView
@@ -53,8 +54,15 @@ class Pipeline:
             raise ConfigError("the pipeline has no stage; expected the options of at least one engine")
         for number, stage in enumerate(stages, 1):
             if not isinstance(stage, EngineOptions):
-                raise ConfigError(f"stage {number} is {stage!r}; expected the options of an engine, such as PIE()")
+                found = f"the class {stage.__name__}" if isinstance(stage, type) else f"a {type(stage).__name__}"
+                raise ConfigError(
+                    f"stage {number} is {found}; expected engine options such as PIE(), each as its own argument; "
+                    "wrap a model in NetworkEngine(model)"
+                )
         self.stages = stages
+
+    def __repr__(self) -> str:
+        return f"Pipeline({', '.join(map(_format_stage, self.stages))})"
 
     def run(self, scan: Scan, *, observer: Observer | None = None, **settings: Any) -> Reconstruction:
         """Reconstruct ``scan``.
@@ -107,6 +115,7 @@ class Pipeline:
         Raises:
             PtychoError: an option or the scan cannot be used.
         """
+        scan = require_scan(scan)
         if not 0 <= holdout <= MAX_HOLDOUT_FRACTION:
             raise ConfigError(f"`holdout` is {holdout}; expected a fraction from 0 to {MAX_HOLDOUT_FRACTION}")
         if seed < 0:
@@ -148,6 +157,16 @@ class Pipeline:
             photons_per_unit_setting=photons_per_unit,
             process_group=process_group,
         )
+
+
+def _format_stage(options: EngineOptions) -> str:
+    """Return the name of the engine options, with the values that differ from the defaults."""
+    changed = []
+    for setting in dataclasses.fields(options):
+        value = getattr(options, setting.name)
+        if value != setting.default:
+            changed.append(f"{setting.name}={'…' if setting.name == 'model' else repr(value)}")
+    return f"{type(options).__name__}({', '.join(changed)})"
 
 
 def run_stages(stages: Sequence[EngineOptions], scan: Scan, **settings: Any) -> Reconstruction:

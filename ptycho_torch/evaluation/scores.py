@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.reconstruction import Reconstruction
-from ptycho_torch.data.scan import Scan
+from ptycho_torch.data.scan import Scan, require_scan
 from ptycho_torch.evaluation.alignment import compute_covered_region
 from ptycho_torch.evaluation.fourier_error import (
     FourierError,
@@ -57,6 +57,8 @@ class Scores(Mapping[str, Any]):
         self._metrics = dict(metrics)
 
     def __getitem__(self, name: str) -> Any:
+        if name not in self._metrics:
+            raise KeyError(f"no metric {name!r}; expected one of {', '.join(self._metrics)}")
         return self._metrics[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -99,6 +101,7 @@ def score_against_scan(reconstruction: Reconstruction, scan: Scan) -> Scores:
     Raises:
         DataError: the patterns do not belong to the reconstruction.
     """
+    scan = require_scan(scan)
     refined = reconstruction.metadata.get("positions") == "refined"
     if refined or reconstruction.metadata.get("scan_digest") == scan.digest():
         scan = apply_refined_positions(scan, reconstruction)
@@ -121,18 +124,42 @@ def score_against_truth(
         remove_shift: remove a sub-pixel shift first.
 
     Raises:
-        DataError: there is no truth, or it shares no covered pixel with the reconstruction.
+        DataError: there is no truth, it is no finite object, or it shares no covered pixel with the reconstruction.
     """
-    if truth is None:
-        raise DataError("`truth` is None; expected the complex object of the scan; evaluate against the scan instead")
     comparison = compare_with_truth(
-        reconstruction, np.asarray(truth), remove_ramp=remove_ramp, remove_shift=remove_shift
+        reconstruction, _require_object(truth), remove_ramp=remove_ramp, remove_shift=remove_shift
     )
     metrics = comparison.to_metrics()
     calibration = compute_calibration(reconstruction, comparison)
     if calibration is not None:
         metrics |= calibration.to_metrics()
     return Scores({name: convert_to_finite(value) for name, value in metrics.items()})
+
+
+def _require_object(truth: Any) -> NDArray[Any]:
+    """Return ``truth`` as an array if it is a finite object.
+
+    Raises:
+        DataError: it is not.
+    """
+    if truth is None:
+        raise DataError("`truth` is None; expected the complex object of the scan; evaluate against the scan instead")
+    if isinstance(truth, Scan | Reconstruction):
+        attribute = "truth" if isinstance(truth, Scan) else "object"
+        raise DataError(
+            f"`truth` is a {type(truth).__name__}; expected a complex array (rows, columns) with the origin (0, 0), "
+            f"such as its `{attribute}`"
+        )
+    values = np.asarray(truth)
+    if values.ndim != 2 or values.dtype.kind not in "fiuc":
+        raise DataError(
+            f"`truth` is {values.dtype} of shape {values.shape}; expected a complex array (rows, columns); "
+            "pass the true object"
+        )
+    bad = int(np.count_nonzero(~np.isfinite(values)))
+    if bad:
+        raise DataError(f"`truth` has {bad} value{'s' * (bad > 1)} not finite; expected none; crop or replace them")
+    return values
 
 
 def evaluate_result(

@@ -17,7 +17,7 @@ from ptycho_torch.core.files import atomic_write
 from ptycho_torch.data.conversion import make_scan_from_arrays
 from ptycho_torch.data.layout import ArrayHeader
 from ptycho_torch.data.required_rules import format_pickle_message
-from ptycho_torch.data.scan import Scan, check_scan, scan_to_arrays
+from ptycho_torch.data.scan import Scan, check_scan, require_scan, scan_to_arrays
 
 SCHEMA = "ptycho_torch scan"
 SCHEMA_VERSION = 1
@@ -167,7 +167,7 @@ def save_scan(path: str | Path, scan: Scan, layout: Literal["canonical", "legacy
         ContractError: the scan breaks the contract.
         DataError: the file cannot be written.
     """
-    check_scan(scan)
+    check_scan(require_scan(scan))
     arrays = scan_to_arrays(scan)
     arrays = (
         _convert_to_legacy(arrays) if layout == "legacy" else arrays | {"metadata": np.array(_format_metadata(scan))}

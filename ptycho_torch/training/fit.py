@@ -1,7 +1,7 @@
 """Train a network on scans in memory: :func:`fit`, and the steps that it shares with the command ``train``."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.observer import Observer, SilentObserver
 from ptycho_torch.data.photons import photon_scale
 from ptycho_torch.data.reconstruction import Reconstruction
-from ptycho_torch.data.scan import Scan
+from ptycho_torch.data.scan import Scan, require_scan
 from ptycho_torch.distributed.devices import select_device, select_precision
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NetworkConfig
@@ -100,7 +100,7 @@ def fit(
     Raises:
         PtychoError: the scans, targets or settings do not fit together.
     """
-    scans = [scans] if isinstance(scans, Scan) else list(scans)
+    scans = [require_scan(scan) for scan in (scans if isinstance(scans, Iterable) else [scans])]
     if not scans:
         raise ConfigError("there is no scan; expected at least one; add it to `scans`")
     numbers = SimpleNamespace(

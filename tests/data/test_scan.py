@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from ptycho_torch.core.errors import ContractError
-from ptycho_torch.data.scan import FIELD_DTYPES, Scan
+from ptycho_torch.core.errors import ContractError, DataError
+from ptycho_torch.data.scan import FIELD_DTYPES, Scan, require_scan
 
 
 def make_arrays(n: int = 4, size: int = 6) -> dict[str, Any]:
@@ -87,6 +87,15 @@ def test_a_broken_rule_is_named_with_its_field(rule: str, field: str, value: Any
     arrays = make_arrays() | ({"mask": None} if field == "amplitudes" else {})
     with pytest.raises(ContractError, match=rf"`?{field}`? .*\[contract {rule}\]$"):
         Scan(**(arrays | {field: value}))
+
+
+def test_missing_and_ragged_arrays_are_named() -> None:
+    with pytest.raises(ContractError, match="`probe` is None; expected"):
+        Scan(**(make_arrays() | {"probe": None}))
+    with pytest.raises(DataError, match="`positions` is no array"):
+        Scan(**(make_arrays() | {"positions": [[0.0, 1.0], [2.0]]}))
+    with pytest.raises(DataError, match="`scan` is a str; expected a Scan"):
+        require_scan("scan.npz")
 
 
 def test_a_photon_scale_is_positive() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ptycho_torch.config.engines import LSQML, PIE, NetworkEngine
-from ptycho_torch.core.errors import ConfigError
+from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.pipeline import Pipeline, predict
 from ptycho_torch.io.reconstruction import load_reconstruction
@@ -47,11 +47,25 @@ def test_held_out_pixels_are_scored(scan: Scan) -> None:
     assert len(result.history["held_out_deviance"]) == 2
 
 
+def test_a_pipeline_is_printed_with_the_changed_options(model: Model) -> None:
+    assert repr(Pipeline(NetworkEngine(model), PIE(epochs=3))) == "Pipeline(NetworkEngine(model=…), PIE(epochs=3))"
+
+
+def test_a_network_engine_accepts_a_folder() -> None:
+    assert NetworkEngine("model") == NetworkEngine(model_path=Path("model"))
+    with pytest.raises(ConfigError, match="`model` is of type int; expected a Model"):
+        NetworkEngine(3)
+
+
 def test_a_pipeline_checks_its_settings(scan: Scan, model: Model) -> None:
     with pytest.raises(ConfigError, match="no stage"):
         Pipeline()
-    with pytest.raises(ConfigError, match="options of an engine"):
-        Pipeline([PIE()])  # type: ignore[arg-type]
+    stages: list[Any] = [[PIE()], PIE, "pie", model]
+    for stage, kind in zip(stages, ("a list", "the class PIE", "a str", "a Model"), strict=True):
+        with pytest.raises(ConfigError, match=f"stage 1 is {kind}; expected engine options"):
+            Pipeline(stage)
+    with pytest.raises(DataError, match="`scan` is a str; expected a Scan"):
+        PIE().run("scan.npz")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="`seed`"):
         PIE().run(scan, seed=-1)
     with pytest.raises(ConfigError, match="`holdout`"):
