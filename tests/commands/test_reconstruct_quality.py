@@ -110,8 +110,8 @@ def test_pipeline_with_a_network_has_held_out_pixels_and_half_scans(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--patience", "3"), "--holdout 0.02"),
-        (("--then", "pie:patience=3"), "--holdout 0.02"),
+        (("--patience", "3"), "set --holdout, for example to 0.02"),
+        (("--then", "pie:patience=3"), "set --holdout, for example to 0.02"),
         (("--patience", "0", "--holdout", "0.1"), "--patience"),
         (("--holdout", "1"), "--holdout is 1.0"),
         (("--holdout", "-0.1"), "--holdout"),
