@@ -20,13 +20,10 @@ import numpy as np
 import torch
 
 from ptycho_torch.config.engines import LSQML, PIE, EngineOptions
-from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.profile import compute_probe_diameter
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.initialization import paste_object
-from ptycho_torch.engines.pipeline import PipelineRun
-from ptycho_torch.engines.state import make_vacuum_state
+from ptycho_torch.engines.pipeline import Pipeline
 from ptycho_torch.evaluation.alignment import fit_complex_scale
 from ptycho_torch.evaluation.fourier_error import compute_fourier_error
 from ptycho_torch.evaluation.half_split import correlate_half_scans
@@ -97,25 +94,12 @@ def one_pass(
     return found, time.perf_counter() - started
 
 
-def refined(scan: Scan, start: Reconstruction, stage: EngineOptions) -> tuple[Reconstruction, float]:
-    """Run an engine from the result of a network; return its result and seconds."""
-    photons = scan.photons_per_unit or 1.0
-    estimate = make_vacuum_state(torch.from_numpy(start.positions.copy()), torch.from_numpy(start.probe.copy()))
-    estimate.object = paste_object(estimate, start.object, start.origin_yx)
-    pipeline = PipelineRun(scan, photons, [stage], estimate, 0)
+def run_engine(scan: Scan, stage: EngineOptions, initial: Reconstruction | None = None) -> tuple[Reconstruction, float]:
+    """Run an engine, from an object of ones or from the result of a network; return its result and seconds."""
     started = time.perf_counter()
-    pipeline.run_stage(SilentObserver())
-    return pipeline.make_reconstruction(), time.perf_counter() - started
-
-
-def by_engine(scan: Scan, stage: EngineOptions) -> tuple[Reconstruction, float]:
-    """Run an engine from an object of 1 and the scan's probe; return its result and seconds."""
     photons = scan.photons_per_unit or 1.0
-    started = time.perf_counter()
-    estimate = make_vacuum_state(torch.from_numpy(scan.positions.copy()), scale_probe_to_photons(scan, photons))
-    pipeline = PipelineRun(scan, photons, [stage], estimate, 0)
-    pipeline.run_stage(SilentObserver())
-    return pipeline.make_reconstruction(), time.perf_counter() - started
+    result = Pipeline(stage).run(scan, initial=initial, photons_per_unit=photons, device="cpu")
+    return result, time.perf_counter() - started
 
 
 def r_of(found: Reconstruction, scan: Scan) -> str:
@@ -181,7 +165,7 @@ def print_siemens_star(bench: Bench) -> None:
             found, seconds = one_pass(folder, scan, best.probe, bound)
             row(f"{title}{where}", r_of(found, scan), agreement(found, best), f"{seconds:.2f}")
             for more, stage in further.items():
-                after, spent = refined(scan, found, stage)
+                after, spent = run_engine(scan, stage, found)
                 row(f"… and {more}", r_of(after, scan), agreement(after, best), f"{seconds + spent:.2f}")
 
 
@@ -219,8 +203,8 @@ def print_dose(bench: Bench) -> None:
             for name in KINDS:
                 scan = simulated(twin, name, photons, (1 - overlap) * diameter, 21, 64 if overlap < 0.9 else 225)
                 alone, together = (one_pass(folder, scan)[0] for folder in (single, whole))
-                engines = [by_engine(scan, LSQML(loss=loss))[0] for loss in ("amplitude", "poisson")]
-                chained, _ = refined(scan, together, PIE(loss="poisson"))
+                engines = [run_engine(scan, LSQML(loss=loss))[0] for loss in ("amplitude", "poisson")]
+                chained, _ = run_engine(scan, PIE(loss="poisson"), together)
                 errors = [covered_nrmse(result, scan) for result in (alone, together, *engines, chained)]
                 engine = min(errors[2:4])
                 found.append((errors[0], errors[1], engine, errors[1] / engine, errors[4]))
@@ -239,7 +223,7 @@ def print_overlap(bench: Bench) -> None:
         scans = [simulated(twin, name, 1e6, (1 - overlap) * diameter, 2, 64) for overlap in overlaps]
         row(f"{name}: network", *(f"{covered_nrmse(one_pass(folder, scan)[0], scan):.4f}" for scan in scans))
         engine = LSQML()
-        row(f"{name}: lsqml", *(f"{covered_nrmse(by_engine(scan, engine)[0], scan):.4f}" for scan in scans))
+        row(f"{name}: lsqml", *(f"{covered_nrmse(run_engine(scan, engine)[0], scan):.4f}" for scan in scans))
 
 
 def covered_nrmse(found: Reconstruction, scan: Scan) -> float:

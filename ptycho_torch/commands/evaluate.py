@@ -1,4 +1,4 @@
-"""Judge a reconstruction by the true object, by the measured patterns, or by both.
+"""Compare a reconstruction with the true object, with the measured patterns, or with both.
 
 ::
 
@@ -6,9 +6,9 @@
 """
 
 import logging
-from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -24,34 +24,34 @@ from ptycho_torch.io.npz import load_scan
 from ptycho_torch.io.reconstruction import load_reconstruction
 from ptycho_torch.plotting.result_folder import write_evaluation
 
-log = logging.getLogger("ptycho_torch.evaluate")  # __name__ is "__main__" under python -m
+log = logging.getLogger("ptycho_torch.evaluate")  # __name__ is __main__ under python -m
 
 
 def evaluate(config: EvaluateConfig, command: str = "") -> dict[str, Any]:
-    """Write ``metrics.json``, and unless told not to ``report.html`` and two pictures; return the metrics.
+    """Compute the metrics of a reconstruction and write them into ``config.output_dir``.
 
-    The photons for one squared unit of amplitude are the reconstruction's, unless the configuration gives them.
-    ``command`` is what the report says it was made by.
+    The folder then contains ``metrics.json`` and, with ``config.report``, ``report.html`` and two images.
+
+    Args:
+        config: the settings of the command. If ``photons_per_unit`` is None, the scale of the reconstruction is used.
+        command: the command line, for the report.
+
+    Returns:
+        The content of ``metrics.json``.
 
     Raises:
-        ConfigError: neither a truth nor a scan is given.
+        ConfigError: neither ``truth`` nor ``scan`` is set.
         DataError: a file cannot be used, or the files do not belong together.
     """
     if config.truth is None and config.scan is None:
-        raise ConfigError("nothing to judge by: give `truth` SCAN.npz (its objectGuess), `scan` SCAN.npz, or both")
-
+        raise ConfigError(
+            "neither the true object nor the patterns are given; expected at least one of them; set `truth` to a scan "
+            "file with objectGuess, or `scan` to a scan file"
+        )
     reconstruction = load_reconstruction(config.reconstruction)
-    # The same file twice is read once.
-    scans = {path: _read_scan(path, config) for path in (config.scan, config.truth) if path is not None}
-    scan = scans[config.scan] if config.scan is not None else None
+    scan, truth = _load_references(config)
     if scan is not None and reconstruction.metadata.get("positions") == "refined":
         scan = apply_refined_positions(scan, reconstruction)
-    truth = scans[config.truth].truth if config.truth is not None else None
-    if config.truth is not None and truth is None:
-        raise DataError(
-            f"{config.truth}: no objectGuess in it, expected the true object; leave `truth` out to judge by R"
-        )
-
     evaluation = evaluate_result(
         reconstruction,
         scan,
@@ -65,14 +65,27 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict[str, Any]:
     )
 
 
+def _load_references(config: EvaluateConfig) -> tuple[Scan | None, NDArray[Any] | None]:
+    """Read the scan and the true object, if they are set; a file that has both roles is read once."""
+    settings = {name: getattr(config, name) for name in ("axis_order", "measurement", "photons_per_unit")}
+    scans = {path: load_scan(path, **settings) for path in (config.scan, config.truth) if path is not None}
+    scan = None if config.scan is None else scans[config.scan]
+    truth = None if config.truth is None else scans[config.truth].truth
+    if config.truth is not None and truth is None:
+        raise DataError(
+            f"{config.truth}: no objectGuess; expected the true object; omit `truth` to compare with the patterns only"
+        )
+    return scan, truth
+
+
 def _select_photons_per_unit(config: EvaluateConfig, reconstruction: Reconstruction, scan: Scan | None) -> float:
-    """The configuration's, else the reconstruction's; a warning where the scan states another."""
+    """Return the scale of the settings, otherwise of the reconstruction; warn if the scan states another scale."""
     scale = config.photons_per_unit or reconstruction.photons_per_unit
-    stated = scan.photons_per_unit if scan is not None else None
+    stated = None if scan is None else scan.photons_per_unit
     if stated is not None and abs(stated - scale) > 1e-3 * scale:
         log.warning(
-            "%s states %.6g photons a squared unit, and the reconstruction's %.6g is used; "
-            "set `photons_per_unit` if this file is in another unit",
+            "%s states %.6g photons per squared unit; the scale %.6g of the reconstruction is used; set "
+            "`photons_per_unit` if this file is in another unit",
             config.scan,
             stated,
             scale,
@@ -80,24 +93,13 @@ def _select_photons_per_unit(config: EvaluateConfig, reconstruction: Reconstruct
     return scale
 
 
-def _read_scan(path: Path, config: EvaluateConfig) -> Scan:
-
-    return load_scan(
-        path,
-        axis_order=config.axis_order,
-        measurement=config.measurement,
-        photons_per_unit=config.photons_per_unit,
-    )
-
-
 def _print_table(metrics: dict[str, Any], config: EvaluateConfig) -> None:
-
     table = Table(box=None, pad_edge=False)
     for heading in ("metric", "value", "unit"):
         table.add_column(heading, justify="right" if heading == "value" else "left", no_wrap=True)
-    for name, figure in METRICS.items():
+    for name, metric in METRICS.items():
         if name in metrics:
-            table.add_row(figure.label, format_value(metrics[name]), figure.unit)
+            table.add_row(metric.label, format_value(metrics[name]), metric.unit)
     console = Console()
     console.print(table)
     if config.report:

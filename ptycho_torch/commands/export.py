@@ -1,10 +1,10 @@
-"""Write the network of a trained model as an ONNX file, which runs without torch.
+"""Write the network of a trained model as an ONNX file, which onnxruntime runs without torch.
 
 ::
 
     python -m ptycho_torch.export model --output model.onnx
 
-The file is there only when onnxruntime gives the patches that torch gives.
+The file is written only if onnxruntime and torch compute the same patches.
 """
 
 import torch
@@ -17,31 +17,31 @@ from ptycho_torch.models.saved_model import load_model
 
 
 def export(config: ExportConfig) -> float:
-    """Write the network of the bundle in ``config.model_path`` to ``config.output``.
+    """Write the network of the model in ``config.model_path`` to the ONNX file ``config.output``.
 
     Returns:
-        The largest difference between onnxruntime and torch, as a share of the patches' largest modulus (at least 1).
+        The largest difference between onnxruntime and torch, as a fraction of the largest modulus of the patches (at
+        least 1).
 
     Raises:
-        PtychoError: no bundle there, a network that ONNX cannot express, a missing package, or an output that cannot
-            be written; then no file is left, and one that was there is as it was.
+        PtychoError: the folder contains no model, ONNX cannot express the network, a package is missing, or the file
+            cannot be written; an earlier file of that name then remains unchanged.
     """
-
-    bundle = load_model(config.model_path)
+    model = load_model(config.model_path)
     note = {
-        "gridsize": str(bundle.gridsize),
-        "photons_per_unit": ", ".join(repr(scan.photons_per_unit) for scan in bundle.scans),
+        "gridsize": str(model.gridsize),
+        "photons_per_unit": ", ".join(repr(scan.photons_per_unit) for scan in model.scans),
         "ptycho_torch": __version__,
         "torch": torch.__version__,
     }
-    return export_network(config.output, bundle.model, note)
+    return export_network(config.output, model.model, note)
 
 
 def run(config: ExportConfig, invocation: Invocation) -> int:
-    """Run the command; return the exit code."""
+    """Export the network, and print its agreement with torch; return the exit code."""
     del invocation
     difference = export(config)
     if not config.quiet:
         print(f"onnxruntime and torch differ by {difference:.1e} at most")
-        print(f"{config.output}: written; python -m ptycho_torch.inference --onnx {config.output} runs it")
+        print(f"{config.output}: written; to run it: python -m ptycho_torch.inference --onnx {config.output}")
     return 0

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ptycho_torch.commands.base import Invocation
+from ptycho_torch.commands.provenance import add_provenance
 from ptycho_torch.config.engines import NetworkEngine, iterate_settings
 from ptycho_torch.config.inference import InferenceConfig
 from ptycho_torch.core.files import make_output_dir, write_json
@@ -61,7 +62,7 @@ def inference(
         make_output_dir(config.output_dir)
     clock.record("load")
     pipeline.run(observer)
-    result = pipeline.make_reconstruction({"scan": config.test_data.name})
+    result = add_provenance(pipeline.make_reconstruction(), "inference", config, scan)
     clock.record("infer and stitch")
     if not process_group.is_main:
         return result, {}

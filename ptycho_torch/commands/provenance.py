@@ -4,16 +4,22 @@ The record contains no clock, and no path except those in ``config`` that were t
 same record on every machine.
 """
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ptycho_torch
 from ptycho_torch.config.values import to_plain
+from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 
+COMMON_ENTRIES = ("version", "command", "config", "scans", "seed", "precision")
+"""Entries that every record contains."""
+
 SETTINGS_WITHOUT_EFFECT = frozenset(
-    {"output_dir", "resume", "report", "quiet", "debug", "logger", "device", "num_workers"}
+    {"output_dir", "resume", "report", "half_scan_frc", "quiet", "debug", "logger", "device", "num_workers"}
 )
 """Settings that do not change a result."""
 
@@ -39,8 +45,7 @@ def make_provenance(
         details: further entries, such as the epochs of a training; they replace common entries of the same name.
 
     Returns:
-        JSON with ``version``, ``command``, ``config``, ``scans`` (name and digest of each), ``seed``, ``precision`` and
-        ``details``.
+        JSON with :data:`COMMON_ENTRIES` and ``details``; ``scans`` contains name and digest of each scan.
     """
     settings = to_plain(config)
     return {
@@ -54,6 +59,18 @@ def make_provenance(
     }
 
 
+def add_provenance(result: Reconstruction, command: str, config: Any, scan: Scan) -> Reconstruction:
+    """Return a reconstruction with the provenance record of its command among its metadata.
+
+    Args:
+        result: the reconstruction; its own metadata replace entries of the same name.
+        command: name of the command.
+        config: its settings, a dataclass.
+        scan: the scan that it reconstructed.
+    """
+    return replace(result, metadata=make_provenance(command, config, scans=[scan]) | result.metadata)
+
+
 def _make_portable(config: Any, settings: dict[str, Any]) -> dict[str, Any]:
     return {
         name: _reduce_paths(getattr(config, name), value)
@@ -63,9 +80,14 @@ def _make_portable(config: Any, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reduce_paths(value: Any, plain: Any) -> Any:
-    """Return ``plain`` with file names in place of the paths that ``value`` contains."""
+    """Return ``plain`` with file names in place of the paths that ``value`` contains.
+
+    Text may contain paths too: ``init_probe``, and the settings of a stage, as in ``gradient:support=/data/s.npz``.
+    """
     if isinstance(value, Path):
         return value.name
-    if isinstance(value, tuple) and any(isinstance(item, Path) for item in value):
+    if isinstance(value, str):
+        return re.sub("[^=,]*/", "", value)
+    if isinstance(value, tuple):
         return [_reduce_paths(item, part) for item, part in zip(value, plain, strict=True)]
     return plain

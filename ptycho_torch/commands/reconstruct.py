@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_torch.commands.base import EXIT_INTERRUPTED, Invocation
+from ptycho_torch.commands.provenance import add_provenance
 from ptycho_torch.config.engines import EngineOptions, IterativeOptions
 from ptycho_torch.config.reconstruct import ReconstructConfig, make_stages
 from ptycho_torch.config.values import to_plain, write_config
@@ -87,14 +88,14 @@ def reconstruct(config: ReconstructConfig, observer: Observer | None = None, com
     write_config(config.output_dir / "config.yaml", config)
     clock.record("load")
     completed, stage_results = _run_stages(
-        config, pipeline, clock, observer, lambda: pipeline.save(checkpoint, run_settings)
+        config, scan, pipeline, clock, observer, lambda: pipeline.save(checkpoint, run_settings)
     )
     half_scan = None
     if completed and halves:
         half_scan = _correlate_half_scans(halves, scan, observer)
         completed = half_scan is not None
         clock.record("half scans")
-    result = pipeline.make_reconstruction({"scan": config.scan.name})
+    result = add_provenance(pipeline.make_reconstruction(), "reconstruct", config, scan)
     metrics = _write_results(config, scan, result, command, stage_results, pipeline.compute_holdout_scores(), half_scan)
     clock.record("judge and write")
     write_json(config.output_dir / "timing.json", clock.seconds | {"epochs": pipeline.seconds})
@@ -102,7 +103,12 @@ def reconstruct(config: ReconstructConfig, observer: Observer | None = None, com
 
 
 def _run_stages(
-    config: ReconstructConfig, pipeline: PipelineRun, clock: Clock, observer: Observer, save: Callable[[], None]
+    config: ReconstructConfig,
+    scan: Scan,
+    pipeline: PipelineRun,
+    clock: Clock,
+    observer: Observer,
+    save: Callable[[], None],
 ) -> tuple[bool, list[tuple[str, Reconstruction]]]:
     """Run the stages that are left, with a checkpoint after each and the result of each in ``stages/``.
 
@@ -118,7 +124,7 @@ def _run_stages(
         clock.record(f"stage {number}: {engine}")
         save()
         if completed and len(stages) > 1:
-            results.append((engine, pipeline.make_reconstruction()))
+            results.append((engine, add_provenance(pipeline.make_reconstruction(), "reconstruct", config, scan)))
             folder = make_output_dir(config.output_dir / "stages")
             results[-1][1].save(folder / f"{number}-{engine}.npz")
         clock.record("save")

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ptycho_torch.commands.base import Invocation, report_interruption
@@ -31,8 +32,7 @@ from ptycho_torch.data.scan import Scan
 from ptycho_torch.distributed.devices import select_precision
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ptycho_torch.engines.initialization import set_num_modes
-from ptycho_torch.engines.pipeline import PipelineRun, compute_required_margin
-from ptycho_torch.engines.state import make_vacuum_state
+from ptycho_torch.engines.pipeline import Pipeline
 from ptycho_torch.io.npz import load_scan
 from ptycho_torch.models.calibration import read_scaled_probe, select_calibration
 from ptycho_torch.models.checkpoint import CHECKPOINT, require_checkpoint
@@ -241,26 +241,41 @@ def _compute_targets(
     scans, targets = [], []
     for source, patterns in zip(sources, groups, strict=True):
         scan = select_trained(source, patterns)
-        result = _run_engine(config, scan, source.probe.to(device), source.scale.photons_per_unit)
+        result = _run_engine(config, scan, source, device)
         targets.append(make_reconstruction_target(result, scan, device))
         same_modes = result.probe.shape == source.probe.shape
         scans.append(source._replace(probe=torch.from_numpy(result.probe)) if same_modes else source)
     return scans, targets
 
 
-def _run_engine(config: TrainConfig, scan: Scan, probe: torch.Tensor, photons_per_unit: float) -> Reconstruction:
-    """Run the engine of ``teacher`` on ``scan``, from vacuum and ``probe``."""
+def _run_engine(config: TrainConfig, scan: Scan, source: TrainingScan, device: torch.device) -> Reconstruction:
+    """Run the engine of ``teacher`` on ``scan``, a part of ``source``, from vacuum and the probe of ``source``."""
     stage = parse_stage(str(config.teacher), "teacher")
     if config.update_probe and isinstance(stage, IterativeOptions):
         stage = replace(stage, update_probe=True)
-    margin = compute_required_margin([stage], scan, device=probe.device)
-    state = make_vacuum_state(torch.from_numpy(scan.positions.copy()), probe, margin)
-    pipeline = PipelineRun(scan, photons_per_unit, [stage], state, config.seed)
-    if not pipeline.run_stage(SilentObserver()):
-        raise KeyboardInterrupt
-    result = pipeline.make_reconstruction()
-    log.info("targets: %s, R %.4g", stage.engine, result.history["r"][-1] if result.history["r"] else float("nan"))
+    scale = source.scale.photons_per_unit
+    result = Pipeline(stage).run(
+        scan,
+        initial=_make_vacuum(scan, source.probe, scale),
+        photons_per_unit=scale,
+        device=device.type,
+        seed=config.seed,
+    )
+    r = result.history.get("r") or [float("nan")]
+    log.info("targets: %s, R %.4g", stage.engine, r[-1])
     return result
+
+
+def _make_vacuum(scan: Scan, probe: torch.Tensor, photons_per_unit: float) -> Reconstruction:
+    """Return an object of ones with a probe whose power the pipeline keeps, unlike that of a probe alone."""
+    return Reconstruction(
+        object=np.ones((1, 1), np.complex64),
+        coverage=np.zeros((1, 1), np.float32),
+        origin_yx=np.floor(scan.positions.min(axis=0)).astype(np.int64),
+        probe=probe.cpu().numpy(),
+        positions=scan.positions,
+        photons_per_unit=photons_per_unit,
+    )
 
 
 def _start_tracking(config: TrainConfig, settings: TrainerSettings) -> Tracker:

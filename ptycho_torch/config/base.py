@@ -77,6 +77,19 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def copy_option(options: type[Any], name: str, help: str | None = None) -> Any:
+    """Return a dataclass field with the default and the description of the field ``name`` of ``options``.
+
+    Args:
+        options: a settings class.
+        name: name of the field.
+        help: another noun phrase; None: the one of the field.
+    """
+    field = next(field for field in dataclasses.fields(options) if field.name == name)
+    metadata = dict(field.metadata) | ({} if help is None else {"help": help})
+    return dataclasses.field(default=field.default, metadata=metadata)
+
+
 def require_positive(config: Any, *names: str) -> None:
     """Raise :class:`ConfigError` unless each named setting is None or finite and above 0."""
     for name in names:

@@ -40,7 +40,7 @@ class EngineOptions:
     batch_size: int | None = option(None, BATCH_SIZE_HELP)
     update_positions: bool = option(False, "refine the scan positions", group="Positions")
     position_bound: float = option(
-        5.0, "largest displacement of a position along each axis, in pixels", group="Positions"
+        5.0, "largest displacement of a scan position along each axis, in pixels", group="Positions"
     )
 
     def __post_init__(self) -> None:
@@ -333,32 +333,38 @@ class NetworkEngine(EngineOptions):
     model: Any = dataclasses.field(
         default=None, kw_only=False, metadata={"help": "a trained model in memory, or its folder", "internal": True}
     )
-    model_path: Path | None = option(None, "folder written by train or pretrain", group="Files")
-    batch_size: int | None = option(64, "patterns computed together; the result depends on it by rounding only")
+    model_path: Path | None = option(None, "folder of a model from train or pretrain", group="Files")
+    batch_size: int | None = option(
+        64, f"{BATCH_SIZE_HELP}; the result depends on it only by rounding", group="Computing"
+    )
     probe: Path | None = option(
         None,
-        "scan file or reconstruction.npz whose probe illuminates the scan; default: the probe that the model learned "
-        "on this scan, else the model's only probe, else the scan's own",
+        "scan file or reconstruction.npz with the probe",
         group="Probe",
+        default_help="the probe trained on this scan, otherwise the only probe of the model, otherwise the probe of "
+        "the scan file",
     )
     positions: Path | None = option(
         None,
-        "reconstruction.npz or scan file with positions; default: the positions that the model learned on this scan, "
-        "else the scan's own",
+        "reconstruction.npz or scan file with the scan positions",
         group="Positions",
+        default_help="the positions trained on this scan, otherwise the positions of the scan file",
     )
-    n_images: int | None = option(None, "groups to reconstruct, spread over the scan; default: all", group="Result")
+    n_images: int | None = option(
+        None, "number of groups to reconstruct, spread over the scan", group="Result", default_help="all"
+    )
     gridsize: int | None = option(
-        None, "g: a group is a position and its g*g-1 nearest; default: as trained", group="Result"
+        None,
+        "g: a group is a scan position and its g*g-1 nearest neighbors",
+        group="Result",
+        default_help="as in training",
     )
     precision: Precision = option("auto", PRECISION_HELP, group="Computing")
     onnx: Path | None = option(
-        None, "file written by export: onnxruntime runs its network in place of torch, on the CPU", group="Files"
+        None, "file from export; onnxruntime runs its network on the CPU in place of torch", group="Files"
     )
     uncertainty: bool = option(
-        False,
-        "compute the standard deviation of each pixel, which takes about as long again as the network",
-        group="Result",
+        False, "compute the standard deviation of each pixel, which doubles the time of the network", group="Result"
     )
 
     def __post_init__(self) -> None:
@@ -374,7 +380,7 @@ class NetworkEngine(EngineOptions):
         require_positive(self, "n_images", "gridsize")
         if self.onnx and self.precision == "bf16":
             raise ConfigError(
-                "`precision` is bf16, and onnxruntime computes in fp32; leave out `precision`, or leave out `onnx`"
+                "`precision` is bf16 and `onnx` is set; expected fp32, as onnxruntime computes; omit one of them"
             )
 
 

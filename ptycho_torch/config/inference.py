@@ -5,15 +5,16 @@ from pathlib import Path
 
 from ptycho_torch.config.base import (
     DEVICE_HELP,
-    PRECISION_HELP,
     REPORT_HELP,
     CommonOptions,
     Device,
     Precision,
     ScanReadOptions,
+    copy_option,
     option,
     require_positive,
 )
+from ptycho_torch.config.engines import NetworkEngine
 from ptycho_torch.core.errors import ConfigError
 
 
@@ -24,45 +25,21 @@ class InferenceConfig(ScanReadOptions):
     model_path: Path = option(MISSING, "folder of a model from train or pretrain", group="Files")
     test_data: Path = option(MISSING, "scan file (NPZ) to reconstruct", group="Files")
     output_dir: Path = option(MISSING, "folder for the reconstruction, images and report", group="Files")
-    onnx: Path | None = option(
-        None, "file from export; onnxruntime runs its network on the CPU in place of torch", group="Files"
-    )
-    probe: Path | None = option(
-        None,
-        "scan file or reconstruction.npz with the probe",
-        group="Probe",
-        default_help="the probe trained on this scan, otherwise the only probe of the model, otherwise that of the "
-        "scan file",
-    )
-    positions: Path | None = option(
-        None,
-        "reconstruction.npz or scan file with the scan positions",
-        group="Positions",
-        default_help="the positions trained on this scan, otherwise those of the scan file",
-    )
-    update_positions: bool = option(
-        False,
+    onnx: Path | None = copy_option(NetworkEngine, "onnx")
+    probe: Path | None = copy_option(NetworkEngine, "probe")
+    positions: Path | None = copy_option(NetworkEngine, "positions")
+    update_positions: bool = copy_option(
+        NetworkEngine,
+        "update_positions",
         "refine the scan positions against the reconstructed object and run the network again",
-        group="Positions",
     )
-    position_bound: float = option(
-        5.0, "largest displacement of a scan position along each axis, in pixels", group="Positions"
-    )
-    n_images: int | None = option(
-        None, "number of groups to reconstruct, spread over the scan", group="Result", default_help="all"
-    )
-    gridsize: int | None = option(
-        None,
-        "g: a group is a scan position and its g*g-1 nearest neighbors",
-        group="Result",
-        default_help="as in training",
-    )
-    uncertainty: bool = option(
-        False, "compute the standard deviation of each pixel, which doubles the time of the network", group="Result"
-    )
+    position_bound: float = copy_option(NetworkEngine, "position_bound")
+    n_images: int | None = copy_option(NetworkEngine, "n_images")
+    gridsize: int | None = copy_option(NetworkEngine, "gridsize")
+    uncertainty: bool = copy_option(NetworkEngine, "uncertainty")
     report: bool = option(True, REPORT_HELP, group="Output")
-    batch_size: int = option(64, "patterns per batch; the result depends on it only by rounding", group="Computing")
-    precision: Precision = option("auto", PRECISION_HELP, group="Computing")
+    batch_size: int = copy_option(NetworkEngine, "batch_size")
+    precision: Precision = copy_option(NetworkEngine, "precision")
     device: Device = option("auto", DEVICE_HELP, group="Computing")
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from ptycho_torch.config.base import DEVICE_HELP, Device, ScanReadOptions, option, require_not_negative
+from ptycho_torch.config.base import DEVICE_HELP, REPORT_HELP, Device, ScanReadOptions, option, require_not_negative
 from ptycho_torch.config.engines import (
     ENGINES,
     ITERATIVE_ENGINES,
@@ -115,7 +115,7 @@ class ReconstructConfig(EngineFlags, ScanReadOptions):  # type: ignore[misc]  # 
     seed: int = option(0, "seed of all random numbers")
     device: Device = option("auto", DEVICE_HELP, group="Computing")
     resume: bool = option(False, "resume from the checkpoint in the output folder")
-    report: bool = option(True, "write report.html and the figures, which take about half of the time", group="Output")
+    report: bool = option(True, REPORT_HELP, group="Output")
 
     def __post_init__(self) -> None:
         super().__post_init__()

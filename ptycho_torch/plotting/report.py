@@ -78,8 +78,12 @@ def _read_template(name: str) -> str:
 
 def _abbreviate(value: Any) -> str:
     """Return a value of the provenance table as text, with the length of a long list in place of its items."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_abbreviate(item)}" for name, item in value.items() if item is not None)
     if isinstance(value, list | tuple) and len(value) > 20:
         return f"{len(value)} values, {value[0]} … {value[-1]}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_abbreviate, value))
     return str(value)
 
 

@@ -125,7 +125,7 @@ def test_different_photon_scale_gives_a_warning(files: Path, tmp_path: Path, run
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("rec.npz", "--output_dir", "OUT"), "--truth SCAN.npz"),
+        (("rec.npz", "--output_dir", "OUT"), "set --truth to a scan"),
         (("rec.npz", "--scan", "scan.npz"), "--output_dir missing"),
         (("--scan", "scan.npz", "--output_dir", "OUT"), "RECONSTRUCTION missing"),
         (("none.npz", "--scan", "scan.npz", "--output_dir", "OUT"), "none.npz: there is no such file"),

@@ -147,7 +147,7 @@ def test_torch_computes_no_layer_of_the_network(
         (("mine", "--output", "x.onnx"), "no model bundle"),
         (("MODEL",), "--output missing"),
         (("--output", "x.onnx"), "MODEL_PATH missing"),
-        (("MODEL", "--output", "model.safetensors"), "ends in .onnx"),
+        (("MODEL", "--output", "model.safetensors"), "the suffix .onnx"),
         (("MODEL", "--output", ""), "--output: an empty path"),
         (("MODEL", "--output", "none/x.onnx"), "cannot be written"),
         (("MODEL", "--output", "folder.onnx"), "cannot be written"),
@@ -261,7 +261,7 @@ def test_device_or_precision_other_than_fp32_on_the_cpu_is_refused(
     arguments = make_inference_arguments(model_folder, scan_file, tmp_path / "r", "--onnx", exported, *setting)
     code, out, err = run_main("inference", *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "--onnx computes in fp32 on the CPU" in err
+    assert "expected fp32 on the CPU" in err
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,11 @@ def test_training_with_a_teacher_is_reproducible_and_resumes_exactly(train_model
         train_model(tmp_path / "alone", max_epochs=2, resume=True, teacher="pie:epochs=1")
 
 
+def test_teacher_can_be_a_network(train_model: Train, model_folder: Path, tmp_path: Path) -> None:
+    folder = train_model(tmp_path / "model", teacher=f"neural:model_path={model_folder}")
+    assert load_model(folder).provenance["epochs"] == 1
+
+
 @pytest.mark.parametrize("teacher", ["pye", "pie:epochs", "pie:colour=1", "neural"])
 def test_invalid_teacher_is_refused(scan_file: Path, tmp_path: Path, teacher: str) -> None:
     with pytest.raises(ConfigError, match=r"pie|epochs|colour|model_path"):
