@@ -122,7 +122,8 @@ The file also holds the true object (objectGuess), for evaluate --truth.
         "summarize a scan file and check it against the data contract",
         """\
 Prints arrays, positions, probe, photons and every violation of the rules of
-specs/data_contracts.md. The exit code is 2 if the file cannot be used.
+specs/data_contracts.md. The exit code is 0 for a valid file, 1 if the file breaks the
+contract, and 2 if it cannot be read.
 
   ptycho-torch describe scan.npz""",
     ),

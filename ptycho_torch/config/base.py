@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
+import textwrap
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ptycho_torch.core.errors import ConfigError
 
@@ -11,6 +12,7 @@ AxisOrder = Literal["nhw", "hwn"]
 Measurement = Literal["amplitude", "counts"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16"]
+SettingsClass = TypeVar("SettingsClass")
 
 DEVICE_HELP = "device to compute on; auto selects CUDA if available, then MPS, then the CPU"
 PRECISION_HELP = "number format of the network; auto selects bf16 where it is faster; the physics is always complex64"
@@ -88,6 +90,27 @@ def copy_option(options: type[Any], name: str, help: str | None = None) -> Any:
     field = next(field for field in dataclasses.fields(options) if field.name == name)
     metadata = dict(field.metadata) | ({} if help is None else {"help": help})
     return dataclasses.field(default=field.default, metadata=metadata)
+
+
+def document_settings(cls: type[SettingsClass]) -> type[SettingsClass]:
+    """Append the name, description and default of each field to the docstring of a settings class, for ``help()``."""
+    fields = sorted(dataclasses.fields(cls), key=_is_internal)  # type: ignore[arg-type]
+    cls.__doc__ = "\n".join([f"{cls.__doc__ or ''}\n\nArgs:", *map(_document_field, fields)])
+    return cls
+
+
+def _is_internal(field: dataclasses.Field[Any]) -> bool:
+    return bool(field.metadata.get("internal"))
+
+
+def _document_field(field: dataclasses.Field[Any]) -> str:
+    """Return the lines of a field in the docstring of its class."""
+    text = field.metadata["help"]
+    if field.default not in (None, dataclasses.MISSING) and "default:" not in text:
+        text += f"; default: {field.default!r}"
+    if _is_internal(field):
+        text += " (internal: set in Python only)"
+    return textwrap.fill(f"{field.name}: {text}", 100, initial_indent=" " * 4, subsequent_indent=" " * 8)
 
 
 def require_positive(config: Any, *names: str) -> None:

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ptycho_torch.config.base import PRECISION_HELP, Precision, option, require_not_negative, require_positive
+from ptycho_torch.config.base import (
+    PRECISION_HELP,
+    Precision,
+    document_settings,
+    option,
+    require_not_negative,
+    require_positive,
+)
 from ptycho_torch.config.values import convert_text, require_type, value_type
 from ptycho_torch.core.deferred import call_deferred
 from ptycho_torch.core.errors import ConfigError
@@ -30,6 +37,7 @@ def internal(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "internal": True})
 
 
+@document_settings
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """Options of an engine: the base class, with the options that all engines share."""
@@ -95,6 +103,7 @@ class EngineOptions:
         return result
 
 
+@document_settings
 @dataclass(frozen=True, kw_only=True)
 class IterativeOptions(EngineOptions):
     """Options that all iterative engines share."""
@@ -146,6 +155,7 @@ class IterativeOptions(EngineOptions):
         return max(1, min(self.batch_size, patterns))
 
 
+@document_settings
 @dataclass(frozen=True, kw_only=True)
 class RefinementOptions(IterativeOptions):
     """Options of the engines that refine positions, background and intensities from their exit wave updates."""
@@ -174,6 +184,7 @@ def _require_momentum(momentum: float | None) -> None:
         raise ConfigError(f"`momentum` is {momentum}; expected at least 0 and below 1")
 
 
+@document_settings
 @dataclass(frozen=True, kw_only=True)
 class PIE(RefinementOptions):
     """Options of the batched ptychographic iterative engine."""
@@ -200,6 +211,7 @@ class PIE(RefinementOptions):
         return max(1, min(self.batch_size or (32 if self.update_probe else 48), patterns))
 
 
+@document_settings
 @dataclass(frozen=True, kw_only=True)
 class EPIE(RefinementOptions):
     """Options of the extended ptychographic iterative engine."""
@@ -217,6 +229,7 @@ class EPIE(RefinementOptions):
         require_positive(self, "step")
 
 
+@document_settings
 @dataclass(frozen=True, kw_only=True)
 class RPIE(EPIE):
     """Options of the regularized ptychographic iterative engine."""
@@ -232,6 +245,7 @@ class RPIE(EPIE):
             raise ConfigError(f"`alpha` is {self.alpha}; expected above 0 and at most 1")
 
 
+@document_settings
 @dataclass(frozen=True, kw_only=True)
 class LSQML(RefinementOptions):
     """Options of the least-squares maximum likelihood engine."""
@@ -257,6 +271,7 @@ class LSQML(RefinementOptions):
         _require_momentum(self.momentum)
 
 
+@document_settings
 @dataclass(frozen=True, kw_only=True)
 class ProjectionOptions(RefinementOptions):
     """Options that difference map and RAAR share."""
@@ -273,6 +288,7 @@ class ProjectionOptions(RefinementOptions):
         require_positive(self, "relaxation")
 
 
+@document_settings
 @dataclass(frozen=True, kw_only=True)
 class DifferenceMap(ProjectionOptions):
     """Options of the difference map."""
@@ -280,6 +296,7 @@ class DifferenceMap(ProjectionOptions):
     engine: ClassVar[str] = "dm"
 
 
+@document_settings
 @dataclass(frozen=True, kw_only=True)
 class RAAR(ProjectionOptions):
     """Options of relaxed averaged alternating reflections."""
@@ -289,6 +306,7 @@ class RAAR(ProjectionOptions):
     relaxation: float = option(0.9, RELAXATION_HELP)
 
 
+@document_settings
 @dataclass(frozen=True, kw_only=True)
 class Gradient(IterativeOptions):
     """Options of the gradient engine: a differentiated likelihood, minimized by an optimizer of torch."""
@@ -324,6 +342,7 @@ class Gradient(IterativeOptions):
         _require_momentum(self.momentum)
 
 
+@document_settings
 @dataclass(frozen=True, kw_only=True)
 class NetworkEngine(EngineOptions):
     """Options of a trained network as an engine: one pass over the scan, whose patches are stitched."""

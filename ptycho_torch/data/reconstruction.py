@@ -18,10 +18,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Reconstruction:
-    """A reconstructed object on its canvas. ``object[r, c]`` is at ``origin_yx + (r, c)`` in object pixels."""
+    """A reconstructed object on its canvas. ``object[r, c]`` is at ``origin_yx + (r, c)`` in object pixels.
+
+    Args:
+        object: (rows, columns) complex64, transmission of the object, dimensionless: |``probe`` × patch|² is in
+            photons.
+        coverage: (rows, columns) float32, probe power summed over all positions at each object pixel, in photons.
+        origin_yx: (2,) int64, object coordinates (y, x) of ``object[0, 0]``, in pixels.
+        probe: (M, N, N) complex64, probe modes in √photons.
+        positions: (n, 2) float64, scan positions (y, x) of the reconstructed patterns, in object pixels.
+        photons_per_unit: photons per squared unit of the scan's amplitude.
+        background: (N, N) float32, photons added to every pattern, zero frequency at [0, 0]. None: none.
+        intensities: (n,) float32, power of the probe in each pattern relative to its mean. None: equal.
+        uncertainty: (rows, columns) float32, standard deviation of each complex object pixel in the unit of the
+            object, infinite outside the illumination. None: not estimated.
+        history: values per epoch by name, such as ``"epoch"``, ``"loss"``, ``"val_loss"`` and ``"r"``.
+        metadata: provenance, which can be stored as JSON.
+    """
 
     object: NDArray[np.complex64]
-    """Complex transmission, (rows, columns), in units such that ``probe`` × ``object`` gives photons."""
+    """Complex transmission, dimensionless, (rows, columns): the squared modulus of probe times patch is in photons."""
 
     coverage: NDArray[np.float32]
     """Illumination: the probe power summed over all positions at each object pixel, in photons, (rows, columns)."""
@@ -46,7 +62,7 @@ class Reconstruction:
 
     uncertainty: NDArray[np.float32] | None = None
     """Standard deviation of each pixel, sqrt(E|object − truth|²) after a complex factor, in the object's unit, (rows,
-    columns); infinite outside the illumination. None: not predicted."""
+    columns); infinite outside the illumination. None: not estimated."""
 
     history: dict[str, list[float]] = field(default_factory=dict)
     """Values per epoch by name (``"epoch"``, ``"loss"``, ``"val_loss"``, ``"r"``, …)."""
@@ -102,13 +118,13 @@ class Reconstruction:
         return figure
 
     def plot_uncertainty(self, axes: Any = None) -> Figure:
-        """Draw the predicted standard deviation over the covered region.
+        """Draw the estimated standard deviation over the covered region.
 
         Args:
             axes: matplotlib axes to draw on; None: a new figure.
 
         Raises:
-            DataError: no uncertainty was predicted.
+            DataError: no uncertainty was estimated.
         """
         figure: Figure = call_deferred("ptycho_torch.plotting.figures:plot_uncertainty", self, axes)
         return figure
@@ -163,7 +179,7 @@ class Reconstruction:
         if "method" in self.metadata:
             facts["method"] = str(self.metadata["method"])
         if self.uncertainty is not None:
-            facts["uncertainty"] = "predicted"
+            facts["uncertainty"] = "estimated"
         for name, label in (("r", "R"), ("r_floor", "noise floor"), ("loss", "loss"), ("val_loss", "validation loss")):
             values = self.history.get(name)
             if values:

@@ -52,13 +52,29 @@ class Scan:
     cast to the dtype of its field, and a probe of one mode may have the shape (N, N). Arrays of the right dtype and
     memory order are not copied.
 
+    Args:
+        amplitudes: (n, N, N) float32, square roots of the counts times any constant factor; zero frequency at
+            [N//2, N//2].
+        positions: (n, 2) float64, scan positions (y, x) in object pixels, in file order: the center of each patch.
+        probe: (M, N, N) complex64, incoherent probe modes in real space, of any power; one mode may be (N, N).
+        mask: (N, N) or (n, N, N) bool, True where a detector pixel counts, centered as the amplitudes. None: all count.
+        truth: (rows, columns) complex64, the true object with the origin (0, 0), used for evaluation only.
+        scan_index: (n,) int64, number of the scan that each pattern belongs to.
+        source_index: (n,) int64, index of each pattern in the file that the scan was cut from. None: not a cut.
+        nominal_positions: (n, 2) float64, commanded positions (y, x) in object pixels.
+        labels: (n, N, N) complex64, true object patches.
+        photons_per_unit: photons per squared unit of amplitude; 1.0 if the amplitudes are square roots of photon
+            counts. None: unknown, and determined where it is needed.
+        metadata: further facts, which can be stored as JSON.
+        source: file that the scan was read from.
+
     Raises:
         ContractError: the arrays break a rule of ``specs/data_contracts.md``; the message ends with its number.
             Amplitudes of masked pixels may have any value.
     """
 
     amplitudes: NDArray[np.float32]
-    """Measured amplitudes in the unit of the file, (n, N, N), zero frequency at [N//2, N//2]."""
+    """Square roots of counts times any constant factor, (n, N, N), zero frequency at [N//2, N//2]."""
 
     positions: NDArray[np.float64]
     """Scan positions (y, x) in object pixels, (n, 2), in file order: the center of each patch."""

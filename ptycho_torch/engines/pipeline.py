@@ -67,10 +67,25 @@ class Pipeline:
     def run(self, scan: Scan, *, observer: Observer | None = None, **settings: Any) -> Reconstruction:
         """Reconstruct ``scan``.
 
+        The full signature is ``run(scan, *, initial=None, init_probe=None, init_positions=None, photons_per_unit=None,
+        device="auto", seed=0, holdout=0.0, observer=None)``.
+
         Args:
             scan: the diffraction patterns, positions and probe.
             observer: receives the progress.
-            **settings: ``initial``, ``device``, ``seed``, ``holdout`` and the other settings of :meth:`start`.
+            **settings: keyword arguments of :meth:`start`.
+
+                - ``initial``: initial estimate: a :class:`Reconstruction`, or a complex object (rows, columns) with the
+                  origin (0, 0). None: an object of ones.
+                - ``init_probe``: (M, N, N) complex initial probe of any power, or a function that makes it from the
+                  scan. None: the probe of ``initial`` or of the scan.
+                - ``init_positions``: (n, 2) initial positions (y, x) in object pixels. None: the positions of
+                  ``initial`` or of the scan.
+                - ``photons_per_unit``: photons per squared unit of amplitude. None: determined from the scan.
+                - ``device``: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+                - ``seed``: seed of every random choice.
+                - ``holdout``: fraction of the detector pixels that iterative engines do not use, for
+                  cross-validation.
 
         Returns:
             The reconstruction, with its history and metadata.

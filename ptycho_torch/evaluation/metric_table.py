@@ -65,13 +65,15 @@ METRICS: dict[str, MetricInfo] = {
     "half_scan_removed_shift_pixels": MetricInfo(
         "half-scan shift", "pixels", "shift (y, x) of the second half that was removed"
     ),
-    "uncertainty_median": MetricInfo("uncertainty", "", "median predicted standard deviation, in the object's unit"),
+    "uncertainty_median": MetricInfo("uncertainty", "", "median estimated standard deviation, in the object's unit"),
     "uncertainty_shares": MetricInfo(
-        "within k σ", "", "share of the pixels with an error of at most ½, 1, 1½, 2, 3 times the predicted uncertainty"
+        "within ½, 1, 1½, 2, 3 σ", "", "shares of the pixels with an error of at most k times the estimated uncertainty"
     ),
-    "uncertainty_expected_shares": MetricInfo("within k σ, expected", "", "the shares for complex Gaussian errors"),
+    "uncertainty_expected_shares": MetricInfo(
+        "within ½, 1, 1½, 2, 3 σ, expected", "", "the shares for complex Gaussian errors"
+    ),
     "uncertainty_rank_correlation": MetricInfo(
-        "uncertainty's rank", "", "Spearman's correlation of the uncertainty with the error"
+        "uncertainty–error rank correlation", "", "Spearman's correlation of the uncertainty with the error"
     ),
     "patterns": MetricInfo("patterns", "", "number of evaluated patterns"),
     "patterns_skipped": MetricInfo("patterns skipped", "", "number of patterns that reach outside the canvas"),

@@ -1,4 +1,4 @@
-"""Calibration of a predicted uncertainty: the share of pixels with an error within k standard deviations."""
+"""Calibration of an estimated uncertainty: the share of pixels with an error within k standard deviations."""
 
 import math
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ SIGMA_MULTIPLES = (0.5, 1.0, 1.5, 2.0, 3.0)
 
 
 class UncertaintyCalibration(NamedTuple):
-    """A predicted uncertainty and the true error, over the covered region."""
+    """An estimated uncertainty and the true error, over the covered region."""
 
     uncertainty: NDArray[np.float64]
     """(rows, columns) of the comparison, in units of the truth."""
@@ -51,9 +51,9 @@ def compute_calibration(reconstruction: Reconstruction, comparison: TruthCompari
     height, width = pair.truth.shape
     cut = np.asarray(reconstruction.uncertainty[top : top + height, left : left + width], np.float64)
     uncertainty, error = cut * abs(alignment.scale), np.abs(alignment.object - pair.truth)
-    predicted, actual = uncertainty[pair.region], error[pair.region]
-    shares = tuple(float(np.mean(actual <= k * predicted)) for k in SIGMA_MULTIPLES)
-    return UncertaintyCalibration(uncertainty, error, shares, _compute_rank_correlation(predicted, actual))
+    estimated, actual = uncertainty[pair.region], error[pair.region]
+    shares = tuple(float(np.mean(actual <= k * estimated)) for k in SIGMA_MULTIPLES)
+    return UncertaintyCalibration(uncertainty, error, shares, _compute_rank_correlation(estimated, actual))
 
 
 def _compute_rank_correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:

@@ -82,7 +82,17 @@ class ScanRecord:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Model:
-    """A trained model: network, probes, the scans that it was trained on, and its provenance."""
+    """A trained model: network, probes, the scans that it was trained on, and its provenance.
+
+    :func:`ptycho_torch.fit` and :func:`ptycho_torch.load_model` make one. ``Bundle`` is an earlier name of this class.
+
+    Args:
+        model: network and, for each training scan, probe modes (M, N, N) in √photons.
+        scans: records of the training scans: name, digest, photons per squared unit of amplitude and indices of the
+            held-out patterns, in the order of the probes. Empty for a model without a probe.
+        gridsize: g of the training, which grouped g² neighboring patterns.
+        provenance: resolved configuration, epochs and versions, which can be stored as JSON.
+    """
 
     model: PtychoModel
     """Network and probes, in √photons."""
@@ -142,12 +152,14 @@ class Model:
 
         Args:
             scan: patterns of the size of the training patterns.
-            uncertainty: estimate a standard deviation of every pixel.
+            uncertainty: estimate the standard deviation of each object pixel, in the unit of the object. It is
+                returned in :attr:`Reconstruction.uncertainty`. The estimate runs eight epochs of the engine ``pie``
+                from the predicted object; these do not change the object that is returned.
             update_positions: refine the scan positions against the reconstructed object.
             position_bound: largest change of a position on each axis, in pixels.
             batch_size: patterns computed at a time, to limit memory.
             precision: arithmetic of the network: ``"auto"``, ``"fp32"`` or ``"bf16"``.
-            gridsize: g of the groups of g² patterns; None: that of the training.
+            gridsize: g of the groups of g² patterns; None: g of the training.
             observer: receives progress.
 
         Returns:
@@ -268,7 +280,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Model:
 
 
 Bundle, load_bundle = Model, load_model
-"""Earlier names of the model and of the function that reads it."""
+"""Earlier names of :class:`Model` and :func:`load_model`, which older code imports."""
 
 
 def compute_weights_digest(network: PatternNetwork) -> str:

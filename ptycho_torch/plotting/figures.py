@@ -183,7 +183,7 @@ def plot_truth_comparison(comparison: TruthComparison, axes: Any = None) -> Figu
 
 
 def plot_uncertainty(reconstruction: Reconstruction, axes: Any = None) -> Figure:
-    """Draw the predicted standard deviation over the covered region.
+    """Draw the estimated standard deviation over the covered region.
 
     Args:
         reconstruction: a result with an uncertainty.
@@ -193,7 +193,7 @@ def plot_uncertainty(reconstruction: Reconstruction, axes: Any = None) -> Figure
         DataError: the reconstruction has no uncertainty.
     """
     if reconstruction.uncertainty is None:
-        raise DataError("the reconstruction has no uncertainty; predict it with `uncertainty=True`")
+        raise DataError("the reconstruction has no uncertainty; estimate it with `uncertainty=True`")
     view = crop_to_covered_region(reconstruction)
     crop = compute_bounding_box(compute_covered_region(reconstruction))
     values = np.asarray(reconstruction.uncertainty[crop], np.float64)
@@ -204,7 +204,7 @@ def plot_uncertainty(reconstruction: Reconstruction, axes: Any = None) -> Figure
 
 
 def plot_calibration(calibration: UncertaintyCalibration, pair: OverlapRegion, axes: Any = None) -> Figure:
-    """Draw predicted standard deviation, true error, and the share of pixels with an error within k σ.
+    """Draw estimated standard deviation, true error, and the share of pixels with an error within k σ.
 
     Args:
         calibration: the uncertainty and the error, in units of the truth.

@@ -82,9 +82,9 @@ def _make_truth_images(evaluation: EvaluationResult) -> list[ReportImage]:
 
 
 def _make_uncertainty_images(reconstruction: Reconstruction, evaluation: EvaluationResult) -> list[ReportImage]:
-    """Return the predicted standard deviation, with the true error where there is a truth."""
+    """Return the estimated standard deviation, with the true error where there is a truth."""
     if evaluation.calibration is not None and evaluation.comparison is not None:
-        caption = "Predicted standard deviation and true error on one scale, and the share of pixels within k σ."
+        caption = "Estimated standard deviation and true error on one scale, and the share of pixels within k σ."
         figure = figures.plot_calibration(evaluation.calibration, evaluation.comparison.overlap_region)
         return [ReportImage("Uncertainty against the error", encode_figure(figure), caption)]
     if reconstruction.uncertainty is not None:

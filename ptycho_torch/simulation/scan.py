@@ -70,11 +70,23 @@ def simulate_scan(preset: str = "run1084", *, photons: float | None = None, seed
     """Simulate a scan of a test object; its ``truth`` is the object.
 
     Args:
-        preset: name of :data:`PRESETS`: ``run1084``, ``star`` or ``tiny``.
+        preset: ``run1084`` (1089 patterns of 64 × 64 pixels), ``star`` (500 of 128 × 128) or ``tiny`` (64 of 32 × 32).
         photons: mean photons per pattern; 0 gives the noiseless expectation. None: from the preset.
         seed: seed of the object, the positions and the counts; the same seed gives the same scan.
-        **settings: fields of :class:`SimulationSettings` that replace those of the preset, for example
-            ``object="cells"`` or ``positions=200``; None keeps the preset's value.
+        **settings: replace values of the preset; None keeps a value.
+
+            - ``object``: kind of object, such as ``letters``, ``star``, ``cells`` or ``dead_leaves``.
+            - ``probe``: kind of probe, such as ``structured``, ``disk``, ``gaussian`` or ``zone_plate``.
+            - ``trajectory``: ``raster``, ``spiral``, ``grid`` or ``scattered``.
+            - ``size``: N, side of a pattern in pixels.
+            - ``positions``: number of scan positions.
+            - ``overlap``: linear overlap of neighboring probes, 1 − step / probe diameter, from 0 to below 1.
+            - ``jitter``: largest random displacement of a position, in steps.
+            - ``modes``: number of incoherent probe modes.
+
+    Returns:
+        The scan. Its amplitudes are square roots of photons, its positions are in object pixels, and its probe is in
+        √photons.
 
     Raises:
         ConfigError: the preset, a setting, an object, a probe or a trajectory is unknown, or the size is too small.
