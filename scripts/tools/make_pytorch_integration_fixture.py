@@ -1,4 +1,4 @@
-"""Make the fixture of the integration tests: ``python -m ptycho_torch.subset`` by the name that the documents use.
+"""Make the fixture of the integration tests with the command ``subset``; this path is documented.
 
 python scripts/tools/make_pytorch_integration_fixture.py --source scan.npz --output fixture.npz --subset-size 64
 """

@@ -278,14 +278,14 @@ def test_missing_package_is_named_with_its_install_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
-    shutil.copy(exported, tmp_path / "kept.onnx")
+    shutil.copy(exported, tmp_path / "existing.onnx")
     arguments = {
-        "export": [model_folder, "--output", tmp_path / "kept.onnx"],
+        "export": [model_folder, "--output", tmp_path / "existing.onnx"],
         "inference": make_inference_arguments(model_folder, scan_file, tmp_path / "r", "--onnx", exported),
     }[command]
     code, out, err = run_main(command, *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert f"{missing} is not installed" in err
     assert "pip install 'ptycho-torch[export]'" in err
-    assert [path.name for path in tmp_path.iterdir()] == ["kept.onnx"]
-    assert (tmp_path / "kept.onnx").read_bytes() == exported.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["existing.onnx"]
+    assert (tmp_path / "existing.onnx").read_bytes() == exported.read_bytes()

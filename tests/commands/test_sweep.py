@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
-KEPT = {"log.txt", "history.csv", "timing.json", "config.yaml"}
+SMALL_FILES = {"log.txt", "history.csv", "timing.json", "config.yaml"}
+"""Files of a run that a sweep does not delete."""
+
 SMALL = "width=4,batch_size=6"
 
 
@@ -88,11 +90,13 @@ def test_row_contains_the_work_of_the_training(swept: tuple[Path, Any], scope: d
 def test_file_sizes_are_recorded_and_small_files_remain(swept: tuple[Path, Any], scope: dict[str, Any]) -> None:
     folder, _ = swept
     for run in scope["runs"]:
-        kept = {path.name: path for path in (folder / "runs" / run["name"]).iterdir()}
-        assert kept.keys() == (KEPT if run["exit_code"] == 0 else {"log.txt"})
-        assert {name: run["files"][name] for name in kept} == {name: path.stat().st_size for name, path in kept.items()}
+        remaining = {path.name: path for path in (folder / "runs" / run["name"]).iterdir()}
+        assert remaining.keys() == (SMALL_FILES if run["exit_code"] == 0 else {"log.txt"})
+        assert {name: run["files"][name] for name in remaining} == {
+            name: path.stat().st_size for name, path in remaining.items()
+        }
     sizes = set(scope["runs"][0]["files"])
-    assert sizes == KEPT | {"model.safetensors", "bundle.json", "checkpoints/last/state.safetensors"}
+    assert sizes == SMALL_FILES | {"model.safetensors", "bundle.json", "checkpoints/last/state.safetensors"}
     assert {path.name for path in folder.iterdir()} == {"scope.json", "scope.md", "runs"}
 
 

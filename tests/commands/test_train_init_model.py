@@ -74,7 +74,7 @@ def test_fine_tuning_has_a_smaller_loss_after_one_epoch(
 def test_resumed_fine_tuning_equals_an_uninterrupted_one(
     tmp_path: Path, train_model: Train, initial_folder: Path, update_probe: bool
 ) -> None:
-    settings = {"init": initial_folder, "update_probe": update_probe}
+    settings = {"init_model": initial_folder, "update_probe": update_probe}
     uninterrupted = fine_tune(train_model, tmp_path / "uninterrupted", max_epochs=3, **settings)
     fine_tune(train_model, tmp_path / "resumed", max_epochs=1, **settings)
     resumed = fine_tune(train_model, tmp_path / "resumed", max_epochs=3, resume=True, **settings)
