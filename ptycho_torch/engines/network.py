@@ -76,16 +76,22 @@ class NetworkStage(Stage):
         return "fp32" if self.options.onnx else select_precision(self.options.precision, device)
 
     def calibrate(self, scan: Scan, photons_per_unit: float | None, device: torch.device) -> ScanCalibration:
-        """Return probe, photon scale, positions and background that the model uses for ``scan``."""
+        """Return probe, photon scale, positions and background that the model uses for ``scan``.
+
+        A training scan keeps the photon scale of the training, in which its probe was learned; the result is then
+        converted to ``photons_per_unit``.
+        """
         model = self.load_model(device)
-        calibration = select_calibration(model, scan, self.options.probe, photons_per_unit)
+        is_training_scan = model.find_scan(scan.digest()) is not None
+        scale = None if is_training_scan else photons_per_unit
+        calibration = select_calibration(model, scan, self.options.probe, scale)
         if self.options.positions is not None:
             positions = read_positions(self.options.positions, len(scan), "positions")
             calibration = calibration._replace(position_offsets=torch.from_numpy(positions - scan.positions))
         return calibration
 
     def select_photon_scale(self, scan: Scan, photons_per_unit: float | None, device: torch.device) -> float:
-        scale = self.calibrate(scan, photons_per_unit, device).photons_per_unit
+        scale = photons_per_unit or self.calibrate(scan, None, device).photons_per_unit
         stated = scan.photons_per_unit
         if photons_per_unit is None and stated and not np.isclose(stated, scale, rtol=1e-3):
             log.warning(
