@@ -254,13 +254,16 @@ def _run_engine(config: TrainConfig, scan: Scan, source: TrainingScan, device: t
     if config.update_probe and isinstance(stage, IterativeOptions):
         stage = replace(stage, update_probe=True)
     scale = source.scale.photons_per_unit
-    result = Pipeline(stage).run(
+    run = Pipeline(stage).start(
         scan,
         initial=_make_vacuum(scan, source.probe, scale),
         photons_per_unit=scale,
         device=device.type,
         seed=config.seed,
     )
+    if not run.run():
+        raise KeyboardInterrupt
+    result = run.make_reconstruction()
     r = result.history.get("r") or [float("nan")]
     log.info("targets: %s, R %.4g", stage.engine, r[-1])
     return result

@@ -88,7 +88,8 @@ class Pipeline:
                   cross-validation.
 
         Returns:
-            The reconstruction, with its history and metadata.
+            The reconstruction, with its history and metadata. After ctrl-C it is the estimate after the last
+            complete epoch, and a warning is logged.
 
         Raises:
             PtychoError: an option or the scan cannot be used.
@@ -96,7 +97,7 @@ class Pipeline:
         run = self.start(scan, **settings)
         run.check()
         if not run.run(observer):
-            raise KeyboardInterrupt
+            log.warning("interrupted; the result is the estimate after the last complete epoch")
         return run.make_reconstruction()
 
     def start(

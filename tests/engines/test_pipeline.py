@@ -9,6 +9,7 @@ import pytest
 
 from ptycho_torch.config.engines import LSQML, PIE, NetworkEngine
 from ptycho_torch.core.errors import ConfigError, DataError
+from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.pipeline import Pipeline, predict
 from ptycho_torch.io.reconstruction import load_reconstruction
@@ -109,3 +110,20 @@ def test_a_network_predicts_some_positions_with_uncertainty(scan: Scan, model: M
     assert result.uncertainty is not None
     assert result.uncertainty.shape == result.object.shape
     assert np.isfinite(result.uncertainty[result.coverage > 0]).all()
+
+
+def test_an_interrupt_leaves_the_estimate_of_the_last_complete_epoch(
+    scan: Scan, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Interrupter(SilentObserver):
+        epochs = 0
+
+        def advance(self, steps: int = 1, **values: float) -> None:
+            self.epochs += steps
+            if self.epochs == 3:
+                raise KeyboardInterrupt
+
+    result = Pipeline(PIE(epochs=20)).run(scan, observer=Interrupter())
+    assert len(result.history["r"]) == 2
+    assert np.isfinite(result.object).all()
+    assert "interrupted" in caplog.text
