@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import difflib
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -26,7 +27,16 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser that raises :class:`ConfigError`, which the runner prints as one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help")
+        raise ConfigError(f"{message}{self._suggest_flag(message)}; see {self.prog} --help")
+
+    def _suggest_flag(self, message: str) -> str:
+        """Return a question with the flag nearest to the first unknown one; empty without one."""
+        _, _, rest = message.partition("unrecognized arguments: ")
+        unknown = rest.split(" ")[0].partition("=")[0]
+        if not unknown.startswith("--"):
+            return ""
+        nearest = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
+        return f" (did you mean {nearest[0]}?)" if nearest else ""
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -13,6 +13,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from ptycho_torch.commands.base import EXIT_INTERRUPTED, Invocation
 from ptycho_torch.commands.provenance import add_provenance
-from ptycho_torch.config.engines import EngineOptions, IterativeOptions
+from ptycho_torch.config.engines import ENGINES, EngineOptions, IterativeOptions
 from ptycho_torch.config.reconstruct import ReconstructConfig, make_stages
 from ptycho_torch.config.values import to_plain, write_config
 from ptycho_torch.core.files import make_output_dir, write_json
@@ -85,6 +86,8 @@ def reconstruct(config: ReconstructConfig, observer: Observer | None = None, com
     pipeline.check()
     _warn_shared_start(config, pipeline.stages)
     make_output_dir(checkpoint.parent)
+    if not config.resume:
+        _remove_stage_results(config.output_dir / "stages")
     write_config(config.output_dir / "config.yaml", config)
     clock.record("load")
     completed, stage_results = _run_stages(
@@ -100,6 +103,19 @@ def reconstruct(config: ReconstructConfig, observer: Observer | None = None, com
     clock.record("judge and write")
     write_json(config.output_dir / "timing.json", clock.seconds | {"epochs": pipeline.seconds})
     return ReconstructResult(result, metrics, completed)
+
+
+def _remove_stage_results(folder: Path) -> None:
+    """Remove the results of the stages of an earlier run from ``folder``, and the folder if it is then empty."""
+    if not folder.is_dir():
+        return
+    names = {f"-{engine}.npz" for engine in ENGINES}
+    for path in folder.iterdir():
+        number = path.name.partition("-")[0]
+        if number.isdecimal() and path.name.removeprefix(number) in names:
+            path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _run_stages(

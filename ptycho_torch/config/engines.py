@@ -1,6 +1,7 @@
 """Options of the engines: one class per engine, each with a method that runs the engine on a scan."""
 
 import dataclasses
+import difflib
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -474,7 +475,11 @@ def parse_stage(text: str, setting: str) -> EngineOptions:
         name, equals, value = (piece.strip() for piece in part.partition("="))
         name = name.replace("-", "_")
         if name not in hints:
-            raise ConfigError(f"{prefix}: unknown setting {name}; expected one of {', '.join(sorted(hints))}")
+            classes = [ENGINES[engine]] if engine in ENGINES else list(ENGINES.values())
+            names = sorted({field.name for options in classes for field in iterate_settings(options)})
+            nearest = difflib.get_close_matches(name, names, n=1)
+            hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+            raise ConfigError(f"{prefix}: unknown setting {name}{hint}; expected one of {', '.join(names)}")
         if value_type(hints[name])[0] is bool and not value:
             value = "true"
         if not value or not (equals or value == "true"):

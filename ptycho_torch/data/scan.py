@@ -110,11 +110,14 @@ class Scan:
     """The file that the scan was read from."""
 
     def __post_init__(self) -> None:
+        _check_required(self)
         for name, dtype in FIELD_DTYPES.items():
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, _cast(_convert_to_numpy(name, value), np.dtype(dtype)))
-        _check_required(self)
+                array = _convert_to_numpy(name, value)
+                if name == "amplitudes":
+                    _refuse_counts(self, array)
+                object.__setattr__(self, name, _cast(array, np.dtype(dtype)))
         if self.probe.ndim == 2:
             object.__setattr__(self, "probe", self.probe[None])
         _check_shapes(self)
@@ -236,6 +239,15 @@ def _check_required(scan: Scan) -> None:
     for rule, name in (("R4", "amplitudes"), ("R11", "positions"), ("R13", "probe")):
         if getattr(scan, name) is None:
             raise ContractError(rule, f"{_get_name(scan)}: `{name}` is None; expected an array")
+
+
+def _refuse_counts(scan: Scan, amplitudes: NDArray[Any]) -> None:
+    if amplitudes.dtype.kind in "iu" and scan.metadata.get("measurement") != "amplitude":
+        raise ContractError(
+            "R8",
+            f"{_get_name(scan)}: `amplitudes` is {amplitudes.dtype}, which may be counts; expected floating-point "
+            'amplitudes; pass np.sqrt(counts), or set "measurement" to "amplitude" in `metadata`',
+        )
 
 
 def _convert_to_numpy(name: str, value: Any) -> NDArray[Any]:

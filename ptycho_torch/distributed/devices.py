@@ -16,7 +16,7 @@ def select_device(name: str | torch.device) -> torch.device:
     """Return the device ``name``; ``auto`` selects CUDA, then MPS, then the CPU.
 
     Raises:
-        DeviceError: the device is not available, or torch knows none of this name.
+        DeviceError: the device is not available, or its name is unknown.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":

@@ -80,6 +80,13 @@ def make_initial_state(
     else:
         shape = scan.probe if init_probe is None else np.asarray(init_probe)
         probe = scale_probe_to_photons(replace(scan, probe=shape), photons_per_unit)
+    extent = float(np.ptp(positions, axis=0).max())
+    if len(positions) > 1 and extent < 1:
+        log.warning(
+            "the scan positions extend over %.3g pixels; expected more than 1; they may be in meters: check the unit "
+            "of `positions`",
+            extent,
+        )
     state = make_vacuum_state(torch.from_numpy(positions.copy()), probe.to(device), margin)
     if earlier is not None:
         _copy_nuisance_parameters(earlier, state, photons_per_unit)

@@ -402,6 +402,8 @@ class PipelineRun:
         metadata: dict[str, Any] = {}
         for number, stage in enumerate(self._stages):
             metadata |= stage.describe(self.make_stage_input(number))
+        if len(self.stages) > 1 and "epochs" in metadata:  # of the training of a network, not of this result
+            metadata["network_epochs"] = metadata.pop("epochs")
         if len(self.stages) > 1 or "method" not in metadata:
             metadata["method"] = "engine " + " → ".join(options.engine for options in self.stages)
         return metadata | {

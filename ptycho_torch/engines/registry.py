@@ -1,5 +1,6 @@
 """The engine and the stage that belong to each options class."""
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ from ptycho_torch.engines.stage import Stage, StageInput
 from ptycho_torch.engines.state import Measurement, ReconstructionState, make_measurement
 from ptycho_torch.physics.noise import make_noise_model
 
+log = logging.getLogger(__name__)
+
 ITERATIVE_ENGINE_CLASSES: dict[type[IterativeOptions], Any] = {
     PIE: PieEngine,
     EPIE: EpieEngine,
@@ -67,6 +70,13 @@ class IterativeStage(Stage):
     def make_runner(self, given: StageInput) -> EngineRunner:
         self.check(given)
         state, options = given.state, self.options
+        if options.update_positions and options.epochs <= options.position_start:
+            log.warning(
+                "no epoch of %s refines positions: `epochs` is %d and `position_start` is %d; set `epochs` higher",
+                options.engine,
+                options.epochs,
+                options.position_start,
+            )
         scan = given.scan if given.held_out is None else mask_pixels(given.scan, given.held_out)
         measurement = make_measurement(scan, given.photons_per_unit, make_noise_model(options.loss), given.device)
         if options.probe_modes is not None:

@@ -6,6 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.physics.batch import make_batch
 from ptycho_torch.physics.noise import NoiseModel
@@ -13,6 +14,10 @@ from ptycho_torch.physics.patches import Canvas, Placement, make_canvas, split_p
 
 STATE_TENSOR_NAMES = ("object", "probe", "positions", "background", "intensities")
 """Names of the tensors of a :class:`ReconstructionState`, also in checkpoints."""
+
+
+MAX_CANVAS_PIXELS = 2**30
+"""Largest canvas. One complex copy of it takes 8 GiB, and an engine needs several."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +109,11 @@ def make_vacuum_state(positions: Tensor, probe: Tensor, margin: int = 2) -> Reco
         positions: (n, 2) float64 (y, x) in object pixels.
         probe: (M, N, N) complex64 in √photons, on the device to compute on.
         margin: Pixels of canvas beyond the outermost patches.
+
+    Raises:
+        DataError: the canvas would be larger than :data:`MAX_CANVAS_PIXELS`.
     """
+    _check_canvas_size(positions, probe.shape[-1] + 2 * margin)
     corners, _ = split_positions(positions, probe.shape[-1])
     canvas = make_canvas(corners, probe.shape[-1], margin)
     return ReconstructionState(
@@ -115,3 +124,13 @@ def make_vacuum_state(positions: Tensor, probe: Tensor, margin: int = 2) -> Reco
         intensities=torch.ones(len(positions), dtype=probe.real.dtype, device=probe.device),
         canvas=canvas,
     )
+
+
+def _check_canvas_size(positions: Tensor, border: int) -> None:
+    """Raise :class:`DataError` if a canvas around ``positions`` with ``border`` pixels more per axis is too large."""
+    rows, columns = (positions.amax(0) - positions.amin(0) + border).tolist()
+    if rows * columns > MAX_CANVAS_PIXELS:
+        raise DataError(
+            f"the canvas of the scan has {rows:.4g} × {columns:.4g} pixels; expected at most {MAX_CANVAS_PIXELS:.4g} "
+            "in total; check the unit of `positions`, which is pixels of the object"
+        )

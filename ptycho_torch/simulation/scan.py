@@ -1,5 +1,6 @@
 """Simulation of a scan from object, probe and trajectory, and presets of these."""
 
+import typing
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -7,6 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ptycho_torch.config.base import require_not_negative, require_positive
+from ptycho_torch.config.values import require_type
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.data.profile import compute_probe_diameter
 from ptycho_torch.data.scan import Scan, check_scan
@@ -89,7 +92,7 @@ def simulate_scan(preset: str = "run1084", *, photons: float | None = None, seed
         √photons.
 
     Raises:
-        ConfigError: the preset, a setting, an object, a probe or a trajectory is unknown, or the size is too small.
+        ConfigError: the preset, a setting, an object, a probe or a trajectory is unknown, or a number is out of range.
     """
     if preset not in PRESETS:
         raise ConfigError(f"`preset` is {preset}; expected one of {', '.join(PRESETS)}")
@@ -98,7 +101,18 @@ def simulate_scan(preset: str = "run1084", *, photons: float | None = None, seed
         if name not in names:
             raise ConfigError(f"`{name}` is not a setting of a simulation; expected one of {', '.join(names)}")
     changes = {name: value for name, value in (settings | {"photons": photons}).items() if value is not None}
-    return simulate_from_settings(replace(PRESETS[preset], **changes), seed)
+    simulation = replace(PRESETS[preset], **changes)
+    _check_numbers(simulation)
+    return simulate_from_settings(simulation, seed)
+
+
+def _check_numbers(settings: SimulationSettings) -> None:
+    for name, hint in typing.get_type_hints(SimulationSettings).items():
+        require_type(name, getattr(settings, name), hint)
+    require_positive(settings, "size", "positions", "modes")
+    require_not_negative(settings, "photons", "jitter")
+    if not 0 <= settings.overlap < 1:
+        raise ConfigError(f"`overlap` is {settings.overlap}; expected a number from 0 to below 1")
 
 
 def simulate_from_settings(settings: SimulationSettings, seed: int) -> Scan:

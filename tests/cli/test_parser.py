@@ -114,7 +114,10 @@ def test_switches_and_their_opposites() -> None:
     ("words", "message"),
     [
         (("--epochs", "3"), "unrecognized arguments: --epochs"),
-        (("--max_epoch", "3"), "unrecognized arguments: --max_epoch"),  # no completion of a prefix
+        (
+            ("--max_epoch", "3"),
+            "unrecognized arguments: --max_epoch 3 (did you mean --max_epochs?)",
+        ),  # no completion of a prefix
         (("--max_epochs", "many"), "--max_epochs: invalid int value: 'many'"),
         (("--max_epochs",), "--max_epochs: expected one argument"),
         (("--loss", "l1"), "--loss: invalid choice: 'l1'"),

@@ -56,6 +56,16 @@ def test_pipeline_of_a_network_and_engines(run_main: Call, scan_file: Path, mode
     assert "Stage 3: pie" in (pipeline / "report.html").read_text()
 
 
+def test_results_of_stages_of_an_earlier_run_are_removed(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
+    stages = tmp_path / "stages"
+    stages.mkdir()
+    for name in ("1-pie.npz", "2-lsqml.npz", "notes.txt", "1-other.npz"):
+        (stages / name).touch()
+    words = ("--output_dir", tmp_path, "--engine", "pie", "--epochs", "1", "--device", "cpu", "--no_report")
+    assert run_main("reconstruct", scan_file, *words).code == 0
+    assert {path.name for path in stages.iterdir()} == {"notes.txt", "1-other.npz"}
+
+
 def test_positions_refined_by_the_network_are_used_by_the_next_engine(
     run_main: Call, scan_file: Path, model_folder: Path, tmp_path: Path
 ) -> None:

@@ -29,7 +29,10 @@ def test_arrays_are_cast_to_the_dtypes_of_the_fields() -> None:
     for name, dtype in FIELD_DTYPES.items():
         array = getattr(scan, name)
         assert array is None or array.dtype == dtype
-    assert Scan(**(make_arrays() | {"amplitudes": np.ones((4, 6, 6), np.uint16)})).amplitudes.dtype == np.float32
+    counts: dict[str, Any] = make_arrays() | {"amplitudes": np.ones((4, 6, 6), np.uint16)}
+    assert Scan(**counts, metadata={"measurement": "amplitude"}).amplitudes.dtype == np.float32
+    with pytest.raises(ContractError, match=r"pass np\.sqrt\(counts\).*R8"):
+        Scan(**counts)
 
 
 def test_tensors_and_lists_give_the_same_scan_as_arrays() -> None:

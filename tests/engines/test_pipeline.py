@@ -1,6 +1,7 @@
 """Pipelines in memory, and the network as an engine like any other."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,8 @@ def test_a_network_is_a_stage(scan: Scan, model: Model) -> None:
     assert alone.metadata["method"] == f"network {model.model.config.name}"
     assert alone.metadata["precision"] in ("fp32", "bf16")
     assert result.history["stage"] == [2, 2]
+    assert "epochs" not in result.metadata
+    assert result.metadata["network_epochs"] == alone.metadata["epochs"]
     assert result.object.shape == alone.object.shape
 
 
@@ -127,3 +130,11 @@ def test_an_interrupt_leaves_the_estimate_of_the_last_complete_epoch(
     assert len(result.history["r"]) == 2
     assert np.isfinite(result.object).all()
     assert "interrupted" in caplog.text
+
+
+def test_positions_in_meters_and_refinement_that_never_starts_are_logged(
+    scan: Scan, caplog: pytest.LogCaptureFixture
+) -> None:
+    Pipeline(PIE(epochs=0, update_positions=True)).run(replace(scan, positions=scan.positions * 1e-8), device="cpu")
+    assert "they may be in meters" in caplog.text
+    assert "no epoch of pie refines positions: `epochs` is 0 and `position_start` is 3" in caplog.text

@@ -62,6 +62,12 @@ def test_text_cannot_set_an_internal_setting(name: str) -> None:
         parse_stage(f"pie:{name}=1", "then")
 
 
+def test_a_misspelled_setting_is_refused_with_the_settings_of_its_engine() -> None:
+    with pytest.raises(ConfigError, match="unknown setting epoch \\(did you mean epochs\\?\\)") as error:
+        parse_stage("pie:epoch=3", "then")
+    assert "optimizer" not in str(error.value)
+
+
 def test_the_text_of_a_stage_gives_its_options() -> None:
     options = parse_stage("gradient:epochs=7, batch-size=16,update_probe,tv=1e-3", "then")
     assert options == Gradient(epochs=7, batch_size=16, update_probe=True, tv=1e-3)

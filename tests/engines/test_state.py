@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.state import make_measurement, make_vacuum_state
 from ptycho_torch.physics.noise import make_noise_model
@@ -40,3 +41,8 @@ def test_every_patch_lies_on_the_canvas_with_the_margin(scan: Scan) -> None:
     assert corners.amin(0).tolist() == [3, 3]
     assert (corners.amax(0) + state.size + 3).tolist() == list(state.canvas.shape)
     assert bool(((fractions >= -0.5) & (fractions < 0.5)).all())
+
+
+def test_an_impossible_canvas_is_refused_before_allocation(scan: Scan) -> None:
+    with pytest.raises(DataError, match=r"the canvas of the scan has .* check the unit of `positions`"):
+        make_vacuum_state(torch.from_numpy(scan.positions * 1e9), torch.from_numpy(scan.probe))

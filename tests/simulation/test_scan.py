@@ -162,6 +162,10 @@ def test_presets_have_their_settings(name: str) -> None:
         ("tiny", {"sise": 64}, "`sise` is not a setting of a simulation; expected one of object, probe, .*size"),
         ("tiny", {"object": "dog"}, "`object` is dog; expected one of bars, cells"),
         ("tiny", {"size": 4}, "`size` is 4; expected at least 8"),
+        ("tiny", {"photons": -1}, "`photons` is -1; expected a number of at least 0"),
+        ("tiny", {"photons": "1e6"}, "`photons` is '1e6'; expected a number"),
+        ("tiny", {"positions": 0}, "`positions` is 0; expected a number above 0"),
+        ("tiny", {"overlap": 2}, "`overlap` is 2; expected a number from 0 to below 1"),
     ],
 )
 def test_unknown_settings_raise_and_list_the_choices(preset: str, settings: dict[str, Any], message: str) -> None:
