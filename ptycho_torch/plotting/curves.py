@@ -14,6 +14,8 @@ from ptycho_torch.plotting.canvas import INK_COLOR, add_legend, prepare_axes
 
 History = Mapping[str, Sequence[float]]
 
+_CURVE_LABELS = {"r": "R", "val_loss": "validation loss (held-out region)"}
+
 _MAX_MARKED_POINTS = 20  # a shorter curve gets a dot per point: a single point has no line
 
 
@@ -114,7 +116,7 @@ def _draw_curves(axis: Any, history: History, curves: Mapping[str, NDArray[np.fl
     """Draw curves against the epoch, and separate and number the stages of a pipeline."""
     for name, values in curves.items():
         marker = "o" if len(values) < _MAX_MARKED_POINTS else None
-        label = "R" if name == "r" else name.replace("_", " ")
+        label = _CURVE_LABELS.get(name, name.replace("_", " "))
         axis.plot(_get_epochs(history, len(values)), values, label=label, lw=1.8, marker=marker, ms=4)
     stages = np.asarray(history.get("stage", []))
     for change in np.flatnonzero(np.diff(stages)):

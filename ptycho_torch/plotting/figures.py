@@ -320,4 +320,14 @@ def _draw_image(axis: Any, values: NDArray[np.floating], title: str, view: Cropp
     axis.set_facecolor(_OUTSIDE_COLOR)
     mappable = axis.imshow(np.ma.masked_array(values, ~view.region), extent=extent, interpolation="nearest", **style)
     axis.set_title(title)
+    _label_axes(axis)
     add_colorbar(axis, mappable)
+
+
+def _label_axes(axis: Any) -> None:
+    """Label the axes of an image on the object's grid: x in the last row of a figure, y in its first column."""
+    place = axis.get_subplotspec()
+    if place is None or place.is_last_row():
+        axis.set_xlabel("x (px)")
+    if place is None or place.is_first_col():
+        axis.set_ylabel("y (px)")
