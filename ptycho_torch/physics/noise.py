@@ -1,8 +1,8 @@
-"""Noise models of the detector: likelihoods, changes of the detector waves, and noise floors."""
+"""Noise models of the detector: likelihoods, changes of the detector waves, residual sums and noise floors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ SCALE_FIT_PATTERNS = 64
 
 
 class NoiseModel(Protocol):
-    """A noise model: a loss for gradients, and a change of the detector waves for projections."""
+    """A loss for gradients, and a change of the detector waves for projections."""
 
     def deviance(self, intensity: Tensor, counts: Tensor) -> Tensor:
         """Compute the negative log likelihood of each pixel minus its value at ``intensity == counts``.
@@ -36,7 +36,12 @@ class NoiseModel(Protocol):
     def relative_change(self, intensity: Tensor, counts: Tensor) -> Tensor:
         """Compute the change of the detector waves, relative to the waves, that moves intensity toward counts.
 
-        Args and shapes as for :meth:`deviance`; one number for all modes of a pixel.
+        Args:
+            intensity: (*, N, N) expected photons, not negative.
+            counts: (*, N, N) measured photons.
+
+        Returns:
+            (*, N, N): the change of every mode of a pixel.
         """
 
 
@@ -95,10 +100,10 @@ NOISE_MODELS: dict[str, type[Poisson] | type[GaussianAmplitude]] = {
 
 
 def make_noise_model(name: str) -> NoiseModel:
-    """The noise model called ``name``.
+    """Return the noise model ``name``.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: no noise model has that name.
     """
     if name not in NOISE_MODELS:
         raise ConfigError(f"`loss` is {name}; expected one of {', '.join(sorted(NOISE_MODELS))}")
@@ -106,7 +111,10 @@ def make_noise_model(name: str) -> NoiseModel:
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of ``values`` (*, N, N) over the pixels where ``mask`` (broadcastable, bool) is True; None: over all."""
+    """Return the mean of ``values`` (*, N, N) over the pixels where ``mask`` (broadcastable, bool) is True.
+
+    Without a mask it is the mean over all pixels.
+    """
     if mask is None:
         return values.mean()
     total, count = masked_sum(values, mask)
@@ -114,7 +122,12 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def masked_sum(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Sum of ``values`` (*, N, N) over the pixels where ``mask`` (broadcastable, bool) is True, and their number."""
+    """Return the sum of ``values`` (*, N, N) over the counted pixels, and the number of counted pixels.
+
+    Args:
+        values: (*, N, N) values, of any size outside the mask.
+        mask: bool, broadcastable to ``values``, True where a pixel counts; None: all count.
+    """
     if mask is None:
         return values.sum(), torch.tensor(values.numel(), device=values.device)
     mask = mask.expand_as(values)
@@ -142,46 +155,85 @@ def fit_amplitude_scale(intensity: Tensor, counts: Tensor, mask: Tensor | None) 
     return float((counted * counts).sqrt().sum(dtype=torch.float64)) / power if power > 0 else 1.0
 
 
-def compute_noise_floor(rates: Tensor) -> Tensor:
-    """Exact expectation of (√k − √λ)² for k ~ Poisson(λ), at each of ``rates``: about ¼ from 10 on, 2λ near zero.
+class AmplitudeErrorSums(NamedTuple):
+    """Sums over the counted pixels of each pattern, (*) float64, from which R and its noise floor follow."""
+
+    squared_error: Tensor
+    """Σ(√λ − √k)² of the rates λ and the counts k."""
+
+    photons: Tensor
+    """Σk."""
+
+    expected_squared_error: Tensor
+    """Expectation of ``squared_error`` for k ~ Poisson(λ)."""
+
+    pixels: Tensor
+    """Number of counted pixels."""
+
+
+def sum_amplitude_errors(rates: Tensor, counts: Tensor, mask: Tensor | None) -> AmplitudeErrorSums:
+    """Sum the squared differences of the amplitudes and their expectation over the pixels of each pattern.
+
+    R is Σ(√λ − √k)² / Σk and its noise floor E[Σ(√λ − √k)²] / Σk, each after summation over the patterns.
 
     Args:
-        rates: any shape, not negative, in photons.
+        rates: (*, N, N) expected photons λ, not negative.
+        counts: (*, N, N) measured photons k, of any value outside the mask.
+        mask: bool, broadcastable to ``rates``, True where a pixel counts; None: all count.
+    """
+    counted = torch.ones_like(rates, dtype=torch.bool) if mask is None else mask.expand_as(rates)
+    maps = (rates.sqrt() - counts.sqrt()).square(), counts, compute_noise_floor(rates)
+    # A masked pixel may be NaN, so its value is replaced instead of multiplied by zero.
+    sums = (torch.where(counted, values, 0.0).sum((-2, -1), dtype=torch.float64) for values in maps)
+    return AmplitudeErrorSums(*sums, counted.sum((-2, -1), dtype=torch.float64))
+
+
+def compute_noise_floor(rates: Tensor) -> Tensor:
+    """Compute the exact expectation of (√k − √λ)² for k ~ Poisson(λ): about ¼ above 10 photons, 2λ near zero.
+
+    Args:
+        rates: (*) expected photons λ, not negative.
 
     Returns:
-        float64 of that shape.
+        (*) float64.
     """
     above = 0.25 + 7 / (64 * rates.double().clamp_min(1))
     return _compute_expectation(rates, lambda rate, counts: (counts.sqrt() - rate.sqrt()).square(), above)
 
 
 def compute_deviance_floor(rates: Tensor) -> Tensor:
-    """Exact expectation of :meth:`Poisson.deviance` at the true rate, for k ~ Poisson(λ): about ½ from 2 on.
+    """Compute the exact expectation of :meth:`Poisson.deviance` for k ~ Poisson(λ): about ½ above 2 photons.
 
     Args:
-        rates: any shape, not negative, in photons.
+        rates: (*) expected photons λ, not negative.
 
     Returns:
-        float64 of that shape.
+        (*) float64.
     """
     above = 0.5 + (1 / 12 - POISSON_OFFSET_PHOTONS / 2) / rates.double().clamp_min(1)
     return _compute_expectation(rates, Poisson().deviance, above)
 
 
 TABLE_MAX_RATE_PHOTONS = 50.0
-"""Photons: for higher rates an expansion in 1/λ is right to 1e-5."""
+"""Rate in photons above which an expansion in 1/λ is accurate to 1e-5."""
 
 
 def _compute_expectation(rates: Tensor, error: Callable[[Tensor, Tensor], Tensor], above: Tensor) -> Tensor:
-    """Expectation of ``error(λ, k)`` for k ~ Poisson(λ), by its sum over all counts that matter; beyond, ``above``."""
+    """Compute the expectation of ``error(λ, k)`` for k ~ Poisson(λ) as a sum over the counts.
+
+    Args:
+        rates: (*) rates λ in photons.
+        error: function of a rate and a count.
+        above: (*) values for rates above :data:`TABLE_MAX_RATE_PHOTONS`.
+    """
     rates = rates.double()
-    # A table over λ, linear in √λ between nodes: exact sums at 2,000 nodes, so that millions of rates cost little.
+    # Exact sums at 2,000 nodes, interpolated linearly in √λ: a sum per rate would be slow for millions of rates.
     nodes = torch.linspace(0, TABLE_MAX_RATE_PHOTONS**0.5, 2001, dtype=torch.float64, device=rates.device)
     counts = torch.arange(0, 160, dtype=torch.float64, device=rates.device)
     rate = nodes.square().clamp_min(1e-300)[:, None]
     probability = torch.exp(rate.log() * counts - rate - torch.lgamma(counts + 1))
     table = torch.linalg.vecdot(probability, error(rate, counts))
-    place = rates.clamp(1e-12, TABLE_MAX_RATE_PHOTONS).sqrt() / (nodes[1] - nodes[0])
-    index = place.floor().long().clamp(0, len(nodes) - 2)
-    inside = torch.lerp(table[index], table[index + 1], place - index)
-    return torch.where(rates > TABLE_MAX_RATE_PHOTONS, above, inside)
+    coordinate = rates.clamp(1e-12, TABLE_MAX_RATE_PHOTONS).sqrt() / (nodes[1] - nodes[0])
+    index = coordinate.floor().long().clamp(0, len(nodes) - 2)
+    interpolated = torch.lerp(table[index], table[index + 1], coordinate - index)
+    return torch.where(rates > TABLE_MAX_RATE_PHOTONS, above, interpolated)

@@ -16,7 +16,7 @@ from ptycho_torch.models.input_lift import backproject_pattern, inpaint_masked
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.physics.batch import Batch
 from ptycho_torch.physics.forward import from_patches, shift_probe
-from ptycho_torch.physics.noise import compute_noise_floor
+from ptycho_torch.physics.noise import sum_amplitude_errors
 from ptycho_torch.physics.overlap import apply_overlap_constraint
 from ptycho_torch.physics.probe import compute_power
 from ptycho_torch.training.batches import VALIDATION_BATCH_GROUPS, PatternGroups
@@ -166,14 +166,9 @@ def _compute_sums(model: PtychoModel, batch: Batch, own: Tensor | None, probe: T
     )
     flat = from_patches(apply_overlap_constraint(untrained, weights, batch.corners), result.probes).intensity.sqrt()
     counted = torch.ones_like(measured, dtype=torch.bool) if batch.mask is None else batch.mask.expand_as(measured)
-    maps = (
-        (rates.sqrt() - measured).square(),
-        compute_noise_floor(rates),
-        batch.counts,
-        measured * flat,
-        flat.square(),
-    )
-    over_pixels = [torch.where(counted, values.double(), 0.0).sum() for values in maps]
+    errors = sum_amplitude_errors(rates, batch.counts, batch.mask)
+    over_pixels = [part.sum() for part in (errors.squared_error, errors.expected_squared_error, errors.photons)]
+    over_pixels += [torch.where(counted, values.double(), 0.0).sum() for values in (measured * flat, flat.square())]
     lifted = backproject_pattern(measured, shift_probe(probe, batch.fractions))
     share = (weights / weights.sum((-2, -1), keepdim=True)).double()
     spreads = [part for patches in (result.patches, lifted) for part in _compute_spread(patches, share)]
@@ -215,8 +210,8 @@ def _measure_texture(scan: Batch) -> tuple[float, float]:
     expected = mean.sqrt()
     scales = (sample.amplitudes * counted * expected).sum((1, 2)) / (counted * mean).sum((1, 2)).clamp_min(1e-30)
     modeled = scales[:, None, None] * expected
-    error = (counted * (sample.amplitudes - modeled).square()).sum(dtype=torch.float64)
-    floor = float((counted * compute_noise_floor(modeled.square())).sum(dtype=torch.float64).clamp_min(1e-30))
+    sums = sum_amplitude_errors(modeled.square(), sample.counts, sample.mask)
+    floor = float(sums.expected_squared_error.sum().clamp_min(1e-30))
     # √k has variance ¼ where there are photons, and its square error a relative deviation of √2.
     deviation = (2 / max(4 * floor, 1.0)) ** 0.5
-    return float(error) / floor * len(chosen) / (len(chosen) - 1), deviation
+    return float(sums.squared_error.sum()) / floor * len(chosen) / (len(chosen) - 1), deviation

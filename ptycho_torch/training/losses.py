@@ -192,12 +192,11 @@ def compute_loss_terms(
         final_patches = apply_overlap_constraint(patches * phase, weights, batch.corners, process_group)
         merged_distance = compute_patch_distance(final_patches, target, weights).sum() / n
     rates = from_patches(final_patches, probes).intensity
-    residual = ((rates + AMPLITUDE_OFFSET_PHOTONS).sqrt() - batch.amplitudes).square()
-    if batch.mask is not None:
-        residual = torch.where(batch.mask, residual, torch.zeros_like(residual))
+    # The offset keeps the gradient finite at zero rate, so the sums of the exact R are not used here.
+    residual, _ = masked_sum(((rates + AMPLITUDE_OFFSET_PHOTONS).sqrt() - batch.amplitudes).square(), batch.mask)
     photons = full_batch.counts.sum().clamp_min(1)
     noise = full_batch.amplitudes.numel() / 4 / photons
-    return LossTerms(patch_distance, merged_distance, residual.sum() / photons, noise, stage_distance)
+    return LossTerms(patch_distance, merged_distance, residual / photons, noise, stage_distance)
 
 
 @torch.no_grad()

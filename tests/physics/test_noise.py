@@ -14,6 +14,7 @@ from ptycho_torch.physics.noise import (
     compute_noise_floor,
     make_noise_model,
     masked_mean,
+    sum_amplitude_errors,
 )
 
 RATES = torch.tensor([0.0, 1e-3, 0.1, 1.0, 7.3, 100.0, 1e5], dtype=torch.float64)
@@ -157,6 +158,20 @@ def test_noise_floor_matches_simulated_counts() -> None:
 
 def test_noise_floor_keeps_the_shape() -> None:
     assert compute_noise_floor(torch.ones(3, 5, 7)).shape == (3, 5, 7)
+
+
+@pytest.mark.parametrize("shape", [None, (4, 4), (1, 4, 4), (3, 4, 4)])
+def test_sums_of_amplitude_errors(shape: tuple[int, ...] | None) -> None:
+    rates, counts = torch.full((3, 4, 4), 4.0), torch.full((3, 4, 4), 9.0)
+    mask = None if shape is None else torch.ones(shape, dtype=torch.bool)
+    if mask is not None:
+        mask[..., 0] = False
+        rates[..., 0] = counts[..., 0] = torch.nan
+    pixels = 16 if mask is None else 12
+    sums = sum_amplitude_errors(rates, counts, mask)
+    for values, expected in zip(sums, (pixels, 9 * pixels, _floor_by_sum(4.0) * pixels, pixels), strict=True):
+        assert values.dtype == torch.float64
+        np.testing.assert_allclose(values, np.full(3, expected), rtol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (1, 4, 4), (3, 4, 4)])
