@@ -30,7 +30,6 @@ from ptycho_torch.core.observer import Observer, SilentObserver
 from ptycho_torch.core.timing import Clock
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.half_scan import make_half_pipelines
 from ptycho_torch.engines.initialization import make_initial_probe, read_initial_object
 from ptycho_torch.engines.pipeline import Pipeline, PipelineRun
 from ptycho_torch.evaluation.half_split import HalfScanCorrelation, correlate_half_scans, read_pixel_size
@@ -77,7 +76,7 @@ def reconstruct(config: ReconstructConfig, observer: Observer | None = None, com
     pipeline = _start_pipeline(config, scan, make_stages(config))
     halves: Sequence[PipelineRun] = ()
     if config.half_scan_frc:
-        halves = make_half_pipelines(pipeline, np.random.default_rng([config.seed, *HALF_SPLIT_SEED_KEY]))
+        halves = pipeline.split(np.random.default_rng([config.seed, *HALF_SPLIT_SEED_KEY]))
     checkpoint = config.output_dir / CHECKPOINT
     run_settings = _collect_run_settings(config, scan, pipeline.photons_per_unit)
     if config.resume:

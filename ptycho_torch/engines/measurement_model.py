@@ -190,3 +190,12 @@ def compute_patterns_per_pixel(illumination: Tensor, power: Tensor, count: int) 
         count: Number of positions.
     """
     return float(illumination.square().sum() / (count * power.square().sum()))
+
+
+def compute_coverage(state: ReconstructionState) -> torch.Tensor:
+    """Return the power of the shifted probe summed over all positions, (rows, columns) real, in photons."""
+    total = torch.zeros(state.canvas.shape, dtype=state.probe.real.dtype, device=state.probe.device)
+    view = ProbeObjectView(state)
+    for part in torch.arange(len(state.positions)).split(64):
+        total += view.place(compute_power(view.probes(part)), part)
+    return total

@@ -1,4 +1,4 @@
-"""A trained network as a stage of a pipeline: one pass over the scan, whose patches are stitched."""
+"""A trained network as a stage of a pipeline: one pass over the scan and stitching of the patches."""
 
 import copy
 import logging
@@ -45,7 +45,9 @@ class NetworkStage(Stage):
     def __init__(self, options: NetworkEngine) -> None:
         super().__init__(options)
         if options.model is None and options.model_path is None:
-            raise ConfigError("the network engine has no model; set `model_path` to a folder written by train")
+            raise ConfigError(
+                "the engine `neural` has no model; expected a trained model; set `model_path` to its folder"
+            )
         self._model: Model | None = None
 
     @property
@@ -152,7 +154,7 @@ class NetworkRunner:
 
     @property
     def history(self) -> History:
-        """No epochs."""
+        """Return an empty history: a network has no epochs."""
         return History()
 
     def noise_floor(self) -> float:
@@ -167,7 +169,7 @@ class NetworkRunner:
         """Do nothing: the pipeline restored the state."""
 
     def run(self, observer: Observer, after_epoch: Callable[[], None] | None = None) -> bool:
-        """Predict the object, and put it and the calibration of the model into the state; return True."""
+        """Predict the object, write it and the calibration of the model into the state, and return True."""
         del after_epoch
         given, state, options = self.given, self.given.state, self.stage.options
         model = self.stage.load_model(given.device)
@@ -176,10 +178,10 @@ class NetworkRunner:
             calibration = calibration._replace(probe=state.probe, photons_per_unit=given.photons_per_unit)
         log.info("probe: %s", calibration.probe_source)
         if options.positions is not None:
-            log.info("positions: of %s", options.positions.name)
+            log.info("positions: from %s", options.positions.name)
         elif calibration.position_offsets is not None:
-            log.info("positions: as the model learned them on this scan")
-        scan = self._place(calibration)
+            log.info("positions: from the training of the model on this scan")
+        scan = self._set_positions(calibration)
         result = predict_scan(
             model.model,
             scan,
@@ -198,23 +200,23 @@ class NetworkRunner:
         if options.uncertainty and given.process_group.is_main:
             patterns = replace(scan.select(given.centers), positions=result.positions)
             with_background = calibration.attach_background(result)
-            uncertain = add_uncertainty(with_background, patterns, device=given.device, observer=observer)
-            self.uncertainty = _paste_uncertainty(state, uncertain)
+            with_uncertainty = add_uncertainty(with_background, patterns, device=given.device, observer=observer)
+            self.uncertainty = _paste_uncertainty(state, with_uncertainty)
         return True
 
-    def _place(self, calibration: ScanCalibration) -> Scan:
-        """Return the full scan at the positions of the state if a stage moved them, otherwise at those of the model."""
+    def _set_positions(self, calibration: ScanCalibration) -> Scan:
+        """Return the full scan at the positions of the state if a stage moved them, otherwise of the model."""
         given = self.given
         positions = given.state.positions.numpy()
-        placed = calibration.apply_positions(given.full_scan)
+        calibrated = calibration.apply_positions(given.full_scan)
         if np.array_equal(positions, given.full_scan.positions[given.centers]):
-            return placed
-        moved = placed.positions.copy()
+            return calibrated
+        moved = calibrated.positions.copy()
         moved[given.centers] = positions
-        return replace(placed, positions=moved)
+        return replace(calibrated, positions=moved)
 
     def _update_state(self, result: Reconstruction, calibration: ScanCalibration) -> None:
-        """Put the object into the state, with the probe, positions and background that belong to it."""
+        """Write the object into the state, with the probe, positions and background that belong to it."""
         state, device = self.given.state, self.given.device
         scale = self.given.photons_per_unit / calibration.photons_per_unit
         state.probe = calibration.probe.detach().to(device) * scale**0.5

@@ -1,18 +1,18 @@
-"""Pipelines: engines one after the other, each from the estimate of the engine before."""
+"""Pipelines: engines that run one after the other, each from the estimate of the engine before."""
 
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ptycho_torch.config.engines import EngineOptions, NetworkEngine
-from ptycho_torch.core.errors import ConfigError
+from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.core.observer import Observer, SilentObserver
 from ptycho_torch.data.grouping import Indices
 from ptycho_torch.data.holdout import draw_holdout_pixels, mask_pixels
@@ -20,13 +20,13 @@ from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan, require_scan
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ptycho_torch.engines.initialization import make_initial_state
-from ptycho_torch.engines.measurement_model import ProbeObjectView
-from ptycho_torch.engines.registry import make_holdout, make_stage
+from ptycho_torch.engines.measurement_model import compute_coverage
+from ptycho_torch.engines.registry import compute_required_margin, make_holdout, make_stage
 from ptycho_torch.engines.stage import Stage, StageInput, StageRunner
 from ptycho_torch.engines.state import ReconstructionState
+from ptycho_torch.evaluation.half_split import split_half_indices
 from ptycho_torch.models.checkpoint import load_checkpoint, save_checkpoint
 from ptycho_torch.models.saved_model import Model
-from ptycho_torch.physics.probe import compute_power
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class Pipeline:
             init_probe: (M, N, N) complex initial probe of any power, or a function that makes it from the scan, whose
                 held-out pixels are masked. None: the probe of ``initial`` or of the scan.
             init_positions: (n, 2) initial positions (y, x). None: the positions of ``initial`` or of the scan.
-            photons_per_unit: photons per squared unit of the amplitudes. None: determined from the scan.
+            photons_per_unit: photons per squared unit of the amplitudes; None: estimated from the scan.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
             seed: seed of every random choice.
             holdout: fraction of the detector pixels that iterative engines do not use, for cross-validation.
@@ -146,11 +146,10 @@ class Pipeline:
         if holdout:
             held_out = draw_holdout_pixels(part, holdout, np.random.default_rng([seed, *HOLDOUT_SEED_KEY]))
         visible = part if held_out is None else mask_pixels(part, held_out)
-        learned = stages[0].get_positions(scan, where)[centers]
         if init_positions is not None:
             init_positions = init_positions[centers]
         elif not isinstance(initial, Reconstruction):
-            init_positions = learned
+            init_positions = stages[0].get_positions(scan, where)[centers]
         margin = compute_required_margin(self.stages, scan, init_positions, centers, where)
         state = make_initial_state(
             visible,
@@ -204,29 +203,6 @@ def predict(model: Model, scan: Scan, *, observer: Observer | None = None, **opt
     """
     device = model.model.device.type
     return Pipeline(NetworkEngine(model=model, **options)).run(scan, device=device, observer=observer)
-
-
-def compute_required_margin(
-    stages: Sequence[EngineOptions],
-    scan: Scan,
-    initial: NDArray[np.float64] | None = None,
-    centers: Indices | None = None,
-    device: torch.device | None = None,
-) -> int:
-    """Return the pixels of canvas beyond the outermost patches that suffice wherever ``stages`` move the positions.
-
-    Args:
-        stages: options of the stages.
-        scan: the scan to reconstruct.
-        initial: (m, 2) initial positions of the patterns ``centers``; None: the positions of the scan.
-        centers: (m,) indices of the patterns to reconstruct; None: all patterns.
-        device: device of the stages.
-    """
-    positions = scan.positions.copy()
-    if initial is not None:
-        positions[slice(None) if centers is None else centers] = initial
-    where = device or torch.device("cpu")
-    return 2 + int(np.ceil(sum(make_stage(options).compute_reach(scan, positions, where) for options in stages)))
 
 
 @dataclass
@@ -359,6 +335,34 @@ class PipelineRun:
             number = self.num_finished_stages
             self.runner = self._stages[number].make_runner(self.make_stage_input(number))
 
+    def split(self, rng: np.random.Generator) -> tuple[Self, Self]:
+        """Return two runs of the same stages, each on one half of the positions, for an unstarted run.
+
+        Both halves start from the initial estimate of this run, on its canvas. No result of the whole scan is used,
+        since it would be common to both halves and raise their correlation.
+
+        Args:
+            rng: generator that draws the halves.
+
+        Raises:
+            DataError: there are fewer than two positions.
+        """
+        if len(self.scan) < 2:
+            raise DataError(
+                f"the scan has {len(self.scan)} position; expected at least 2 to split it; leave out `half_scan_frc`"
+            )
+        first, second = split_half_indices(self.state.positions.numpy(), rng)
+        return self._select(first), self._select(second)
+
+    def _select(self, indices: Indices) -> Self:
+        """Return an unstarted run on the patterns at ``indices``, with the same settings and initial estimate."""
+        held_out = None if self.held_out is None else self.held_out[indices]
+        state = replace(
+            self.state, positions=self.state.positions[indices], intensities=self.state.intensities[indices]
+        )
+        scan = self.scan.select(indices)
+        return type(self)(scan, self.photons_per_unit, self.stages, state, self.seed, held_out=held_out)
+
     def check(self) -> None:
         """Raise PtychoError if a stage that has not run lacks something."""
         for number in range(self.num_finished_stages, len(self.stages)):
@@ -443,12 +447,3 @@ def _select_background(state: ReconstructionState) -> NDArray[np.float32] | None
 def _select_intensities(state: ReconstructionState) -> NDArray[np.float32] | None:
     constant = bool((state.intensities == 1).all())
     return None if constant else state.intensities.cpu().numpy().astype(np.float32)
-
-
-def compute_coverage(state: ReconstructionState) -> torch.Tensor:
-    """Return the power of the shifted probe summed over all positions, (rows, columns) real, in photons."""
-    total = torch.zeros(state.canvas.shape, dtype=state.probe.real.dtype, device=state.probe.device)
-    view = ProbeObjectView(state)
-    for part in torch.arange(len(state.positions)).split(64):
-        total += view.place(compute_power(view.probes(part)), part)
-    return total

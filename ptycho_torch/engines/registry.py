@@ -1,6 +1,7 @@
 """The engine and the stage that belong to each options class."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ptycho_torch.config.engines import (
     NetworkEngine,
 )
 from ptycho_torch.core.errors import ConfigError
+from ptycho_torch.data.grouping import Indices
 from ptycho_torch.data.holdout import mask_pixels
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.constraints import Constraint, read_support
@@ -47,7 +49,7 @@ ITERATIVE_ENGINE_CLASSES: dict[type[IterativeOptions], Any] = {
     RAAR: RaarEngine,
     Gradient: GradientEngine,
 }
-"""A new engine needs an options class, an engine class and an entry here; its tests follow from the entry."""
+"""Engine class of each options class. A new engine needs both classes and an entry; the tests iterate over it."""
 
 
 class IterativeStage(Stage):
@@ -96,6 +98,29 @@ def make_stage(options: EngineOptions) -> Stage:
     """Return the stage that ``options`` describe."""
     stage: Stage = STAGE_CLASSES[type(options)](options)
     return stage
+
+
+def compute_required_margin(
+    stages: Sequence[EngineOptions],
+    scan: Scan,
+    initial: NDArray[np.float64] | None = None,
+    centers: Indices | None = None,
+    device: torch.device | None = None,
+) -> int:
+    """Return the pixels of canvas beyond the outermost patches that suffice wherever ``stages`` move the positions.
+
+    Args:
+        stages: options of the stages.
+        scan: the scan to reconstruct.
+        initial: (m, 2) initial positions of the patterns ``centers``; None: the positions of the scan.
+        centers: (m,) indices of the patterns to reconstruct; None: all patterns.
+        device: device of the stages.
+    """
+    positions = scan.positions.copy()
+    if initial is not None:
+        positions[slice(None) if centers is None else centers] = initial
+    where = device or torch.device("cpu")
+    return 2 + int(np.ceil(sum(make_stage(options).compute_reach(scan, positions, where) for options in stages)))
 
 
 def make_holdout(given: StageInput) -> HoldoutPixels | None:

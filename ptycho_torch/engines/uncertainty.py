@@ -1,8 +1,8 @@
-"""How sure a picture is: a standard deviation for each pixel, from how far the patterns would still move it.
+"""Uncertainty of an object: a standard deviation per pixel, from the change in a few epochs of an iterative engine.
 
-A few epochs of a fast engine start from the picture and bring it nearer to the measured patterns. By what they change
-it, it was wrong: that sees what the patches of a network all miss alike, which neither their spread nor a second pass
-over its own picture does (``docs/findings.md``). What the engine cannot know is counting noise, which is added.
+The epochs start from the object and fit it to the measured patterns, so the change of a pixel estimates its error. The
+estimate includes errors that all patches of a network have in common, to which neither the spread of the patches nor
+a second pass over the object is sensitive (``docs/findings.md``). The variance of counting noise is added.
 """
 
 from dataclasses import replace
@@ -24,19 +24,19 @@ from ptycho_torch.physics.noise import make_noise_model
 from ptycho_torch.physics.patches import Canvas
 
 REFINEMENT_EPOCHS = 8
-"""Epochs of the engine."""
+"""Number of epochs of the engine."""
 
 BATCHES_PER_EPOCH, MIN_BATCH_SIZE, MAX_BATCH_SIZE = 22, 8, 48
-"""Batches an epoch, as far as their size lies within these bounds: what slow errors need is steps."""
+"""Number of batches per epoch, and the bounds of their size. Slowly varying errors need many steps."""
 
 ERROR_TO_CHANGE_RATIO = 1.15
-"""The true error over the change: the engine goes most of the way to the truth, not all of it."""
+"""Ratio of the true error to the change, above 1 since the epochs remove most of the error, not all of it."""
 
 NOISE_VARIANCE_RATIO = 3.0
-"""Variance of the error over that of ideal counting: 1 / coverage, the inverse of the photons that lit a pixel."""
+"""Ratio of the variance from counting noise to 1 / coverage, the inverse of the photons on a pixel."""
 
 SMOOTHING_SIGMA_PX = 1.0
-"""Pixels: sigma of the Gaussian over which squared changes are averaged to a local level."""
+"""Sigma in pixels of the Gaussian over which squared changes are averaged."""
 
 
 def add_uncertainty(
@@ -46,27 +46,27 @@ def add_uncertainty(
     device: torch.device | str = "cpu",
     observer: Observer | None = None,
 ) -> Reconstruction:
-    """``reconstruction`` with the standard deviation of each pixel, sqrt(E|object − truth|²) after a complex factor.
+    """Add the standard deviation per pixel, sqrt(E|object − truth|²) after a complex factor, to a reconstruction.
 
-    The three constants were fitted on simulated scans of five kinds of objects at 10⁴ and 10⁵ photons a pattern, by the
-    likelihood of complex Gaussian errors (``benchmarks/uncertainty.py``).
+    The three constants were fitted on simulated scans of five kinds of objects at 10⁴ and 10⁵ photons per pattern, by
+    the likelihood of complex Gaussian errors (``benchmarks/uncertainty.py``).
 
     Args:
-        reconstruction: of one network; its probe, positions and background are believed.
-        scan: the patterns that it was made from, in that order.
-        device: where to compute.
-        observer: is told of every epoch.
+        reconstruction: the result of a network. Its probe, positions and background are taken as exact.
+        scan: the patterns of the reconstruction, in its order.
+        device: device of the computation.
+        observer: receives the progress.
 
     Returns:
-        The same with ``uncertainty``: infinite where no light fell.
+        The reconstruction with ``uncertainty``, which is infinite where the coverage is 0.
 
     Raises:
-        DataError: nothing is covered.
+        DataError: no pixel of the object is covered.
     """
     region = compute_covered_region(reconstruction)
-    moved = _refine_object(reconstruction, scan, torch.device(device), observer or SilentObserver())
+    refined = _refine_object(reconstruction, scan, torch.device(device), observer or SilentObserver())
     before = np.asarray(reconstruction.object, np.complex128)
-    change = fit_complex_scale(moved, before, region) * moved - before
+    change = fit_complex_scale(refined, before, region) * refined - before
     variance = ERROR_TO_CHANGE_RATIO**2 * _smooth_squares(np.abs(change) ** 2, reconstruction.coverage)
     with np.errstate(divide="ignore"):
         variance += NOISE_VARIANCE_RATIO / np.asarray(reconstruction.coverage, np.float64)
@@ -77,22 +77,23 @@ def add_uncertainty(
 def _refine_object(
     reconstruction: Reconstruction, scan: Scan, device: torch.device, observer: Observer
 ) -> NDArray[np.complex128]:
-    """The object (rows, columns) after a few epochs on the patterns, everything but the object believed."""
+    """Return the object (rows, columns) after :data:`REFINEMENT_EPOCHS` epochs that change the object only."""
     batch_size = min(max(len(scan) // BATCHES_PER_EPOCH, MIN_BATCH_SIZE), MAX_BATCH_SIZE)
     options = PIE(epochs=REFINEMENT_EPOCHS, batch_size=batch_size)
     measurement = make_measurement(scan, reconstruction.photons_per_unit, make_noise_model(options.loss), device)
     state = _make_state(reconstruction, device)
     state.object = state.object * fit_object_scale(measurement, state)
-    # Steps and order of the batches come from a seed of its own: the same patterns give the same doubt.
+    # A fixed seed: the same patterns give the same uncertainty.
     if not EngineRunner(PieEngine(measurement, state, options), seed=0).run(observer):
         raise KeyboardInterrupt
     return state.object.cpu().numpy().astype(np.complex128)
 
 
 def _make_state(reconstruction: Reconstruction, device: torch.device) -> ReconstructionState:
+    """Return the state of an engine that starts from ``reconstruction``."""
     probe = torch.from_numpy(reconstruction.probe).to(device)
     state = make_vacuum_state(torch.from_numpy(reconstruction.positions), probe)
-    # The result's own canvas, which is a wider one where positions were moved.
+    # The canvas of a reconstruction is larger than the default if positions were refined.
     top, left = reconstruction.origin_yx.tolist()
     state.canvas = Canvas((top, left), reconstruction.object.shape)
     state.object = torch.from_numpy(reconstruction.object).to(device)
@@ -102,7 +103,7 @@ def _make_state(reconstruction: Reconstruction, device: torch.device) -> Reconst
 
 
 def _smooth_squares(squares: NDArray[np.float64], coverage: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Local mean of ``squares`` (rows, columns), weighted by the light; 0 where there is none."""
+    """Return the local mean of ``squares`` (rows, columns) with the coverage as weight; 0 without coverage."""
     from scipy.ndimage import gaussian_filter
 
     illumination = np.asarray(coverage, np.float64)

@@ -159,7 +159,7 @@ def _is_on_canvas(reconstruction: Reconstruction, scan: Scan) -> NDArray[np.bool
     size = reconstruction.probe.shape[-1]
     if scan.size != size:
         raise DataError(
-            f"the patterns of the scan are {scan.size} × {scan.size} pixels and the probe of the reconstruction is "
+            f"the patterns are {scan.size} × {scan.size} pixels and the probe of the reconstruction is "
             f"{size} × {size}; expected equal sizes; check that `scan` is the scan that was reconstructed"
         )
     corners, _ = split_positions(torch.from_numpy(scan.positions - reconstruction.origin_yx), size)

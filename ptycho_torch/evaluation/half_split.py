@@ -1,10 +1,12 @@
-"""Resolution without a truth: the ring correlation of two reconstructions from disjoint halves of a scan."""
+"""Resolution without a truth: two halves of a scan, and the ring correlation of their reconstructions."""
 
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import DataError
+from ptycho_torch.data.grouping import Indices, make_compact_batches
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.evaluation.alignment import OverlapRegion, align, compute_covered_region
@@ -46,6 +48,25 @@ class HalfScanCorrelation(NamedTuple):
         }
 
 
+def split_half_indices(positions: NDArray[np.float64], rng: np.random.Generator) -> tuple[Indices, Indices]:
+    """Split scan positions into two halves that cover the field alike.
+
+    Neighbors are paired, and each half receives a random member of each pair: halves drawn freely would have holes.
+
+    Args:
+        positions: (n, 2) scan positions.
+        rng: generator that draws the halves.
+
+    Returns:
+        The indices of the first and of the second half, each in file order; the first has at most one more.
+    """
+    first, second = [], []
+    for pair in make_compact_batches(positions, 2, 1, rng):  # the order within a pair is random
+        first.append(pair[0])
+        second += pair[1:].tolist()
+    return np.sort(np.array(first, np.int64)), np.sort(np.array(second, np.int64))
+
+
 def correlate_half_scans(
     first: Reconstruction, second: Reconstruction, pixel_size: float | None = None
 ) -> HalfScanCorrelation:
@@ -72,8 +93,8 @@ def correlate_half_scans(
     side = first.object[square].shape[0]
     if side < MIN_SQUARE_SIDE_PX:
         raise DataError(
-            f"the halves of the scan both cover a square of {side} pixels; expected at least {MIN_SQUARE_SIDE_PX}: "
-            "the scan is too sparse to be halved; leave out `half_scan_frc`"
+            f"the halves of the scan both cover a square of {side} pixels; expected at least {MIN_SQUARE_SIDE_PX}; "
+            "the scan is too sparse, so leave out `half_scan_frc`"
         )
     reference, moved = (np.asarray(half.object, np.complex128) for half in (first, second))
     pair = OverlapRegion(moved, reference, region, first.origin_yx)
@@ -83,7 +104,10 @@ def correlate_half_scans(
 
 
 def read_pixel_size(scan: Scan) -> float | None:
-    """Return the side of an object pixel in meters from the metadata of the scan or of its conversion, else None."""
+    """Return the side of an object pixel in meters from the metadata of the scan or of its conversion.
+
+    None: the metadata have no pixel size.
+    """
     converted = scan.metadata.get("converted")
     for source in (scan.metadata, converted if isinstance(converted, dict) else {}):
         size = source.get("pixel_size")

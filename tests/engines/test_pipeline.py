@@ -1,4 +1,4 @@
-"""Pipelines in memory, and the network as an engine like any other."""
+"""Pipelines in memory, halves of a scan, and networks as stages."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,14 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from helpers import finish_pipeline
 
-from ptycho_torch.config.engines import LSQML, PIE, NetworkEngine
+from ptycho_torch.config.engines import LSQML, PIE, EngineOptions, NetworkEngine
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.core.observer import SilentObserver
+from ptycho_torch.data.holdout import draw_holdout_pixels
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.pipeline import Pipeline, predict
+from ptycho_torch.engines.pipeline import Pipeline, PipelineRun, predict
+from ptycho_torch.engines.state import make_vacuum_state
+from ptycho_torch.evaluation.half_split import correlate_half_scans, split_half_indices
 from ptycho_torch.io.reconstruction import load_reconstruction
 from ptycho_torch.models.saved_model import Model, load_model
+from ptycho_torch.physics.batch import scale_probe_to_photons
 
 Command = Callable[..., Any]
 
@@ -22,6 +28,20 @@ Command = Callable[..., Any]
 @pytest.fixture(scope="module")
 def model(model_folder: Path) -> Model:
     return load_model(model_folder)
+
+
+def make_rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def make_run(scan: Scan, *stages: EngineOptions) -> PipelineRun:
+    """Return a run with held-out pixels that starts from an object of ones."""
+    state = make_vacuum_state(torch.from_numpy(scan.positions.copy()), scale_probe_to_photons(scan, 1.0))
+    return PipelineRun(scan, 1.0, list(stages), state, held_out=draw_holdout_pixels(scan, 0.05, make_rng()))
+
+
+def reconstruct(run: PipelineRun) -> Any:
+    return finish_pipeline(run).make_reconstruction()
 
 
 def test_an_engine_runs_in_memory(scan: Scan) -> None:
@@ -79,17 +99,17 @@ def test_a_pipeline_checks_its_settings(scan: Scan, model: Model) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "auto"])
-def test_both_commands_give_the_same_object(
+def test_inference_reconstruct_and_predict_give_the_same_object(
     run_main: Command, scan_file: Path, model_folder: Path, model: Model, scan: Scan, tmp_path: Path, precision: str
 ) -> None:
     inference, reconstruct = tmp_path / "inference", tmp_path / "reconstruct"
-    words = ("--model_path", model_folder, "--test_data", scan_file, "--output_dir", inference, "--device", "cpu")
-    assert run_main("inference", *words, "--no_report", "--precision", precision).code == 0
+    arguments = ("--model_path", model_folder, "--test_data", scan_file, "--output_dir", inference, "--device", "cpu")
+    assert run_main("inference", *arguments, "--no_report", "--precision", precision).code == 0
     stage = ("--engine", "pie", "--epochs", "0", "--then", f"neural:model_path={model_folder},precision={precision}")
     if precision == "auto":
         stage = ("--engine", "neural", "--model_path", str(model_folder))
-    words = (scan_file, "--output_dir", reconstruct, "--device", "cpu", "--no_report", *stage)
-    assert run_main("reconstruct", *words).code == 0
+    arguments = (scan_file, "--output_dir", reconstruct, "--device", "cpu", "--no_report", *stage)
+    assert run_main("reconstruct", *arguments).code == 0
     first, second = (load_reconstruction(folder / "reconstruction.npz") for folder in (inference, reconstruct))
     assert first.object.tobytes() == second.object.tobytes()
     assert first.metadata["precision"] == second.metadata["precision"]
@@ -138,3 +158,50 @@ def test_positions_in_meters_and_refinement_that_never_starts_are_logged(
     Pipeline(PIE(epochs=0, update_positions=True)).run(replace(scan, positions=scan.positions * 1e-8), device="cpu")
     assert "they may be in meters" in caplog.text
     assert "no epoch of pie refines positions: `epochs` is 0 and `position_start` is 3" in caplog.text
+
+
+def test_halves_share_the_initial_estimate_and_do_not_change_the_whole_run(scan: Scan) -> None:
+    stages = PIE(epochs=3, batch_size=8, update_probe=True), LSQML(epochs=2, patience=1)
+    unsplit, run = make_run(scan, *stages), make_run(scan, *stages)
+    halves = run.split(make_rng())
+    probe = run.state.probe
+    assert all(half.state.probe is probe for half in halves)
+    assert all(half.held_out is not None and half.held_out.shape == half.scan.amplitudes.shape for half in halves)
+    results = [reconstruct(half) for half in halves]
+    assert run.state.probe is probe
+    assert run.history["r"] == []
+    whole = reconstruct(run)
+    assert whole.object.tobytes() == reconstruct(unsplit).object.tobytes()
+    assert sum(len(result.positions) for result in results) == len(scan)
+    for result in results:
+        assert result.object.shape == whole.object.shape
+        assert result.history["stage"][-1] == 2
+
+
+def test_the_patterns_of_one_half_have_no_effect_on_the_other(scan: Scan) -> None:
+    first_half, _ = split_half_indices(scan.positions, make_rng())
+    corrupted = scan.amplitudes.copy()
+    corrupted[first_half] = 3
+    probe = scale_probe_to_photons(scan, 1.0)
+    objects = []
+    for amplitudes in (scan.amplitudes, corrupted):
+        state = make_vacuum_state(torch.from_numpy(scan.positions.copy()), probe)
+        run = PipelineRun(replace(scan, amplitudes=amplitudes), 1.0, [PIE(epochs=2, batch_size=8)], state)
+        _, second = run.split(make_rng())
+        objects.append(reconstruct(second).object.tobytes())
+    assert objects[0] == objects[1]
+
+
+def test_counting_noise_limits_the_correlation_of_the_halves(scan_factory: Callable[..., Scan]) -> None:
+    crossings = []
+    for photons in (1e2, 1e4, 1e7):
+        run = make_run(scan_factory(n=64, photons=photons), PIE(epochs=10, batch_size=12))
+        first, second = run.split(make_rng())
+        crossing = correlate_half_scans(reconstruct(first), reconstruct(second)).frc.crossing
+        crossings.append(0.5 if crossing is None else crossing)
+    assert crossings[0] < crossings[1] < crossings[2]
+
+
+def test_a_single_position_cannot_be_split(scan: Scan) -> None:
+    with pytest.raises(DataError, match="expected at least 2"):
+        make_run(scan.select(np.array([0]))).split(make_rng())

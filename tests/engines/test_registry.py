@@ -1,4 +1,4 @@
-"""Engines by name: their options, and the refusal of a setting that an engine does not use."""
+"""Engines by name: their options, and errors for settings that an engine does not use."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ from ptycho_torch.engines.registry import ITERATIVE_ENGINE_CLASSES
         ("neural", {"position_method": "correlation"}, "pie"),
     ],
 )
-def test_a_setting_that_the_engine_does_not_use_is_refused(
+def test_a_setting_that_the_engine_does_not_use_raises(
     engine: str, settings: dict[str, Any], alternatives: str
 ) -> None:
     with pytest.raises(ConfigError, match=rf"`{next(iter(settings))}` .*{engine} .*{alternatives}"):
@@ -51,13 +51,13 @@ def test_iterative_engines_share_settings(name: str) -> None:
     assert engines == set(ITERATIVE_ENGINES)
 
 
-def test_lbfgs_refuses_a_momentum() -> None:
+def test_lbfgs_with_a_momentum_raises() -> None:
     with pytest.raises(ConfigError, match="lbfgs has none"):
         Gradient(optimizer="lbfgs", momentum=0.5)
 
 
 @pytest.mark.parametrize("name", ["decay_start", "model"])
-def test_text_cannot_set_an_internal_setting(name: str) -> None:
+def test_internal_settings_cannot_be_set_by_text(name: str) -> None:
     with pytest.raises(ConfigError, match=f"unknown setting {name}"):
         parse_stage(f"pie:{name}=1", "then")
 

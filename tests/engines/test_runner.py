@@ -1,4 +1,4 @@
-"""What every iterative engine must do, whatever its method: one list, and a new engine is a new name in it."""
+"""Properties that every iterative engine has: convergence, reproducibility, masks, units and checkpoints."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,39 +25,39 @@ NAMES = sorted(ITERATIVE_ENGINES)
 EPOCHS = 12
 
 
-def chain_of(
+def make_run(
     scan: Scan, *stages: EngineOptions, obj: NDArray[Any] | None = None, photons_per_unit: float = 1.0
 ) -> PipelineRun:
-    """A chain from ones, with the probe's power as it was simulated; ``obj`` (origin (0, 0)) to start from another."""
+    """Return a run from an object of ones, or from ``obj`` with the origin (0, 0), with the power of the true probe."""
     probe = (
         torch.from_numpy(scan.probe) * photons_per_unit**0.5
         if scan.photons_per_unit
         else scale_probe_to_photons(scan, 1.0)
     )
-    estimate = make_vacuum_state(torch.from_numpy(scan.positions.copy()), probe)
+    state = make_vacuum_state(torch.from_numpy(scan.positions.copy()), probe)
     if obj is not None:
-        (top, left), (rows, columns) = estimate.canvas
-        estimate.object = torch.from_numpy(obj[top : top + rows, left : left + columns].astype(np.complex64))
-    return PipelineRun(scan, photons_per_unit, list(stages), estimate)
+        (top, left), (rows, columns) = state.canvas
+        state.object = torch.from_numpy(obj[top : top + rows, left : left + columns].astype(np.complex64))
+    return PipelineRun(scan, photons_per_unit, list(stages), state)
 
 
-def reconstructed(scan: Scan, *stages: EngineOptions, **settings: Any) -> Reconstruction:
-    result: Reconstruction = finish_pipeline(chain_of(scan, *stages, **settings)).make_reconstruction()
+def reconstruct(scan: Scan, *stages: EngineOptions, **settings: Any) -> Reconstruction:
+    result: Reconstruction = finish_pipeline(make_run(scan, *stages, **settings)).make_reconstruction()
     return result
 
 
-def stage(engine: str, **settings: Any) -> EngineOptions:
+def make_options(engine: str, **settings: Any) -> EngineOptions:
     return ENGINES[engine](**({"epochs": EPOCHS, "batch_size": 8} | settings))
 
 
-def nrmse(result: Reconstruction, scan: Scan) -> float:
+def compute_nrmse(result: Reconstruction, scan: Scan) -> float:
     assert scan.truth is not None
     return float(compare_with_truth(result, scan.truth).to_metrics()["nrmse"])
 
 
 @pytest.fixture(scope="module")
-def bright(scan_factory: Callable[..., Scan]) -> Scan:
-    """49 patterns of 24 × 24 pixels, whose probe has the power that its photons say."""
+def bright_scan(scan_factory: Callable[..., Scan]) -> Scan:
+    """Return 49 patterns of 24 × 24 pixels with a probe of the power of the simulation."""
     return scale_to_truth(scan_factory(n=49, size=24, seed=2, photons=1e5))
 
 
@@ -67,99 +67,103 @@ def scale_to_truth(scan: Scan) -> Scan:
 
 @pytest.mark.parametrize("loss", sorted(NOISE_MODELS))
 @pytest.mark.parametrize("engine", NAMES)
-def test_the_error_falls_towards_the_floor_and_the_truth(engine: str, loss: str, bright: Scan) -> None:
-    result = reconstructed(bright, stage(engine, loss=loss, epochs=40))
-    found = compute_fourier_error(result, bright, photons_per_unit=1.0)
+def test_the_error_falls_to_the_noise_floor_and_toward_the_truth(engine: str, loss: str, bright_scan: Scan) -> None:
+    result = reconstruct(bright_scan, make_options(engine, loss=loss, epochs=40))
+    error = compute_fourier_error(result, bright_scan, photons_per_unit=1.0)
     assert result.history["r"][-1] < result.history["r"][0] / 10
-    assert found.r < 3 * found.r_floor
-    assert nrmse(result, bright) < 0.5 * nrmse(reconstructed(bright, stage(engine, epochs=0)), bright)
+    assert error.r < 3 * error.r_floor
+    assert compute_nrmse(result, bright_scan) < 0.5 * compute_nrmse(
+        reconstruct(bright_scan, make_options(engine, epochs=0)), bright_scan
+    )
 
 
 @pytest.mark.parametrize("engine", NAMES)
-def test_a_perfect_noiseless_start_stays_put(engine: str, scan_factory: Callable[..., Scan]) -> None:
+def test_the_noiseless_truth_is_a_fixed_point(engine: str, scan_factory: Callable[..., Scan]) -> None:
     scan = scale_to_truth(scan_factory(n=25, size=24, seed=3, photons=0))
-    before = chain_of(scan, obj=scan.truth).make_reconstruction()
-    after = reconstructed(scan, stage(engine), obj=scan.truth)
+    before = make_run(scan, obj=scan.truth).make_reconstruction()
+    after = reconstruct(scan, make_options(engine), obj=scan.truth)
     difference = np.abs(after.object - before.object)[before.coverage > 0.1 * before.coverage.max()]
     assert difference.max() < 2e-3
 
 
 @pytest.mark.parametrize("engine", NAMES)
-def test_a_good_start_is_never_made_worse(engine: str, bright: Scan) -> None:
-    start = reconstructed(bright, stage("pie", epochs=40))
-    (top, left), rec = start.origin_yx, start.object
-    canvas = np.ones_like(bright.truth)
-    rows, columns = np.minimum(rec.shape, np.array(canvas.shape) - start.origin_yx)
-    canvas[top : top + rows, left : left + columns] = rec[:rows, :columns]
-    further = reconstructed(bright, stage(engine), obj=canvas)
-    before, after = (compute_fourier_error(result, bright, photons_per_unit=1.0).r for result in (start, further))
-    assert max(further.history["r"]) < 2 * before + 1e-3
+def test_a_good_initial_object_does_not_become_worse(engine: str, bright_scan: Scan) -> None:
+    start = reconstruct(bright_scan, make_options("pie", epochs=40))
+    (top, left), obj = start.origin_yx, start.object
+    canvas = np.ones_like(bright_scan.truth)
+    rows, columns = np.minimum(obj.shape, np.array(canvas.shape) - start.origin_yx)
+    canvas[top : top + rows, left : left + columns] = obj[:rows, :columns]
+    continued = reconstruct(bright_scan, make_options(engine), obj=canvas)
+    before, after = (
+        compute_fourier_error(result, bright_scan, photons_per_unit=1.0).r for result in (start, continued)
+    )
+    assert max(continued.history["r"]) < 2 * before + 1e-3
     assert after < 1.1 * before
 
 
-@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("update_probe", [False, True])
 @pytest.mark.parametrize("engine", NAMES)
-def test_seeded_runs_repeat_to_the_byte(engine: str, learned: bool, scan: Scan) -> None:
-    chosen = stage(engine, epochs=4, update_probe=learned)
-    first, second = (reconstructed(scan, chosen) for _ in range(2))
+def test_the_same_seed_gives_the_same_bytes(engine: str, update_probe: bool, scan: Scan) -> None:
+    options = make_options(engine, epochs=4, update_probe=update_probe)
+    first, second = (reconstruct(scan, options) for _ in range(2))
     assert first.object.tobytes() == second.object.tobytes()
     assert first.probe.tobytes() == second.probe.tobytes()
     assert first.history == second.history
 
 
 @pytest.mark.parametrize("engine", NAMES)
-def test_an_odd_window_and_two_modes(engine: str, scan_factory: Callable[..., Scan]) -> None:
+def test_an_odd_patch_size_and_two_modes(engine: str, scan_factory: Callable[..., Scan]) -> None:
     scan = scale_to_truth(scan_factory(n=42, size=23, seed=4, modes=2, photons=1e5))
-    result = reconstructed(scan, stage(engine, epochs=40))
+    result = reconstruct(scan, make_options(engine, epochs=40))
     assert result.probe.shape == (2, 23, 23)
     assert result.object.shape[0] != result.object.shape[1]
-    assert nrmse(result, scan) < 0.5 * nrmse(reconstructed(scan, stage(engine, epochs=0)), scan)
+    assert compute_nrmse(result, scan) < 0.5 * compute_nrmse(reconstruct(scan, make_options(engine, epochs=0)), scan)
 
 
 @pytest.mark.parametrize("per_pattern", [False, True])
 @pytest.mark.parametrize("engine", NAMES)
-def test_masked_pixels_have_no_influence(engine: str, per_pattern: bool, scan: Scan) -> None:
+def test_masked_pixels_have_no_effect(engine: str, per_pattern: bool, scan: Scan) -> None:
     shape = scan.amplitudes.shape if per_pattern else scan.amplitudes.shape[1:]
     mask = np.random.default_rng(0).uniform(size=shape) > 0.1
     results = [
-        reconstructed(
-            replace(scan, mask=mask, amplitudes=np.where(mask, scan.amplitudes, np.float32(rubbish))),
-            stage(engine, epochs=4, update_probe=True),
+        reconstruct(
+            replace(scan, mask=mask, amplitudes=np.where(mask, scan.amplitudes, np.float32(masked_value))),
+            make_options(engine, epochs=4, update_probe=True),
         )
-        for rubbish in (0, 1e3, np.nan)
+        for masked_value in (0, 1e3, np.nan)
     ]
     assert len({result.object.tobytes() for result in results}) == 1
     assert np.isfinite(results[0].object).all()
 
 
 @pytest.mark.parametrize("engine", NAMES)
-def test_the_unit_of_the_amplitudes_does_not_matter(engine: str, scan: Scan) -> None:
-    other = replace(scan, amplitudes=scan.amplitudes / 4, photons_per_unit=None)
-    plain = replace(scan, photons_per_unit=None)
-    first = reconstructed(plain, stage(engine, epochs=4))
-    probe = scale_probe_to_photons(other, 16.0)
-    chain = PipelineRun(
-        other, 16.0, [stage(engine, epochs=4)], make_vacuum_state(torch.from_numpy(scan.positions), probe)
+def test_the_unit_of_the_amplitudes_has_no_effect(engine: str, scan: Scan) -> None:
+    second_scan = replace(scan, amplitudes=scan.amplitudes / 4, photons_per_unit=None)
+    first_scan = replace(scan, photons_per_unit=None)
+    first = reconstruct(first_scan, make_options(engine, epochs=4))
+    probe = scale_probe_to_photons(second_scan, 16.0)
+    run = PipelineRun(
+        second_scan, 16.0, [make_options(engine, epochs=4)], make_vacuum_state(torch.from_numpy(scan.positions), probe)
     )
-    chain.run_stage(SilentObserver())
-    np.testing.assert_allclose(chain.make_reconstruction().object, first.object, atol=2e-4)
+    run.run_stage(SilentObserver())
+    np.testing.assert_allclose(run.make_reconstruction().object, first.object, atol=2e-4)
 
 
 @pytest.mark.parametrize("engine", NAMES)
-def test_every_engine_makes_its_result_on_the_same_frame(engine: str, bright: Scan) -> None:
-    result = reconstructed(bright, stage(engine, epochs=40))
-    reference = reconstructed(bright, stage("pie", epochs=40))
+def test_every_engine_returns_the_same_canvas_without_a_shift(engine: str, bright_scan: Scan) -> None:
+    result = reconstruct(bright_scan, make_options(engine, epochs=40))
+    reference = reconstruct(bright_scan, make_options("pie", epochs=40))
     np.testing.assert_array_equal(result.origin_yx, reference.origin_yx)
     assert result.object.shape == reference.object.shape
-    assert bright.truth is not None
-    comparison = compare_with_truth(result, bright.truth, remove_shift=True)
+    assert bright_scan.truth is not None
+    comparison = compare_with_truth(result, bright_scan.truth, remove_shift=True)
     assert np.abs(comparison.to_metrics()["removed_shift_pixels"]).max() < 0.05
 
 
-@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("update_probe", [False, True])
 @pytest.mark.parametrize("engine", NAMES)
-def test_a_run_goes_on_exactly_from_its_checkpoint(engine: str, learned: bool, scan: Scan, tmp_path: Any) -> None:
-    chosen = stage(engine, epochs=6, update_probe=learned, update_positions=learned, position_start=1)
+def test_a_run_resumes_exactly_from_its_checkpoint(engine: str, update_probe: bool, scan: Scan, tmp_path: Any) -> None:
+    options = make_options(engine, epochs=6, update_probe=update_probe, update_positions=update_probe, position_start=1)
 
     class Interrupt(SilentObserver):
         def __init__(self) -> None:
@@ -170,10 +174,10 @@ def test_a_run_goes_on_exactly_from_its_checkpoint(engine: str, learned: bool, s
             if self.epochs == 4:
                 raise KeyboardInterrupt
 
-    whole, begun, resumed = (chain_of(scan, chosen) for _ in range(3))
+    whole, interrupted, resumed = (make_run(scan, options) for _ in range(3))
     whole.run_stage(SilentObserver())
-    assert not begun.run_stage(Interrupt())
-    begun.save(tmp_path / "state.safetensors", {})
+    assert not interrupted.run_stage(Interrupt())
+    interrupted.save(tmp_path / "state.safetensors", {})
     resumed.load(tmp_path / "state.safetensors", {})
     assert len(resumed.make_reconstruction().history["r"]) == 3
     resumed.run_stage(SilentObserver())

@@ -1,4 +1,4 @@
-"""A stated uncertainty: counting noise alone for the truth, in the object's unit, right on a simulated scan."""
+"""Uncertainty of an object: counting noise alone at the truth, in the unit of the object, calibrated in simulation."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.pipeline import compute_coverage
+from ptycho_torch.engines.measurement_model import compute_coverage
 from ptycho_torch.engines.state import ReconstructionState, make_vacuum_state
 from ptycho_torch.engines.uncertainty import NOISE_VARIANCE_RATIO, add_uncertainty
 from ptycho_torch.evaluation.alignment import compute_covered_region
@@ -22,24 +22,24 @@ from ptycho_torch.simulation.scan import simulate_scan
 Image = NDArray[np.complexfloating]
 
 
-def estimate_of(scan: Scan) -> ReconstructionState:
+def make_state(scan: Scan) -> ReconstructionState:
     return make_vacuum_state(torch.from_numpy(scan.positions), torch.from_numpy(scan.probe))
 
 
-def truth_of(scan: Scan) -> Image:
-    """On the frame of a result."""
+def crop_truth(scan: Scan) -> Image:
+    """Return the true object on the canvas of a result."""
     assert scan.truth is not None
-    (top, left), (height, width) = estimate_of(scan).canvas
+    (top, left), (height, width) = make_state(scan).canvas
     return scan.truth[top : top + height, left : left + width]
 
 
-def known(scan: Scan, change: Callable[[Image], Image]) -> Reconstruction:
-    """The truth of ``scan``, changed, as a reconstruction."""
-    estimate = estimate_of(scan)
+def make_reconstruction(scan: Scan, change: Callable[[Image], Image]) -> Reconstruction:
+    """Return a reconstruction whose object is the truth of ``scan`` after ``change``."""
+    state = make_state(scan)
     return Reconstruction(
-        object=change(truth_of(scan)).astype(np.complex64),
-        coverage=compute_coverage(estimate).numpy(),
-        origin_yx=np.array(estimate.canvas.origin),
+        object=change(crop_truth(scan)).astype(np.complex64),
+        coverage=compute_coverage(state).numpy(),
+        origin_yx=np.array(state.canvas.origin),
         probe=scan.probe,
         positions=scan.positions,
         photons_per_unit=1.0,
@@ -51,78 +51,86 @@ def noiseless() -> Scan:
     return simulate_scan("tiny", photons=0, seed=3)
 
 
-def test_the_truth_is_doubted_by_counting_noise_alone(noiseless: Scan) -> None:
-    found = add_uncertainty(known(noiseless, lambda truth: truth), noiseless)
-    region = compute_covered_region(found)
-    assert found.uncertainty is not None
+def test_the_uncertainty_of_the_truth_is_counting_noise(noiseless: Scan) -> None:
+    result = add_uncertainty(make_reconstruction(noiseless, lambda truth: truth), noiseless)
+    region = compute_covered_region(result)
+    assert result.uncertainty is not None
     np.testing.assert_allclose(
-        found.uncertainty[region], np.sqrt(NOISE_VARIANCE_RATIO / found.coverage[region]), rtol=0.05, atol=1e-4
+        result.uncertainty[region], np.sqrt(NOISE_VARIANCE_RATIO / result.coverage[region]), rtol=0.05, atol=1e-4
     )
 
 
-def test_it_is_in_the_unit_of_the_object_and_the_same_again(noiseless: Scan) -> None:
-    rec = known(noiseless, lambda truth: np.asarray(gaussian_filter(truth, 1.5)))
-    found = add_uncertainty(rec, noiseless).uncertainty
-    again = add_uncertainty(rec, noiseless).uncertainty
-    twice = replace(rec, object=2 * rec.object, probe=rec.probe / 2, coverage=rec.coverage / 4)
-    region = compute_covered_region(rec)
-    assert found is not None
+def test_the_uncertainty_is_in_the_unit_of_the_object_and_reproducible(noiseless: Scan) -> None:
+    reconstruction = make_reconstruction(noiseless, lambda truth: np.asarray(gaussian_filter(truth, 1.5)))
+    result = add_uncertainty(reconstruction, noiseless).uncertainty
+    again = add_uncertainty(reconstruction, noiseless).uncertainty
+    rescaled = replace(
+        reconstruction,
+        object=2 * reconstruction.object,
+        probe=reconstruction.probe / 2,
+        coverage=reconstruction.coverage / 4,
+    )
+    region = compute_covered_region(reconstruction)
+    assert result is not None
     assert again is not None
-    assert found.dtype == np.float32
-    assert found.shape == rec.object.shape
-    assert np.array_equal(found, again)
-    doubled = add_uncertainty(twice, noiseless).uncertainty
+    assert result.dtype == np.float32
+    assert result.shape == reconstruction.object.shape
+    assert np.array_equal(result, again)
+    doubled = add_uncertainty(rescaled, noiseless).uncertainty
     assert doubled is not None
-    np.testing.assert_allclose(doubled[region], 2 * found[region], rtol=1e-2)
+    np.testing.assert_allclose(doubled[region], 2 * result[region], rtol=1e-2)
 
 
-def test_a_background_is_believed(noiseless: Scan) -> None:
-    """Photons that are known to be none of the object's do not make it doubtful."""
+def test_a_known_background_does_not_increase_the_uncertainty(noiseless: Scan) -> None:
     background = np.zeros(noiseless.probe.shape[-2:], np.float32)
     background[:8] = 50.0  # corner origin
     counts = np.square(noiseless.amplitudes) + np.fft.fftshift(background)
-    lit = replace(noiseless, amplitudes=np.sqrt(counts).astype(np.float32))
-    rec = known(noiseless, lambda truth: truth)
-    region = compute_covered_region(rec)
-    told, untold = (
-        add_uncertainty(replace(rec, background=some), lit).uncertainty[region] for some in (background, None)
+    with_background = replace(noiseless, amplitudes=np.sqrt(counts).astype(np.float32))
+    reconstruction = make_reconstruction(noiseless, lambda truth: truth)
+    region = compute_covered_region(reconstruction)
+    with_known, with_unknown = (
+        add_uncertainty(replace(reconstruction, background=value), with_background).uncertainty[region]
+        for value in (background, None)
     )
-    np.testing.assert_allclose(told, np.sqrt(NOISE_VARIANCE_RATIO / rec.coverage[region]), rtol=0.05, atol=1e-4)
-    assert np.median(untold) > 2 * np.median(told)
+    np.testing.assert_allclose(
+        with_known, np.sqrt(NOISE_VARIANCE_RATIO / reconstruction.coverage[region]), rtol=0.05, atol=1e-4
+    )
+    assert np.median(with_unknown) > 2 * np.median(with_known)
 
 
-def test_nothing_is_known_where_no_light_fell(noiseless: Scan) -> None:
-    rec = known(noiseless, lambda truth: truth)
-    coverage = rec.coverage.copy()
+def test_the_uncertainty_is_infinite_without_coverage(noiseless: Scan) -> None:
+    reconstruction = make_reconstruction(noiseless, lambda truth: truth)
+    coverage = reconstruction.coverage.copy()
     coverage[:2] = 0
-    found = add_uncertainty(replace(rec, coverage=coverage), noiseless).uncertainty
-    assert found is not None
-    np.testing.assert_array_equal(np.isinf(found), coverage == 0)
+    result = add_uncertainty(replace(reconstruction, coverage=coverage), noiseless).uncertainty
+    assert result is not None
+    np.testing.assert_array_equal(np.isinf(result), coverage == 0)
 
 
 @pytest.mark.parametrize("photons", [1e4, 1e6])
-@pytest.mark.parametrize("wrong", ["blurred", "drifting"])
-def test_its_shares_are_near_those_of_complex_gaussian_errors(photons: float, wrong: str) -> None:
-    """Of pictures that are wrong in what patches miss alone, and in what all of them miss alike."""
+@pytest.mark.parametrize("error", ["blurred", "drifting"])
+def test_errors_are_distributed_approximately_as_complex_gaussian_errors(photons: float, error: str) -> None:
+    """The errors are local in a blurred object, and common to all patches in a drifting phase."""
     scan = simulate_scan("tiny", photons=photons, seed=4)
 
-    def spoilt(truth: Image) -> Image:
-        if wrong == "blurred":
+    def add_error(truth: Image) -> Image:
+        if error == "blurred":
             return np.asarray(gaussian_filter(truth, 1.5))
         rows = np.arange(truth.shape[0])[:, None]
         return np.asarray(truth * np.exp(0.4j * np.sin(rows / 9)))
 
-    found = add_uncertainty(known(scan, spoilt), scan)
+    result = add_uncertainty(make_reconstruction(scan, add_error), scan)
     assert scan.truth is not None
-    calibration = compute_calibration(found, compare_with_truth(found, scan.truth))
+    calibration = compute_calibration(result, compare_with_truth(result, scan.truth))
     assert calibration is not None
     half, one, _, two, three = calibration.shares
-    assert half < 0.6  # a slow error is about σ in size, not scattered around 0
+    assert half < 0.6  # a slowly varying error has about the size σ everywhere
     assert 0.3 < one < 0.95
     assert two > 0.9
     assert three > 0.98
     assert calibration.rank_correlation > 0.3
-    lit = compute_covered_region(found)
-    assert found.uncertainty is not None
-    sizes = np.sqrt([np.mean(found.uncertainty[lit] ** 2), np.mean(np.abs((found.object - truth_of(scan))[lit]) ** 2)])
-    assert 0.7 < sizes[0] / sizes[1] < 2
+    region = compute_covered_region(result)
+    assert result.uncertainty is not None
+    uncertainty = np.sqrt(np.mean(result.uncertainty[region] ** 2))
+    true_error = np.sqrt(np.mean(np.abs((result.object - crop_truth(scan))[region]) ** 2))
+    assert 0.7 < uncertainty / true_error < 2

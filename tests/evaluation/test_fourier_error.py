@@ -136,7 +136,7 @@ def test_measurement_and_model_have_the_same_origin(simulated_case: Any) -> None
 def test_a_scan_that_does_not_fit_the_reconstruction_raises(
     simulated_case: Any, case_factory: Callable[..., Any]
 ) -> None:
-    with pytest.raises(DataError, match=r"patterns are 15 × 15 pixels.*probe is 24 × 24"):
+    with pytest.raises(DataError, match=r"patterns are 15 × 15 pixels.*is 24 × 24"):
         evaluate(simulated_case._replace(scan=case_factory(size=15).scan))
     far = replace(simulated_case.reconstruction, origin_yx=simulated_case.reconstruction.origin_yx + 500)
     with pytest.raises(DataError, match="none of the 90 patterns"):

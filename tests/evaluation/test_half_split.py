@@ -1,4 +1,4 @@
-"""Two halves of a scan: what may differ between them is removed, and what is left is their agreement."""
+"""Two halves of a scan: their positions, and the correlation of their reconstructions after the free differences."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.reconstruction import Reconstruction
-from ptycho_torch.evaluation.half_split import correlate_half_scans, read_pixel_size
+from ptycho_torch.data.scan import Scan
+from ptycho_torch.evaluation.half_split import correlate_half_scans, read_pixel_size, split_half_indices
 
 
 @pytest.fixture(scope="module")
@@ -18,28 +20,49 @@ def whole(simulated_case: Any) -> Reconstruction:
     return reconstruction
 
 
+@pytest.mark.parametrize("n", [2, 81, 99])
+def test_halves_are_disjoint_equal_in_size_and_reproducible(scan_factory: Callable[..., Scan], n: int) -> None:
+    positions = scan_factory(n=n).positions
+    first, second = split_half_indices(positions, np.random.default_rng(0))
+    np.testing.assert_array_equal(np.sort(np.concatenate([first, second])), np.arange(n))
+    assert 0 <= len(first) - len(second) <= 1
+    again, _ = split_half_indices(positions, np.random.default_rng(0))
+    assert (first == again).all()
+    if n > 2:
+        other, _ = split_half_indices(positions, np.random.default_rng(1))
+        assert len(other) != len(first) or (other != first).any()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_each_half_covers_the_field(scan_factory: Callable[..., Scan], seed: int) -> None:
+    positions = scan_factory(n=196).positions  # about 4 pixels apart; halves drawn freely have holes of up to 9
+    for half in split_half_indices(positions, np.random.default_rng(seed)):
+        distances, _ = cKDTree(positions[half]).query(positions)
+        assert distances.max() < 7.5
+
+
 def test_a_reconstruction_agrees_with_itself(whole: Reconstruction) -> None:
-    found = correlate_half_scans(whole, whole)
-    np.testing.assert_allclose(found.frc.correlation, 1, atol=1e-3)
-    assert found.frc.crossing is None
-    assert np.abs(found.shift).max() < 1e-3
-    assert found.to_metrics()["half_scan_resolution_pixels"] is None
+    result = correlate_half_scans(whole, whole)
+    np.testing.assert_allclose(result.frc.correlation, 1, atol=1e-3)
+    assert result.frc.crossing is None
+    assert np.abs(result.shift).max() < 1e-3
+    assert result.to_metrics()["half_scan_resolution_pixels"] is None
 
 
-def test_factor_ramp_and_shift_do_not_count(
+def test_factor_ramp_and_shift_have_no_effect(
     whole: Reconstruction, simulated_case: Any, sample_object: Callable[..., Any]
 ) -> None:
     rows, columns = (start + np.arange(n) for start, n in zip(whole.origin_yx, whole.object.shape, strict=True))
     moved = sample_object(rows + 0.4, columns - 0.7)
-    turned = moved * 1.7 * np.exp(1j * (2 + 0.03 * rows[:, None] - 0.02 * columns))
-    found = correlate_half_scans(whole, replace(whole, object=turned.astype(np.complex64)))
-    assert found.shift == pytest.approx((0.4, -0.7), abs=0.02)
-    bright = found.frc.frequency < 0.2  # where the object has its periods
-    assert found.frc.correlation[bright].min() > 0.98
+    rotated = moved * 1.7 * np.exp(1j * (2 + 0.03 * rows[:, None] - 0.02 * columns))
+    result = correlate_half_scans(whole, replace(whole, object=rotated.astype(np.complex64)))
+    assert result.shift == pytest.approx((0.4, -0.7), abs=0.02)
+    bright = result.frc.frequency < 0.2  # where the object has its periods
+    assert result.frc.correlation[bright].min() > 0.98
 
 
 @pytest.mark.parametrize("cutoff", [0.15, 0.3])
-def test_the_crossings_are_where_the_halves_begin_to_differ(whole: Reconstruction, cutoff: float) -> None:
+def test_the_crossing_is_the_frequency_above_which_the_halves_differ(whole: Reconstruction, cutoff: float) -> None:
     rng = np.random.default_rng(0)
     shape = whole.object.shape
     radius = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.fftfreq(shape[1]))
@@ -48,15 +71,15 @@ def test_the_crossings_are_where_the_halves_begin_to_differ(whole: Reconstructio
         replace(whole, object=(1 + 0.1 * np.fft.ifft2(np.where(radius < cutoff, common, noise))).astype(np.complex64))
         for noise in own
     ]
-    found = correlate_half_scans(*halves, pixel_size=2e-8)
-    figures = found.to_metrics()
-    assert figures["half_scan_crossing_cycles_per_pixel"] == pytest.approx(cutoff, abs=0.04)
-    assert figures["half_scan_fixed_crossing_cycles_per_pixel"] == pytest.approx(cutoff, abs=0.04)
-    assert figures["half_scan_resolution_pixels"] == pytest.approx(0.5 / cutoff, rel=0.2)
-    assert figures["half_scan_resolution_nm"] == pytest.approx(figures["half_scan_resolution_pixels"] * 20)
+    result = correlate_half_scans(*halves, pixel_size=2e-8)
+    metrics = result.to_metrics()
+    assert metrics["half_scan_crossing_cycles_per_pixel"] == pytest.approx(cutoff, abs=0.04)
+    assert metrics["half_scan_fixed_crossing_cycles_per_pixel"] == pytest.approx(cutoff, abs=0.04)
+    assert metrics["half_scan_resolution_pixels"] == pytest.approx(0.5 / cutoff, rel=0.2)
+    assert metrics["half_scan_resolution_nm"] == pytest.approx(metrics["half_scan_resolution_pixels"] * 20)
 
 
-def test_other_canvases_and_sparse_scans_are_refused(whole: Reconstruction) -> None:
+def test_different_canvases_and_sparse_scans_raise(whole: Reconstruction) -> None:
     with pytest.raises(DataError, match="expected the same"):
         correlate_half_scans(whole, replace(whole, origin_yx=whole.origin_yx + 1))
     coverage = np.zeros_like(whole.coverage)
@@ -76,7 +99,7 @@ def test_other_canvases_and_sparse_scans_are_refused(whole: Reconstruction) -> N
         ({}, None),
     ],
 )
-def test_the_pixel_size_is_that_of_the_metadata(
+def test_the_pixel_size_is_read_from_the_metadata(
     simulated_case: Any, metadata: dict[str, Any], expected: float | None
 ) -> None:
     assert read_pixel_size(replace(simulated_case.scan, metadata=metadata)) == expected
