@@ -1,4 +1,4 @@
-"""A trained network as an engine: one pass over the scan, stitched."""
+"""Prediction of the object of a scan by a trained network: patches of all patterns, stitched."""
 
 import logging
 import math
@@ -27,20 +27,20 @@ from ptycho_torch.prediction.stitching import stitch
 log = logging.getLogger(__name__)
 
 MIN_PATTERN_WEIGHT = 0.5
-"""Patterns whose patches stitching trusts less than this are not looked at again, nor moved."""
+"""Weight from stitching at or below which a pattern is not used by object stages and its position is not refined."""
 
 MIN_PHOTON_FRACTION = 0.01
-"""Share of the photons of the median pattern below which one is dead: neither looked at again nor moved, either."""
+"""Photons of a pattern, as a fraction of the median, at or below which it is excluded in the same way."""
 
 EXTRA_OBJECT_STAGES = 2
-"""Looks at a whole object beyond those of a lesson: they go on improving it."""
+"""Number of object stages beyond those of the training, which still improve the object."""
 
 CANVAS_MULTIPLE_PX = 8
-"""The sides of an object that a network looks at are divisible by this."""
+"""Number by which the sides of the canvas of object stages are divisible."""
 
 CANVAS_MARGIN_PX = 2
-"""Pixels of canvas beyond the outermost windows, wherever they are moved. For that it is wider by a multiple of
-:data:`CANVAS_MULTIPLE_PX`, which leaves a network that pools the object where it was."""
+"""Pixels of canvas beyond the outermost patches. If positions may move, the canvas is wider by a further multiple of
+:data:`CANVAS_MULTIPLE_PX`, which keeps the grid of networks that pool the object."""
 
 
 def predict_scan(
@@ -60,36 +60,35 @@ def predict_scan(
     background: Tensor | None = None,
     process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> Reconstruction:
-    """Predict the patch of each group's centre and stitch them.
+    """Predict the patch of the center of each group and stitch the patches.
 
-    Each group is computed by itself: its patches depend on its own patterns, the model and ``photons_per_unit``, and
-    on nothing else in the scan or the batch. A network that looks at the whole then does so, on the first rank, with
-    the patterns of all centres.
+    The patches of a group depend on its patterns, the model and ``photons_per_unit`` only, not on the rest of the scan
+    or of the batch. Object stages, if the network has any, then refine the stitched object in the main process.
 
     Args:
-        model: network and probe, on the device to compute on.
-        scan: what to reconstruct.
-        photons_per_unit: photons for one squared unit of the scan's amplitude.
-        gridsize: g; a group is a position and its g² − 1 nearest.
-        centres: (m,) the positions that get a group; None: all.
-        batch_size: patterns computed together, for memory; the result depends on it by rounding alone, which is up to
-            3e-3 for `ffno` in bf16 and 1e-6 or nothing for all others.
+        model: network and probe, on the device of the computation.
+        scan: the diffraction patterns and positions.
+        photons_per_unit: photons per squared unit of the amplitudes of the scan.
+        gridsize: g; a group is a position and its g² − 1 nearest neighbors.
+        centers: (m,) indices of the positions to reconstruct; None: all positions.
+        batch_size: number of patterns per batch. The result depends on it only through rounding: up to 3e-3 for
+            `ffno` in bf16, and at most 1e-6 for all other networks.
         precision: arithmetic of the network, fp32 or bf16.
-        observer: is told of every batch.
-        history: figures of the training, kept with the result.
-        metadata: where this comes from, kept with the result.
-        probe: (M, N, N) complex, in √photons, that lights the scan; None: the model's only one.
-        position_bound: farthest that a position is moved on either axis, in pixels, to where the network's picture
-            explains its pattern best; None: positions stay. A network that looks at the whole moves them between its
-            looks, any other before a second pass.
-        background: (N, N) photons in every pattern, zero frequency at [0, 0], that positions are found beside.
+        observer: receives the progress.
+        history: history of the training, stored in the result.
+        metadata: metadata of the result.
+        probe: (M, N, N) complex probe of the scan in √photons; None: the only probe of the model.
+        position_bound: largest displacement of a position per axis in pixels, by refinement against the predicted
+            object; None: positions are fixed. With object stages the positions move between the stages, otherwise
+            before a second pass of the network.
+        background: (N, N) photons in every pattern, zero frequency at [0, 0], for the refinement of positions.
         process_group: processes that call this function with the same arguments, share the patterns, and return the
             same reconstruction.
 
     Raises:
-        ConfigError: fewer than g² positions, or no probe where the model has none or several.
+        ConfigError: there are fewer than g² positions, or ``probe`` is None and the model has no single probe.
     """
-    work = _ScanPredictor(
+    predictor = _ScanPredictor(
         model,
         photons_per_unit,
         gridsize,
@@ -102,21 +101,21 @@ def predict_scan(
         observer or SilentObserver(),
         process_group,
     )
-    stitched = work.predict_object(scan)
+    stitched = predictor.predict_object(scan)
     if model.object_stages:
-        stitched = work.refine_object(stitched) if process_group.is_main else stitched
+        stitched = predictor.refine_object(stitched) if process_group.is_main else stitched
     elif position_bound is not None:
-        stitched = work.predict_object(work.refine_positions(scan, stitched))
-    stitched = work.broadcast_result(stitched)
+        stitched = predictor.predict_object(predictor.refine_positions(scan, stitched))
+    stitched = predictor.broadcast_result(stitched)
     positions = stitched.positions.numpy()
     if position_bound is not None:
-        moved = np.square(positions - scan.positions[work.centers]).mean() ** 0.5
-        log.info("positions: moved by %.3f pixels rms an axis", moved)
+        moved = np.square(positions - scan.positions[predictor.centers]).mean() ** 0.5
+        log.info("positions: moved by %.3f pixels rms per axis", moved)
     return Reconstruction(
         object=stitched.object.numpy(),
         coverage=stitched.coverage.numpy(),
         origin_yx=np.array(stitched.canvas.origin, dtype=np.int64),
-        probe=work.probe.detach().cpu().numpy(),
+        probe=predictor.probe.detach().cpu().numpy(),
         positions=positions,
         photons_per_unit=photons_per_unit,
         history=history or {},
@@ -130,35 +129,35 @@ def compute_extra_margin(position_bound: float | None) -> int:
 
 
 class _GroupedPatterns(NamedTuple):
-    """Patterns that make up the groups, and where in ``batch`` each group's (m, g²) are."""
+    """The patterns of all groups, and the indices (m, g²) of each group in ``batch``."""
 
     batch: Batch
     group_indices: Tensor
 
 
 class _StitchedObject(NamedTuple):
-    """What the network has made of a scan so far."""
+    """The object that the network has predicted, with its positions."""
 
     object: Tensor
-    """(rows, columns) complex on the canvas ``frame``, on the CPU; ones where no light falls."""
+    """(rows, columns) complex on ``canvas``, on the CPU; 1 where the coverage is 0."""
 
     coverage: Tensor
-    """(rows, columns) real: the light on it."""
+    """(rows, columns) real: summed power of the probe."""
 
     canvas: Canvas
     batch: Batch
-    """The pattern of each centre."""
+    """The pattern of each center."""
 
     positions: Tensor
-    """(m, 2) float64 (y, x) in object pixels: where they are."""
+    """(m, 2) float64 (y, x) positions in object pixels."""
 
     reliable: Tensor
-    """Indices int64 of those that stitching trusts."""
+    """int64 indices of the patterns above :data:`MIN_PATTERN_WEIGHT` and :data:`MIN_PHOTON_FRACTION`."""
 
 
 @dataclass(frozen=True)
 class _ScanPredictor:
-    """A reconstruction to be made; the fields are arguments of :func:`predict_scan`."""
+    """A prediction in progress; the fields are arguments of :func:`predict_scan`."""
 
     model: PtychoModel
     photons_per_unit: float
@@ -173,25 +172,26 @@ class _ScanPredictor:
     process_group: ProcessGroup
 
     def collect_patterns(self, scan: Scan) -> _GroupedPatterns:
+        """Return the groups of the centers and their patterns."""
         groups = torch.from_numpy(
             np.ascontiguousarray(find_nearest_groups(scan.positions, self.gridsize, self.centers))
         )
-        needed, places = groups.unique(return_inverse=True)
-        return _GroupedPatterns(make_batch(scan, self.photons_per_unit).take(needed), places)
+        pattern_indices, group_indices = groups.unique(return_inverse=True)
+        return _GroupedPatterns(make_batch(scan, self.photons_per_unit).take(pattern_indices), group_indices)
 
     def predict_object(self, scan: Scan) -> _StitchedObject:
-        """A pass of the network over the patterns, stitched."""
-        batch, places = self.collect_patterns(scan)
+        """Predict the patches of all patterns and stitch them."""
+        batch, group_indices = self.collect_patterns(scan)
         self.observer.start("inference", len(batch.corners))
         try:
             patches, weights = self.predict(batch)
         finally:
             self.observer.finish()
-        own = places[:, 0]
+        own = group_indices[:, 0]
         if not self.process_group.is_main:
             pass
         elif self.gridsize > 1:
-            patches = _merge_groups(patches, weights, batch.corners, places, self.batch_size)
+            patches = _merge_groups(patches, weights, batch.corners, group_indices, self.batch_size)
         else:
             patches = patches[own]
         batch = batch.take(own)
@@ -204,28 +204,28 @@ class _ScanPredictor:
         stitched = stitch(patches, weights[own], batch.corners, canvas)
         positions = torch.from_numpy(scan.positions[self.centers])
         photons = batch.counts.sum((1, 2))
-        trusted = torch.nonzero(
+        reliable = torch.nonzero(
             (stitched.patch_weights > MIN_PATTERN_WEIGHT) & (photons > MIN_PHOTON_FRACTION * photons.median())
         )[:, 0]
-        return _StitchedObject(stitched.object, stitched.coverage, canvas, batch, positions, trusted)
+        return _StitchedObject(stitched.object, stitched.coverage, canvas, batch, positions, reliable)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Patches (n, N, N) and their illumination (n, N, N), on the CPU, of each pattern by itself.
+        """Predict the patches (n, N, N) of the patterns and the power of the probe on them (n, N, N), on the CPU.
 
-        The first rank gets all of them, another its share: whole batches, so that each is computed as one rank alone
-        would.
+        Processes share whole batches, which gives the result of a single process. The main process receives all
+        patches, other processes only theirs.
         """
         self.model.eval()
         device = self.model.device
-        light = self.probe.to(device)
+        centered_probe = self.probe.to(device)
         n, size = batch.amplitudes.shape[:2]
         patches = torch.empty((n, size, size), dtype=torch.complex64)
         weights = torch.empty((n, size, size))
         batches = torch.arange(n).split(min(self.batch_size, n))
         for indices in batches[self.process_group.shard(len(batches))]:
             part = batch.take(indices).to(device)
-            probe = shift_probe(light, part.fractions)
+            probe = shift_probe(centered_probe, part.fractions)
             with self._autocast():
                 patches[indices] = self.model.predict(part, probe).cpu()
             weights[indices] = compute_power(probe).cpu()
@@ -234,13 +234,13 @@ class _ScanPredictor:
         rows = [slice(share.start * self.batch_size, min(share.stop * self.batch_size, n)) for share in shares]
         for tensor in (patches, weights):
             self.process_group.gather_rows(tensor, rows)
-        elsewhere = n - len(range(n)[rows[self.process_group.rank]])
-        if elsewhere:
-            self.observer.advance(elsewhere)
+        others = n - len(range(n)[rows[self.process_group.rank]])
+        if others:
+            self.observer.advance(others)
         return patches, weights
 
     def refine_positions(self, scan: Scan, stitched: _StitchedObject) -> Scan:
-        """``scan`` with the positions from which its picture explains its patterns best."""
+        """Return ``scan`` with its positions refined against the stitched object."""
         positions = scan.positions.copy()
         if self.process_group.is_main:
             refiner = self._make_refiner(stitched)
@@ -249,7 +249,7 @@ class _ScanPredictor:
         return self.broadcast_positions(replace(scan, positions=positions))
 
     def broadcast_positions(self, scan: Scan) -> Scan:
-        """``scan`` with the first rank's positions."""
+        """Return ``scan`` with the positions of the main process."""
         positions = torch.from_numpy(scan.positions.copy())
         self.process_group.broadcast_([positions])
         return replace(scan, positions=positions.numpy())
@@ -264,10 +264,7 @@ class _ScanPredictor:
 
     @torch.no_grad()
     def refine_object(self, stitched: _StitchedObject) -> _StitchedObject:
-        """The picture after the network's looks at the whole of it, between which positions may move.
-
-        Some patterns are computed at a time; those of a step of physics are many more or fewer, and always the same.
-        """
+        """Return the object after the object stages, between which positions may move."""
         rows, columns = stitched.canvas.shape
         shape = (
             -(-rows // CANVAS_MULTIPLE_PX) * CANVAS_MULTIPLE_PX,
@@ -278,28 +275,29 @@ class _ScanPredictor:
         canvas = canvas.to(self.model.device)
         velocity = torch.zeros_like(canvas)
         refiner = None if self.bound is None else self._make_refiner(stitched)
-        scene = self._make_patterns(stitched.batch.take(stitched.reliable), stitched.canvas, shape)
+        patterns = self._make_patterns(stitched.batch.take(stitched.reliable), stitched.canvas, shape)
         count = self.model.object_stages + EXTRA_OBJECT_STAGES
-        self.observer.start("looks at the whole", count)
+        self.observer.start("object stages", count)
         try:
             for number in range(count):
                 if refiner is not None and number:
                     moved = refiner.refine(canvas[:rows, :columns])
-                    scene = self._make_patterns(moved, stitched.canvas, shape)
+                    patterns = self._make_patterns(moved, stitched.canvas, shape)
                 with self._autocast():
-                    canvas, velocity = self.model.refine_object(canvas, velocity, scene)
+                    canvas, velocity = self.model.refine_object(canvas, velocity, patterns)
                 self.observer.advance()
         finally:
             self.observer.finish()
         coverage, positions = stitched.coverage, stitched.positions.clone()
         if refiner is not None:
             positions[stitched.reliable] = refiner.positions
-            everything = self._make_patterns(stitched.batch.replace_positions(positions), stitched.canvas, shape)
-            coverage = everything.illumination[:rows, :columns].cpu()
+            all_patterns = self._make_patterns(stitched.batch.replace_positions(positions), stitched.canvas, shape)
+            coverage = all_patterns.illumination[:rows, :columns].cpu()
         obj = torch.where(coverage > 0, canvas[:rows, :columns].cpu(), 1)
         return stitched._replace(object=obj, coverage=coverage, positions=positions)
 
     def _make_refiner(self, stitched: _StitchedObject) -> GaussNewtonPositionRefiner:
+        """Return a refiner of the positions of the reliable patterns."""
         assert self.bound is not None
         return GaussNewtonPositionRefiner(
             stitched.batch.take(stitched.reliable),
@@ -311,14 +309,14 @@ class _ScanPredictor:
         )
 
     def _make_patterns(self, batch: Batch, canvas: Canvas, shape: tuple[int, int]) -> ObjectPatterns:
-        """``batch`` on a canvas of ``shape`` whose [0, 0] pixel is that of ``frame``."""
+        """Return the patterns of ``batch`` on a canvas of ``shape`` with the origin of ``canvas``."""
         device = self.model.device
-        light = self.probe.to(device)
+        probe = self.probe.to(device)
         origin = torch.tensor(canvas.origin)
 
         def take(indices: Tensor) -> IlluminatedPatterns:
             part = batch.take(indices)._replace(corners=batch.corners[indices] - origin).to(device)
-            return IlluminatedPatterns(part.amplitudes, part.mask, shift_probe(light, part.fractions), part.corners)
+            return IlluminatedPatterns(part.amplitudes, part.mask, shift_probe(probe, part.fractions), part.corners)
 
         return make_object_patterns(take, len(batch.corners), shape, chunk_size=self.batch_size)
 
@@ -326,13 +324,19 @@ class _ScanPredictor:
         return torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def _merge_groups(patches: Tensor, weights: Tensor, corners: Tensor, places: Tensor, batch_size: int) -> Tensor:
-    """The centre's patch of each group (m, N, N), after the overlap constraint within the group.
+def _merge_groups(patches: Tensor, weights: Tensor, corners: Tensor, group_indices: Tensor, batch_size: int) -> Tensor:
+    """Return the patch of the center of each group, (m, N, N), after the overlap constraint within the group.
 
-    ``places`` (m, g²) indexes the first axis of the others.
+    Args:
+        patches: (n, N, N) complex.
+        weights: (n, N, N) power of the probe on the patches.
+        corners: (n, 2) [0, 0] pixels of the patches.
+        group_indices: (m, g²) indices of the patches of each group, the center first.
+        batch_size: number of patches that are merged together.
     """
+    groups_per_batch = min(max(1, batch_size // group_indices.shape[1]), len(group_indices))
     merged = [
-        merge_patches(patches[some], weights[some], corners[some])[:, 0]
-        for some in places.split(min(max(1, batch_size // places.shape[1]), len(places)))
+        merge_patches(patches[indices], weights[indices], corners[indices])[:, 0]
+        for indices in group_indices.split(groups_per_batch)
     ]
     return torch.cat(merged)

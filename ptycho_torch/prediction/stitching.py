@@ -1,4 +1,4 @@
-"""From patches to one picture: the probe-weighted complex mean, with patch phases aligned where they overlap."""
+"""Stitching: the probe-weighted complex mean of patches, whose phases are synchronized where they overlap."""
 
 from typing import NamedTuple
 
@@ -12,46 +12,46 @@ from ptycho_torch.prediction.phase_synchronization import PatchSamples, Synchron
 
 
 class StitchedObject(NamedTuple):
-    """A stitched object and how well each of its pixels was lit."""
+    """A stitched object and its coverage."""
 
     object: Tensor
-    """(rows, columns) complex, ones where no patch lies."""
+    """(rows, columns) complex; 1 outside all patches."""
 
     coverage: Tensor
-    """(rows, columns) real: the weights summed over all patches."""
+    """(rows, columns) real: sum of the weights of all patches."""
 
     phase_factors: Tensor
-    """(n,) complex of modulus one: what each patch was multiplied by."""
+    """(n,) complex factors of modulus one that multiplied the patches."""
 
     patch_weights: Tensor
-    """(n,) above 0, at most 1: what its weights were multiplied by in the mean."""
+    """(n,) factors on the weights of the patches, above 0 and at most 1."""
 
 
 SAMPLES_PER_AXIS = 16
-"""Phases are compared on about this many rows and columns of each patch, always the same pixels of the canvas."""
+"""Approximate number of rows and columns of each patch on which phases are compared, on a grid of the canvas."""
 
 DENSE_OVERLAP_COUNT = 24
-"""Where windows overlap so many times on average, half as many rows and columns are enough."""
+"""Mean number of patches per pixel of the canvas above which half as many rows and columns suffice."""
 
 MIN_RELATIVE_WEIGHT = 1e-3
-"""Phases are not compared where a patch has less than this share of its highest weight."""
+"""Weight, as a fraction of the highest weight of the patch, below which phases are not compared."""
 
 
 def stitch(patches: Tensor, weights: Tensor, corners: Tensor, canvas: Canvas, align: bool = True) -> StitchedObject:
-    """Stitch patches on the canvas ``frame``.
+    """Average patches on ``canvas``.
 
-    A pattern fixes the phase of its patch only up to a constant, so the patches are turned to agree before they are
-    summed, and one that agrees with none counts little (:func:`synchronize_patches`).
+    A pattern determines its patch up to a constant phase, so the phases are synchronized before the patches are
+    averaged, and patches that disagree with all others get small weights (:func:`synchronize_patches`).
 
     Args:
         patches: (n, N, N) complex.
-        weights: (n, N, N) real, not negative: probe power on each patch.
-        corners: (n, 2) int64, each patch's [0, 0] pixel in object coordinates.
-        frame: the canvas, in object coordinates.
-        align: whether patches are turned and suspected.
+        weights: (n, N, N) probe power on each patch, not negative.
+        corners: (n, 2) int64 [0, 0] pixels of the patches in object coordinates.
+        canvas: origin and shape of the result in object coordinates.
+        align: True to synchronize the phases and reduce the weights of outliers.
 
     Raises:
-        IndexError: a patch reaches outside the frame.
+        IndexError: a patch lies partly outside the canvas.
     """
     corners = corners - corners.new_tensor(canvas.origin)
     check_patches_inside(corners, patches.shape[-1], canvas.shape)
@@ -72,15 +72,21 @@ def stitch(patches: Tensor, weights: Tensor, corners: Tensor, canvas: Canvas, al
 
 
 def synchronize_patches(patches: Tensor, weights: Tensor, corners: Tensor, shape: tuple[int, int]) -> Synchronization:
-    """The turns that make patches agree where they overlap, and how far each is to be trusted.
+    """Compute the phase factors that make patches agree where they overlap, and the weights of the patches.
 
-    The phases are compared on every few pixels of the canvas, where all patches are exactly sampled, and only where
-    a patch is lit. Arguments as for :func:`stitch`, with ``corners`` on a canvas of ``shape``.
+    The phases are compared on a coarse grid of pixels of the canvas, which are pixels of all patches there, and only
+    where the weight of a patch is above :data:`MIN_RELATIVE_WEIGHT`.
+
+    Args:
+        patches: (n, N, N) complex.
+        weights: (n, N, N) probe power on each patch, not negative.
+        corners: (n, 2) int64 [0, 0] pixels of the patches on the canvas.
+        shape: rows and columns of the canvas.
     """
     size = patches.shape[-1]
     is_dense = len(patches) * size**2 > DENSE_OVERLAP_COUNT * shape[0] * shape[1]
     stride = max(1, size // (SAMPLES_PER_AXIS // 2 if is_dense else SAMPLES_PER_AXIS))
-    # The pixels of each patch whose canvas coordinates are multiples of the stride: the same number in every patch.
+    # Pixels whose canvas coordinates are multiples of the stride; their number is the same in all patches.
     first = (-corners) % stride
     inside = torch.arange(0, size - stride + 1, stride, device=corners.device)
     rows, columns = first[:, :1] + inside, first[:, 1:] + inside

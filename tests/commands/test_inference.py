@@ -215,7 +215,7 @@ def test_positions_are_read_from_another_file(
     """A scan with wrong positions and the positions of another file gives the object for the right positions."""
     source = {"scan": scan_file, "result": result / "reconstruction.npz"}[kind]
     words = make_arguments(model_folder, shifted_scan_file, tmp_path / "r")
-    assert f"positions: of {source.name}" in run_main("inference", *words, "--positions", source).err
+    assert f"positions: from {source.name}" in run_main("inference", *words, "--positions", source).err
     reconstruction, right = (load_reconstruction(folder / "reconstruction.npz") for folder in (tmp_path / "r", result))
     np.testing.assert_allclose(reconstruction.positions, right.positions, atol=1e-9)
     assert np.abs(reconstruction.object - right.object).max() < 1e-5

@@ -1,4 +1,4 @@
-"""The network as an engine: groups are independent, true patches give the true object, the scale is the bundle's."""
+"""Prediction of a whole scan: true patches give the true object, and groups are independent of each other."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,11 +10,13 @@ import torch
 from helpers import TruePatchNetwork
 
 from ptycho_torch.core.errors import ConfigError
+from ptycho_torch.data.grouping import find_nearest_groups
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NetworkConfig
 from ptycho_torch.models.saved_model import load_model
 from ptycho_torch.physics.batch import scale_probe_to_photons
+from ptycho_torch.physics.overlap import merge_patches
 from ptycho_torch.prediction.predict import predict_scan
 
 
@@ -23,7 +25,8 @@ def model(model_folder: Path) -> PtychoModel:
     return load_model(model_folder).model
 
 
-def knowing(scan: Scan) -> PtychoModel:
+def make_true_model(scan: Scan) -> PtychoModel:
+    """Return a model whose network returns the true patches."""
     model = PtychoModel(NetworkConfig(width=4), scale_probe_to_photons(scan, 1.0))
     model.network = TruePatchNetwork(scan)
     return model
@@ -33,66 +36,60 @@ def knowing(scan: Scan) -> PtychoModel:
 @pytest.mark.parametrize("modes", [1, 2])
 def test_true_patches_give_the_true_object(gridsize: int, modes: int, scan_factory: Callable[..., Scan]) -> None:
     scan = scan_factory(25, 24, modes=modes)
-    result = predict_scan(knowing(scan), scan, 1.0, gridsize=gridsize)
+    result = predict_scan(make_true_model(scan), scan, 1.0, gridsize=gridsize)
     assert scan.truth is not None
     row, column = result.origin_yx
-    lit = np.argwhere(result.coverage > 0)
-    found = result.object[tuple(lit.T)]
-    expected = scan.truth[tuple((lit + np.array([row, column])).T)]
-    assert np.abs(found - expected).max() < 1e-5
-    assert len(lit) > 24 * 24
+    covered = np.argwhere(result.coverage > 0)
+    expected = scan.truth[tuple((covered + np.array([row, column])).T)]
+    assert np.abs(result.object[tuple(covered.T)] - expected).max() < 1e-5
+    assert len(covered) > 24 * 24
 
 
-def test_positions_may_be_anywhere(scan: Scan) -> None:
-    """Moved by whole pixels, far out and below zero: the same object, with its origin moved alike."""
-    model = knowing(scan)
-    here = predict_scan(model, scan, 1.0)
-    moved = replace(scan, positions=scan.positions + np.array([-100_000, 7_000_000]))
-    there = predict_scan(model, moved, 1.0)
-    assert (there.origin_yx - here.origin_yx).tolist() == [-100_000, 7_000_000]
-    assert np.abs(there.object - here.object).max() < 1e-5
+def test_a_shift_of_all_positions_shifts_the_origin_only(scan: Scan) -> None:
+    model = make_true_model(scan)
+    reference = predict_scan(model, scan, 1.0)
+    shifted_scan = replace(scan, positions=scan.positions + np.array([-100_000, 7_000_000]))
+    shifted = predict_scan(model, shifted_scan, 1.0)
+    assert (shifted.origin_yx - reference.origin_yx).tolist() == [-100_000, 7_000_000]
+    assert np.abs(shifted.object - reference.object).max() < 1e-5
 
 
 @pytest.mark.parametrize("gridsize", [1, 2])
-def test_the_canvas_holds_all_windows_and_two_pixels_more(gridsize: int, scan: Scan, model: PtychoModel) -> None:
+def test_the_canvas_contains_all_patches_and_a_margin_of_two_pixels(
+    gridsize: int, scan: Scan, model: PtychoModel
+) -> None:
     result = predict_scan(model, scan, 1.0, gridsize=gridsize)
     corners = np.floor(scan.positions - scan.size // 2 + 0.5)
     np.testing.assert_array_equal(result.origin_yx, corners.min(0) - 2)
     np.testing.assert_array_equal(result.object.shape, np.ptp(corners, axis=0) + scan.size + 4)
-    rim = np.ones(result.object.shape, dtype=bool)
-    rim[2:-2, 2:-2] = False
-    assert not result.coverage[rim].any()
-    assert (result.object[rim] == 1).all()
+    margin = np.ones(result.object.shape, dtype=bool)
+    margin[2:-2, 2:-2] = False
+    assert not result.coverage[margin].any()
+    assert (result.object[margin] == 1).all()
 
 
 @pytest.mark.parametrize("gridsize", [1, 2, 3])
 @pytest.mark.parametrize("batch_size", [1, 5, 10**30])
-def test_the_batch_does_not_matter(gridsize: int, batch_size: int, scan: Scan, model: PtychoModel) -> None:
+def test_the_batch_size_has_no_effect(gridsize: int, batch_size: int, scan: Scan, model: PtychoModel) -> None:
     reference = predict_scan(model, scan, 1.0, gridsize=gridsize)
     other = predict_scan(model, scan, 1.0, gridsize=gridsize, batch_size=batch_size)
     assert np.abs(other.object - reference.object).max() < 1e-5
 
 
 @pytest.mark.parametrize("gridsize", [1, 2])
-def test_a_group_does_not_see_the_rest_of_the_scan(gridsize: int, scan: Scan, model: PtychoModel) -> None:
-    """A single position, with its neighbours, gives the same alone as among others in whatever batch."""
-    from ptycho_torch.data.grouping import find_nearest_groups
-
-    for centre in (0, 14):
-        asked = np.array([centre])
-        alone = predict_scan(model, scan, 1.0, gridsize=gridsize, centers=asked)
-        group = find_nearest_groups(scan.positions, gridsize, asked)[0]
-        company = scan.select(group)
-        without = predict_scan(model, company, 1.0, gridsize=gridsize, centers=np.array([0]))
-        assert np.abs(alone.object - without.object).max() < 1e-5
-        np.testing.assert_array_equal(alone.origin_yx, without.origin_yx)
+def test_a_group_is_independent_of_the_rest_of_the_scan(gridsize: int, scan: Scan, model: PtychoModel) -> None:
+    for center in (0, 14):
+        centers = np.array([center])
+        in_scan = predict_scan(model, scan, 1.0, gridsize=gridsize, centers=centers)
+        group = scan.select(find_nearest_groups(scan.positions, gridsize, centers)[0])
+        alone = predict_scan(model, group, 1.0, gridsize=gridsize, centers=np.array([0]))
+        assert np.abs(in_scan.object - alone.object).max() < 1e-5
+        np.testing.assert_array_equal(in_scan.origin_yx, alone.origin_yx)
 
 
 @pytest.mark.parametrize("gridsize", [2, 3])
 def test_merging_a_group_does_not_depend_on_other_groups(gridsize: int, scan: Scan) -> None:
-    """Also where no probe falls, and also beside a group that is lit a million times brighter."""
-    from ptycho_torch.physics.overlap import merge_patches
-
+    """The weights of a group span nine decades, and those of the other group are a million times higher."""
     members, rng = gridsize**2, np.random.default_rng(0)
     patches = torch.from_numpy(rng.normal(size=(2, members, 8, 8)) + 1j * rng.normal(size=(2, members, 8, 8)))
     weights = torch.from_numpy(10.0 ** rng.uniform(-9, 0, (2, members, 8, 8)))
@@ -100,53 +97,53 @@ def test_merging_a_group_does_not_depend_on_other_groups(gridsize: int, scan: Sc
     weights[1] *= 1e6
     together = merge_patches(patches, weights, corners)
     for group in range(2):
-        some = slice(group, group + 1)
-        assert (merge_patches(patches[some], weights[some], corners[some]) - together[some]).abs().max() < 1e-10
+        one = slice(group, group + 1)
+        assert (merge_patches(patches[one], weights[one], corners[one]) - together[one]).abs().max() < 1e-10
 
 
-def test_some_positions_in_any_order(scan: Scan, model: PtychoModel) -> None:
-    some = np.array([3, 30, 17])
-    result = predict_scan(model, scan, 1.0, centers=some)
-    np.testing.assert_array_equal(result.positions, scan.positions[some])
-    turned = predict_scan(model, scan, 1.0, centers=some[::-1])
-    assert np.abs(turned.object - result.object).max() < 1e-5
+def test_the_order_of_the_centers_has_no_effect(scan: Scan, model: PtychoModel) -> None:
+    centers = np.array([3, 30, 17])
+    result = predict_scan(model, scan, 1.0, centers=centers)
+    np.testing.assert_array_equal(result.positions, scan.positions[centers])
+    reversed_result = predict_scan(model, scan, 1.0, centers=centers[::-1])
+    assert np.abs(reversed_result.object - result.object).max() < 1e-5
 
 
-def test_the_scale_given_is_the_scale_used(scan: Scan, model: PtychoModel) -> None:
-    """Amplitudes twice as large with a quarter of the photons a squared unit are the same patterns."""
+def test_amplitudes_are_converted_by_the_photon_scale(scan: Scan, model: PtychoModel) -> None:
+    """Twice the amplitudes with a quarter of the photons per squared unit are the same patterns."""
     reference = predict_scan(model, scan, 1.0)
     twice = replace(scan, amplitudes=2 * scan.amplitudes)
     assert np.abs(predict_scan(model, twice, 0.25).object - reference.object).max() < 1e-5
     assert np.abs(predict_scan(model, twice, 1.0).object - reference.object).max() > 1e-2
 
 
-def test_a_group_larger_than_the_scan_is_refused(scan: Scan, model: PtychoModel) -> None:
+def test_a_group_larger_than_the_scan_raises(scan: Scan, model: PtychoModel) -> None:
     with pytest.raises(ConfigError, match="`gridsize` is 7, which needs groups of 49 positions"):
         predict_scan(model, scan, 1.0, gridsize=7)
 
 
-def test_half_precision_is_near(scan: Scan, model: PtychoModel) -> None:
+def test_half_precision_agrees_approximately(scan: Scan, model: PtychoModel) -> None:
     full, half = (predict_scan(model, scan, 1.0, precision=name).object for name in ("fp32", "bf16"))
     assert half.dtype == full.dtype
     assert 0 < np.abs(half - full).max() < 0.05
 
 
-def test_progress_is_told_to_the_end(scan: Scan, model: PtychoModel) -> None:
-    class Listener:
+def test_the_observer_receives_the_progress_of_all_patterns(scan: Scan, model: PtychoModel) -> None:
+    class Recorder:
         def __init__(self) -> None:
-            self.told: list[tuple[str, int]] = []
+            self.calls: list[tuple[str, int]] = []
 
         def start(self, task: str, total: int) -> None:
-            self.told.append((task, total))
+            self.calls.append((task, total))
 
         def advance(self, steps: int = 1, **figures: float) -> None:
-            self.told.append(("advance", steps))
+            self.calls.append(("advance", steps))
 
         def finish(self) -> None:
-            self.told.append(("end", 0))
+            self.calls.append(("finish", 0))
 
-    listener = Listener()
-    predict_scan(model, scan, 1.0, batch_size=10, observer=listener)
-    assert listener.told[0] == ("inference", 36)
-    assert sum(steps for what, steps in listener.told if what == "advance") == 36
-    assert listener.told[-1] == ("end", 0)
+    recorder = Recorder()
+    predict_scan(model, scan, 1.0, batch_size=10, observer=recorder)
+    assert recorder.calls[0] == ("inference", 36)
+    assert sum(steps for name, steps in recorder.calls if name == "advance") == 36
+    assert recorder.calls[-1] == ("finish", 0)
