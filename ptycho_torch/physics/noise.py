@@ -184,8 +184,8 @@ def sum_amplitude_errors(rates: Tensor, counts: Tensor, mask: Tensor | None) -> 
     counted = torch.ones_like(rates, dtype=torch.bool) if mask is None else mask.expand_as(rates)
     maps = (rates.sqrt() - counts.sqrt()).square(), counts, compute_noise_floor(rates)
     # A masked pixel may be NaN, so its value is replaced instead of multiplied by zero.
-    sums = (torch.where(counted, values, 0.0).sum((-2, -1), dtype=torch.float64) for values in maps)
-    return AmplitudeErrorSums(*sums, counted.sum((-2, -1), dtype=torch.float64))
+    error, photons, expected = (torch.where(counted, part, 0.0).sum((-2, -1), dtype=torch.float64) for part in maps)
+    return AmplitudeErrorSums(error, photons, expected, counted.sum((-2, -1), dtype=torch.float64))
 
 
 def compute_noise_floor(rates: Tensor) -> Tensor:
