@@ -1,6 +1,7 @@
 """Scan files in NPZ format: read, check against ``specs/data_contracts.md``, convert, and write."""
 
 import json
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -106,7 +107,8 @@ def _open_archive_stream(stream: IO[bytes], name: str) -> Iterator[zipfile.ZipFi
     try:
         with zipfile.ZipFile(stream) as archive:
             yield archive
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, tokenize.TokenError) as error:
+        # TokenError: numpy parses a damaged header, from Python 3.12 onward
         raise DataError(f"{name}: the NPZ file is truncated or damaged ({error}); copy or write it again") from error
 
 

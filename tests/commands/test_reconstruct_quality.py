@@ -37,7 +37,7 @@ def test_held_out_pixels_end_the_stages_of_a_pipeline(run_main: Call, scan_file:
     done = run_main("reconstruct", scan_file, "--output_dir", folder, "--config", tmp_path / "settings.yaml")
     assert done.code == 0, done.err
     assert "held_out 0." in done.err
-    assert "is kept" in done.err
+    assert "restored epoch" in done.err
     history = load_reconstruction(folder / "reconstruction.npz").history
     stages = np.array(history["stage"])
     assert 3 < (stages == 1).sum() < 40

@@ -227,7 +227,7 @@ def test_bad_file_gives_a_one_line_error_and_no_output(
     ("words", "message"),
     [
         (("--n_images", "0"), "--n_images is 0"),
-        (("--n_images", "37"), "--n_images is 37, and there are 34 groups"),
+        (("--n_images", "37"), "--n_images is 37; expected at most 34"),
         (("--gridsize", "6"), "choose a smaller --gridsize"),
         (("--gridsize", "1000000"), "choose a smaller --gridsize"),
         (("--nonsense", "1"), "--nonsense"),

@@ -51,7 +51,7 @@ def test_a_complex_factor_is_always_removed(sample_object: Callable[..., Complex
 
 
 @pytest.mark.parametrize("ramp", RAMPS)
-def test_a_ramp_is_removed_when_asked(sample_object: Callable[..., Complex], ramp: tuple[float, float]) -> None:
+def test_a_ramp_is_removed_on_request(sample_object: Callable[..., Complex], ramp: tuple[float, float]) -> None:
     pair = pair_of(sample_object, ramp=ramp, factor=2j)
     found = align(pair, remove_ramp=True)
     assert residual(pair, found.object) < 1e-6
@@ -60,7 +60,7 @@ def test_a_ramp_is_removed_when_asked(sample_object: Callable[..., Complex], ram
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
-def test_a_shift_is_removed_when_asked(sample_object: Callable[..., Complex], shift: tuple[float, float]) -> None:
+def test_a_shift_is_removed_on_request(sample_object: Callable[..., Complex], shift: tuple[float, float]) -> None:
     pair = pair_of(sample_object, shift=shift, factor=2j)
     found = align(pair, remove_shift=True)
     np.testing.assert_allclose(found.shift, shift, atol=1e-3)
@@ -79,7 +79,7 @@ def test_ramp_and_shift_together(sample_object: Callable[..., Complex], ramp: An
 
 
 @pytest.mark.parametrize(
-    ("left", "asked"),
+    ("left", "removed"),
     [
         ({"ramp": (0.05, 0.03)}, {}),
         ({"ramp": (0.05, 0.03)}, {"remove_shift": True}),
@@ -87,9 +87,9 @@ def test_ramp_and_shift_together(sample_object: Callable[..., Complex], ramp: An
         ({"shift": (1.5, -1)}, {"remove_ramp": True}),
     ],
 )
-def test_what_is_not_asked_is_not_removed(sample_object: Callable[..., Complex], left: Any, asked: Any) -> None:
+def test_nothing_else_is_removed(sample_object: Callable[..., Complex], left: Any, removed: Any) -> None:
     pair = pair_of(sample_object, **left)
-    assert residual(pair, align(pair, **asked).object) > 0.2
+    assert residual(pair, align(pair, **removed).object) > 0.2
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_signs_of_ramp_and_shift(sample_object: Callable[..., Complex]) -> None:
     np.testing.assert_allclose(
         estimate_phase_ramp(apply_phase_ramp(truth, np.array([0.2, -0.1])), truth, region), [0.2, -0.1], atol=1e-7
     )
-    # What stands too far down has to go up.
+    # An object that is 4 rows too low moves up.
     np.testing.assert_allclose(estimate_shift(np.roll(truth, (4, -2), (0, 1)), truth, region), [-4, 2], atol=1e-4)
 
 

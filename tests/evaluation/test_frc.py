@@ -71,7 +71,7 @@ def test_a_flat_image_correlates_with_nothing(sample_object: Callable[..., Compl
 
 
 def test_a_flat_phase_gives_no_agreement_for_a_phase_object(sample_object: Callable[..., Complex]) -> None:
-    """The true amplitude without the phase: a picture that a correlation of amplitudes would call perfect."""
+    """The true amplitude without the phase: an image for which a correlation of amplitudes is perfect."""
     truth = sample_object(np.arange(64), np.arange(64))
     found = compute_ring_correlation(np.abs(truth).astype(complex), truth)
     assert np.mean(found.correlation < found.threshold) > 0.8

@@ -1,4 +1,4 @@
-"""Metrics: by hand where a hand can, blind to what they say they remove, and to nothing else."""
+"""Metrics: equal to values computed by hand, and invariant to exactly the ambiguities that they remove."""
 
 import math
 from collections.abc import Callable
@@ -66,7 +66,7 @@ def test_a_shift_counts_unless_it_is_removed(simulated_case: Any, sample_object:
 
 
 @pytest.mark.parametrize("value", [1, 0.2j, -30])
-def test_a_flat_picture_is_bad_by_every_figure(simulated_case: Any, value: complex) -> None:
+def test_a_flat_image_scores_badly_in_every_metric(simulated_case: Any, value: complex) -> None:
     found = compared(simulated_case, np.full(simulated_case.reconstruction.object.shape, value))
     assert min(found.nrmse, found.nrmse_scanned_box) > 0.3
     assert found.amplitude_psnr < 15
@@ -77,7 +77,7 @@ def test_a_flat_picture_is_bad_by_every_figure(simulated_case: Any, value: compl
     assert found.frc.resolution is None
 
 
-def test_a_dark_picture_is_wholly_wrong(simulated_case: Any) -> None:
+def test_an_object_of_zeros_has_an_nrmse_of_one(simulated_case: Any) -> None:
     found = compared(simulated_case, 0 * simulated_case.reconstruction.object)
     assert found.nrmse == pytest.approx(1)
     assert found.frc is not None

@@ -1,4 +1,4 @@
-"""What roughness is: against the sums written out, and what minimising it does."""
+"""Roughness penalties: equal to sums written out, and the effect of minimizing them."""
 
 import numpy as np
 import pytest

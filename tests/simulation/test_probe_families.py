@@ -26,7 +26,7 @@ SIZES = [32, 40, 64, 96, 128]
 
 
 def share_within(power: np.ndarray, part: float) -> float:
-    """Share of ``power`` (N, N), centred, in the central ``part`` of each side."""
+    """Return the share of ``power`` (N, N), centered, in the central ``part`` of each side."""
     size = len(power)
     edge = round(size * (1 - part) / 2)
     return float(power[edge : size - edge, edge : size - edge].sum() / power.sum())
