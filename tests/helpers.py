@@ -11,8 +11,12 @@ from numpy.typing import NDArray
 from ptycho_torch.core.observer import Observer
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
+from ptycho_torch.engines.initialization import paste_object
+from ptycho_torch.engines.measurement_model import MeasurementModel
+from ptycho_torch.engines.state import ReconstructionState, make_measurement, make_vacuum_state
 from ptycho_torch.physics.batch import make_batch
 from ptycho_torch.physics.forward import from_object, shift_probe
+from ptycho_torch.physics.noise import make_noise_model
 from ptycho_torch.physics.patches import extract_patches, make_canvas, place_patches, split_positions
 
 ROOT = Path(__file__).parents[1]
@@ -204,3 +208,17 @@ def run_python_blocks(page: Path) -> dict[str, Any]:
     for number, block in enumerate(list_python_blocks(page), start=1):
         exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
     return namespace
+
+
+def make_true_state(scan: Scan, margin: int = 2) -> ReconstructionState:
+    """Return the state at the true object, probe and positions of ``scan``."""
+    state = make_vacuum_state(torch.from_numpy(scan.positions.copy()), torch.from_numpy(scan.probe), margin)
+    assert scan.truth is not None
+    state.object = paste_object(state, scan.truth, np.zeros(2, np.int64))
+    return state
+
+
+def make_measurement_model(scan: Scan, state: ReconstructionState) -> MeasurementModel:
+    """Return the measurement model of ``scan`` at ``state``, with amplitude noise and a probe that may change."""
+    measurement = make_measurement(scan, 1.0, make_noise_model("amplitude"), torch.device("cpu"))
+    return MeasurementModel(measurement, state, fixed_probe=False)

@@ -162,11 +162,18 @@ def fit(
     log.info("validation: %s", validation_set.description)
     if not trainer.run(observer or SilentObserver(), NullTracker()):
         log.warning("the training was interrupted after epoch %d", len(trainer.history))
-    model.load_state_dict(trainer.optimizer.averaged_weights)
-    model.eval()
-    record = make_training_record(trainer, sources, validation_set, report_collapse(trainer))
-    provenance = {"version": ptycho_torch.__version__, "command": "fit", "seed": seed, **record}
-    return Model(model, tuple(source.scan_record for source in sources), gridsize, provenance)
+    return _make_trained_model(trainer, sources, validation_set, gridsize)
+
+
+def _make_trained_model(
+    trainer: Trainer, sources: Sequence[TrainingScan], validation: ValidationSet, gridsize: int
+) -> Model:
+    """Return the model of a finished training with its averaged weights and its provenance."""
+    trainer.model.load_state_dict(trainer.optimizer.averaged_weights)
+    trainer.model.eval()
+    record = make_training_record(trainer, sources, validation, report_collapse(trainer))
+    provenance = {"version": ptycho_torch.__version__, "command": "fit", "seed": trainer.settings.seed, **record}
+    return Model(trainer.model, tuple(source.scan_record for source in sources), gridsize, provenance)
 
 
 def _apply_targets(

@@ -8,44 +8,23 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from helpers import make_measurement_model, make_true_state
 
 from ptycho_torch.config.engines import ENGINES, PIE, EngineOptions
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.initialization import paste_object, set_num_modes
+from ptycho_torch.engines.initialization import set_num_modes
 from ptycho_torch.engines.measurement_model import MeasurementModel
 from ptycho_torch.engines.nuisance import AmbiguityFix, remove_slow_variation
 from ptycho_torch.engines.pipeline import PipelineRun
-from ptycho_torch.engines.state import ReconstructionState, make_measurement, make_vacuum_state
+from ptycho_torch.engines.state import make_measurement, make_vacuum_state
 from ptycho_torch.evaluation.fourier_error import compute_fourier_error
 from ptycho_torch.io.reconstruction import load_reconstruction
 from ptycho_torch.physics.batch import scale_probe_to_photons
-from ptycho_torch.physics.forward import from_object, from_patches
+from ptycho_torch.physics.forward import from_patches
 from ptycho_torch.physics.noise import make_noise_model
 from ptycho_torch.physics.probe import compute_center, compute_power
-
-
-@pytest.fixture(scope="module")
-def noiseless(scan_factory: Callable[..., Scan]) -> Scan:
-    """A scan without noise whose probe has the power with which the true object predicts the patterns."""
-    scan = scan_factory(n=36, size=24, seed=1, photons=0)
-    assert scan.truth is not None
-    expected = from_object(*(torch.from_numpy(a) for a in (scan.truth, scan.probe, scan.positions))).intensity
-    scale = np.square(scan.amplitudes, dtype=np.float64).sum() / float(expected.sum())
-    return replace(scan, probe=(scan.probe * np.sqrt(scale)).astype(np.complex64))
-
-
-def make_true_state(scan: Scan, margin: int = 2) -> ReconstructionState:
-    state = make_vacuum_state(torch.from_numpy(scan.positions.copy()), torch.from_numpy(scan.probe), margin)
-    assert scan.truth is not None
-    state.object = paste_object(state, scan.truth, np.zeros(2, np.int64))
-    return state
-
-
-def make_model(scan: Scan, state: ReconstructionState) -> MeasurementModel:
-    measurement = make_measurement(scan, 1.0, make_noise_model("amplitude"), torch.device("cpu"))
-    return MeasurementModel(measurement, state, fixed_probe=False)
 
 
 def add_fluctuation(scan: Scan, strength: float) -> tuple[Scan, np.ndarray]:
@@ -174,7 +153,7 @@ def test_slow_variation_is_removed_and_fast_variation_is_kept() -> None:
 def test_the_ambiguity_fix_preserves_the_predicted_patterns(noiseless: Scan) -> None:
     state = make_true_state(noiseless, margin=6)
     state.probe = set_num_modes(state.probe, 2)
-    model, all_patterns = make_model(noiseless, state), torch.arange(len(noiseless))
+    model, all_patterns = make_measurement_model(noiseless, state), torch.arange(len(noiseless))
     ambiguity_fix = AmbiguityFix(state)
     state.probe = 1.7 * torch.roll(state.probe, (2, -1), (-2, -1))
     before = from_patches(model.patches(all_patterns), model.probes(all_patterns)).intensity

@@ -1,49 +1,24 @@
 """Refinement of the scan positions by the engines: both estimators, affine maps, and the bound."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from helpers import make_measurement_model, make_true_state
 
 from ptycho_torch.config.engines import ENGINES
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.initialization import paste_object
-from ptycho_torch.engines.measurement_model import ExitWaveUpdate, MeasurementModel
+from ptycho_torch.engines.measurement_model import ExitWaveUpdate
 from ptycho_torch.engines.pipeline import PipelineRun
 from ptycho_torch.engines.position_refinement import PositionRefiner
-from ptycho_torch.engines.state import ReconstructionState, make_measurement, make_vacuum_state
+from ptycho_torch.engines.state import ReconstructionState, make_vacuum_state
 from ptycho_torch.physics.batch import scale_probe_to_photons
-from ptycho_torch.physics.forward import from_object
-from ptycho_torch.physics.noise import make_noise_model
 from ptycho_torch.simulation.scan import simulate_measurement
 
 METHODS = ["gradient", "correlation"]
-
-
-@pytest.fixture(scope="module")
-def noiseless(scan_factory: Callable[..., Scan]) -> Scan:
-    """A scan without noise whose probe has the power with which the true object predicts the patterns."""
-    scan = scan_factory(n=36, size=24, seed=1, photons=0)
-    assert scan.truth is not None
-    expected = from_object(*(torch.from_numpy(a) for a in (scan.truth, scan.probe, scan.positions))).intensity
-    scale = np.square(scan.amplitudes, dtype=np.float64).sum() / float(expected.sum())
-    return replace(scan, probe=(scan.probe * np.sqrt(scale)).astype(np.complex64))
-
-
-def make_true_state(scan: Scan, margin: int = 2) -> ReconstructionState:
-    state = make_vacuum_state(torch.from_numpy(scan.positions.copy()), torch.from_numpy(scan.probe), margin)
-    assert scan.truth is not None
-    state.object = paste_object(state, scan.truth, np.zeros(2, np.int64))
-    return state
-
-
-def make_model(scan: Scan, state: ReconstructionState) -> MeasurementModel:
-    measurement = make_measurement(scan, 1.0, make_noise_model("amplitude"), torch.device("cpu"))
-    return MeasurementModel(measurement, state, fixed_probe=False)
 
 
 def refine_positions(
@@ -63,7 +38,7 @@ def test_displacement_estimates_point_toward_the_true_position(
 ) -> None:
     state = make_true_state(noiseless)
     state.positions = state.positions + torch.tensor(shift, dtype=torch.float64)
-    model, all_patterns = make_model(noiseless, state), torch.arange(len(noiseless))
+    model, all_patterns = make_measurement_model(noiseless, state), torch.arange(len(noiseless))
     refiner = PositionRefiner(model, 5.0, method)
     estimate = refiner.estimate(model.compute_update(all_patterns), all_patterns)[0].mean(0)
     # An exit-wave change has no phase information at the detector: the length of the estimate is only approximate.
@@ -78,13 +53,13 @@ def test_correlation_recovers_the_displacement_of_a_shifted_exit_wave(
     noiseless: Scan, shift: tuple[float, float]
 ) -> None:
     state = make_true_state(noiseless, margin=6)
-    model, all_patterns = make_model(noiseless, state), torch.arange(len(noiseless))
+    model, all_patterns = make_measurement_model(noiseless, state), torch.arange(len(noiseless))
     here = model.compute_update(all_patterns)
     state.positions = state.positions + torch.tensor(shift, dtype=torch.float64)
     model.refresh()
     # Only the patch moves; the probe keeps its sub-pixel shift.
     moved = model.patches(all_patterns)
-    whole = model.corners - make_model(noiseless, make_true_state(noiseless, margin=6)).corners
+    whole = model.corners - make_measurement_model(noiseless, make_true_state(noiseless, margin=6)).corners
     change = here.probes * moved[:, None] - here.probes * here.patches[:, None]
     update = ExitWaveUpdate(here.patches, here.probes, change, None, 0.0)
     estimate, curvature = PositionRefiner(model, 5.0, "correlation").estimate(update, all_patterns)
@@ -95,7 +70,7 @@ def test_correlation_recovers_the_displacement_of_a_shifted_exit_wave(
 @pytest.mark.parametrize("method", METHODS)
 def test_a_flat_object_moves_no_position(noiseless: Scan, method: str) -> None:
     vacuum = make_vacuum_state(torch.from_numpy(noiseless.positions.copy()), torch.from_numpy(noiseless.probe))
-    model, all_patterns = make_model(noiseless, vacuum), torch.arange(len(noiseless))
+    model, all_patterns = make_measurement_model(noiseless, vacuum), torch.arange(len(noiseless))
     estimate, _ = PositionRefiner(model, 5.0, method).estimate(model.compute_update(all_patterns), all_patterns)
     assert estimate.abs().max() < 1e-2
 

@@ -87,7 +87,9 @@ def test_ramp_and_shift_together(sample_object: Callable[..., Complex], ramp: An
         ({"shift": (1.5, -1)}, {"remove_ramp": True}),
     ],
 )
-def test_ambiguities_that_are_not_requested_remain(sample_object: Callable[..., Complex], left: Any, removed: Any) -> None:
+def test_ambiguities_that_are_not_requested_remain(
+    sample_object: Callable[..., Complex], left: Any, removed: Any
+) -> None:
     pair = pair_of(sample_object, **left)
     assert residual(pair, align(pair, **removed).object) > 0.2
 
