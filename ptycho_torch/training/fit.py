@@ -103,7 +103,7 @@ def fit(
     scans = [require_scan(scan) for scan in (scans if isinstance(scans, Iterable) else [scans])]
     if not scans:
         raise ConfigError("there is no scan; expected at least one; add it to `scans`")
-    numbers = SimpleNamespace(
+    _check_numbers(
         epochs=epochs,
         position_bound=position_bound,
         gridsize=gridsize,
@@ -111,8 +111,6 @@ def fit(
         learning_rate=learning_rate,
         seed=seed,
     )
-    require_positive(numbers, "position_bound", "gridsize", "batch_size", "learning_rate")
-    require_not_negative(numbers, "epochs", "seed")
     check_distinct_scans(scans)
     selected_device = select_device(device)
     supervised = isinstance(targets, str)
@@ -163,6 +161,13 @@ def fit(
     if not trainer.run(observer or SilentObserver(), NullTracker()):
         log.warning("the training was interrupted after epoch %d", len(trainer.history))
     return _make_trained_model(trainer, sources, validation_set, gridsize)
+
+
+def _check_numbers(**settings: float | None) -> None:
+    """Raise ConfigError if a setting of :func:`fit` is out of its range."""
+    numbers = SimpleNamespace(**settings)
+    require_positive(numbers, "position_bound", "gridsize", "batch_size", "learning_rate")
+    require_not_negative(numbers, "epochs", "seed")
 
 
 def _make_trained_model(
