@@ -30,6 +30,11 @@ from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.npz import save_scan
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest test first, so that no worker waits for it at the end."""
+    items.sort(key=lambda item: item.name != "test_every_command_of_the_pages_runs")
+
+
 @pytest.fixture(scope="session")
 def scan_factory() -> Callable[..., Scan]:
     """Makes a scan: see :func:`make_scan`."""
