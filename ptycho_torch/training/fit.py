@@ -113,9 +113,8 @@ def fit(
     )
     check_distinct_scans(scans)
     selected_device = select_device(device)
+    _check_target_name(targets)
     supervised = isinstance(targets, str)
-    if supervised and targets != "labels":
-        raise ConfigError(f"`targets` is {targets!r}; expected a reconstruction of each scan, or 'labels'")
     sources = [
         make_training_scan(
             scan,
@@ -168,6 +167,12 @@ def _check_numbers(**settings: float | None) -> None:
     numbers = SimpleNamespace(**settings)
     require_positive(numbers, "position_bound", "gridsize", "batch_size", "learning_rate")
     require_not_negative(numbers, "epochs", "seed")
+
+
+def _check_target_name(targets: object) -> None:
+    """Raise ConfigError if ``targets`` is text other than ``"labels"``."""
+    if isinstance(targets, str) and targets != "labels":
+        raise ConfigError(f"`targets` is {targets!r}; expected a reconstruction of each scan, or 'labels'")
 
 
 def _make_trained_model(
