@@ -81,13 +81,16 @@ def _format_layout(profile: Profile) -> Iterator[str]:
 
 
 def _format_geometry(geometry: dict[str, Any]) -> Iterator[str]:
-    modes = "one probe mode" if geometry["modes"] == 1 else f"{geometry['modes']} probe modes"
+    count = geometry["modes"]
+    modes = "no probe" if count == 0 else "one probe mode" if count == 1 else f"{count} probe modes"
     yield f"  patterns     {geometry['patterns']} of {geometry['size']} × {geometry['size']} pixels, {modes}"
     ranges = ", ".join(f"{axis} {geometry[axis][0]:.2f} to {geometry[axis][1]:.2f}" for axis in ("x", "y"))
     yield f"  coordinates  {ranges} pixels"
     if geometry["step"] is not None:
         yield f"  step         {geometry['step']:.3f} pixels (median distance to the nearest neighbor)"
-    yield f"  probe        {geometry['probe_diameter']:.1f} pixels in diameter (uniform disk of the same second moment)"
+    diameter = geometry["probe_diameter"]
+    if diameter is not None:
+        yield f"  probe        {diameter:.1f} pixels in diameter (uniform disk of the same second moment)"
     if geometry["overlap"] is not None:
         yield f"  overlap      {geometry['overlap']:.1%} (1 - step / probe diameter)"
 

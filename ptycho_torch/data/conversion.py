@@ -55,7 +55,6 @@ def make_scan_from_arrays(
             logger.warning("%s: %s", name, violation.message)
     patterns = arrays[str(find_diffraction_key(arrays))]
     count = int(compute_stack_size(patterns, layout)[1] or 0)
-    probe = arrays["probeGuess"].reshape(normalize_probe_shape(arrays["probeGuess"].shape)).astype(np.complex64)
     declared = layout.metadata.get("photons_per_unit")
     if photons_per_unit is None and declared is None and layout.measurement == "counts":
         declared = 1.0
@@ -63,7 +62,7 @@ def make_scan_from_arrays(
     return Scan(
         amplitudes=_compute_amplitudes(patterns, layout, count),
         positions=_stack_positions(arrays, "ycoords", "xcoords"),
-        probe=np.ascontiguousarray(probe if probe.ndim == 3 else probe[None]),
+        probe=_convert_probe(arrays.get("probeGuess")),
         mask=None if mask is None else move_pattern_axis_first(mask.astype(bool), layout, count),
         truth=None if truth is None else np.ascontiguousarray(truth, dtype=np.complex64),
         scan_index=arrays["scan_index"].astype(np.int64) if "scan_index" in arrays else None,
@@ -76,6 +75,13 @@ def make_scan_from_arrays(
         metadata=layout.metadata,
         source=source,
     )
+
+
+def _convert_probe(probe: NDArray[Any] | None) -> NDArray[np.complex64] | None:
+    if probe is None:
+        return None
+    modes = probe.reshape(normalize_probe_shape(probe.shape)).astype(np.complex64)
+    return np.ascontiguousarray(modes if modes.ndim == 3 else modes[None])
 
 
 def _compute_amplitudes(patterns: NDArray[Any], layout: DiffractionLayout, count: int) -> NDArray[np.float32]:

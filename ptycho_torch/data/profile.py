@@ -140,20 +140,22 @@ def _summarize_array(array: NDArray[Any] | ArrayHeader) -> dict[str, Any]:
 
 def _describe_geometry(arrays: Mapping[str, NDArray[Any]], layout: DiffractionLayout) -> dict[str, Any]:
     positions = np.stack([arrays["ycoords"], arrays["xcoords"]], axis=1).astype(np.float64)
-    probe = arrays["probeGuess"]
-    probe = probe.reshape(normalize_probe_shape(probe.shape))
+    probe = arrays.get("probeGuess")
+    probe = None if probe is None else probe.reshape(normalize_probe_shape(probe.shape))
     size, count = compute_stack_size(arrays[str(find_diffraction_key(arrays))], layout)
-    step, diameter = compute_median_step(positions), compute_probe_diameter(probe)
+    step = compute_median_step(positions)
+    diameter = None if probe is None else compute_probe_diameter(probe)
+    modes = 0 if probe is None else 1 if probe.ndim == 2 else len(probe)
     (low_y, low_x), (high_y, high_x) = positions.min(0).tolist(), positions.max(0).tolist()
     return {
         "patterns": count,
         "size": size,
-        "modes": 1 if probe.ndim == 2 else len(probe),
+        "modes": modes,
         "x": [low_x, high_x],
         "y": [low_y, high_y],
         "step": step,
         "probe_diameter": diameter,
-        "overlap": None if step is None or not diameter > 0 else 1 - step / diameter,
+        "overlap": None if step is None or not diameter else 1 - step / diameter,
     }
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ptycho_torch.core.annotations import Figure
 from ptycho_torch.core.deferred import call_deferred
 from ptycho_torch.core.summary import format_summary, format_summary_html
+from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.data.scan import Scan
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Reconstruction:
         intensities: (n,) float32, power of the probe in each pattern relative to its mean. None: equal.
         uncertainty: (rows, columns) float32, standard deviation of each complex object pixel in the unit of the
             object, infinite outside the illumination. None: not estimated.
+        geometry: wavelength, distance and pixel sizes. None: unknown.
         history: values per epoch by name, such as ``"epoch"``, ``"loss"``, ``"val_loss"`` and ``"r"``.
         metadata: provenance, which can be stored as JSON.
     """
@@ -63,6 +65,9 @@ class Reconstruction:
     uncertainty: NDArray[np.float32] | None = None
     """Standard deviation of each pixel, sqrt(E|object − truth|²) after a complex factor, in the object's unit, (rows,
     columns); infinite outside the illumination. None: not estimated."""
+
+    geometry: Geometry | None = None
+    """Wavelength, distance and pixel sizes; None: unknown."""
 
     history: dict[str, list[float]] = field(default_factory=dict)
     """Values per epoch by name (``"epoch"``, ``"loss"``, ``"val_loss"``, ``"r"``, …)."""
@@ -176,6 +181,9 @@ class Reconstruction:
             "probe": f"{modes} mode{'s' * (modes > 1)} of {size} × {size} pixels",
             "positions": f"{len(self.positions):,}",
         }
+        if self.geometry is not None and self.geometry.object_pixel_m is not None:
+            y, x = (side * 1e9 for side in self.geometry.object_pixel_m)
+            facts["object pixel"] = f"{y:.4g} × {x:.4g} nm (y, x)"
         if "method" in self.metadata:
             facts["method"] = str(self.metadata["method"])
         if self.uncertainty is not None:

@@ -41,7 +41,7 @@ def format_pickle_message(key: str) -> str:
 def check_missing_keys(arrays: Arrays) -> Broken:
     """Check R2: required keys."""
     required = {"diffraction": find_diffraction_key(arrays)} | {
-        key: key if key in arrays else None for key in ("probeGuess", "xcoords", "ycoords")
+        key: key if key in arrays else None for key in ("xcoords", "ycoords")
     }
     missing = [key for key, present in required.items() if present is None]
     if missing:

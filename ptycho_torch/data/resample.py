@@ -65,9 +65,13 @@ def crop_scan(scan: Scan, factor: int) -> Scan:
     setting = f"`crop` {factor}"
     amplitudes = np.ascontiguousarray(scan.amplitudes[:, middle, middle])
     mask = None if scan.mask is None else np.ascontiguousarray(scan.mask[..., middle, middle])
-    probe = _crop_probe_band(scan.probe, middle).astype(np.complex64)
+    probe = None if scan.probe is None else _crop_probe_band(scan.probe, middle).astype(np.complex64)
     _check_photons_left(scan, amplitudes, mask, setting)
-    if not compute_probe_power(probe) > 1e-6 * compute_probe_power(scan.probe):
+    if (
+        scan.probe is not None
+        and probe is not None
+        and not compute_probe_power(probe) > 1e-6 * compute_probe_power(scan.probe)
+    ):
         raise DataError(
             f"{_format_source(scan)}: {setting} leaves nothing of the probe's power; choose a smaller factor"
         )
@@ -80,6 +84,7 @@ def crop_scan(scan: Scan, factor: int) -> Scan:
         truth=None if scan.truth is None else _resample_transmission(scan.truth, factor).astype(np.complex64),
         nominal_positions=None if scan.nominal_positions is None else scan.nominal_positions / factor,
         labels=None if scan.labels is None else _resample_transmission(scan.labels, factor).astype(np.complex64),
+        geometry=None if scan.geometry is None else scan.geometry.scale_pixels(object_factor=factor),
     )
 
 
@@ -102,11 +107,13 @@ def bin_scan(scan: Scan, factor: int) -> Scan:
     if factor == 1:
         return scan
     middle = _make_central_slice(scan.size, scan.size // factor)
-    probe = scan.probe[:, middle, middle]
-    lost_fraction = 1 - compute_probe_power(probe) / compute_probe_power(scan.probe)
+    probe = None if scan.probe is None else scan.probe[:, middle, middle]
+    lost_fraction = 0.0
+    if scan.probe is not None and probe is not None:
+        lost_fraction = 1 - compute_probe_power(probe) / compute_probe_power(scan.probe)
     if lost_fraction > MAX_PROBE_POWER_LOSS:
         raise ConfigError(
-            f"`bin` is {factor} and crops the probe to its central {probe.shape[-1]} pixels, which loses "
+            f"`bin` is {factor} and crops the probe to its central {scan.size // factor} pixels, which loses "
             f"{lost_fraction:.1%} of its power; expected at most {MAX_PROBE_POWER_LOSS:.0%}; choose a smaller factor"
         )
     mask = None if scan.mask is None else np.asarray(_split_into_blocks(scan.mask, factor).all((-3, -1)))
@@ -116,9 +123,10 @@ def bin_scan(scan: Scan, factor: int) -> Scan:
     return replace(
         scan,
         amplitudes=amplitudes,
-        probe=(probe * _make_block_ramp(scan.size, factor)).astype(np.complex64),
+        probe=None if probe is None else (probe * _make_block_ramp(scan.size, factor)).astype(np.complex64),
         mask=mask,
         labels=None if scan.labels is None else np.ascontiguousarray(scan.labels[:, middle, middle]),
+        geometry=None if scan.geometry is None else scan.geometry.scale_pixels(detector_factor=factor),
     )
 
 

@@ -14,6 +14,7 @@ from ptycho_torch.core.deferred import call_deferred
 from ptycho_torch.core.errors import ContractError, DataError
 from ptycho_torch.core.summary import format_summary, format_summary_html
 from ptycho_torch.data.contract import find_violations, raise_for_violations
+from ptycho_torch.data.geometry import GEOMETRY_KEYS, Geometry, read_geometry
 from ptycho_torch.data.layout import ArrayHeader, is_positive_number
 
 FIELD_DTYPES: dict[str, Any] = {
@@ -56,7 +57,8 @@ class Scan:
         amplitudes: (n, N, N) float32, square roots of the counts times any constant factor; zero frequency at
             [N//2, N//2].
         positions: (n, 2) float64, scan positions (y, x) in object pixels, in file order: the center of each patch.
-        probe: (M, N, N) complex64, incoherent probe modes in real space, of any power; one mode may be (N, N).
+        probe: (M, N, N) complex64, incoherent probe modes in real space, of any power; one mode may be (N, N). None:
+            unknown, and estimated where it is needed.
         mask: (N, N) or (n, N, N) bool, True where a detector pixel counts, centered as the amplitudes. None: all count.
         truth: (rows, columns) complex64, the true object with the origin (0, 0), used for evaluation only.
         scan_index: (n,) int64, number of the scan that each pattern belongs to.
@@ -65,6 +67,8 @@ class Scan:
         labels: (n, N, N) complex64, true object patches.
         photons_per_unit: photons per squared unit of amplitude; 1.0 if the amplitudes are square roots of photon
             counts. None: unknown, and determined where it is needed.
+        geometry: wavelength, distance and pixel sizes. None: the entry "geometry" or "pixel_size" of ``metadata``,
+            otherwise unknown.
         metadata: further facts, which can be stored as JSON.
         source: file that the scan was read from.
 
@@ -79,8 +83,8 @@ class Scan:
     positions: NDArray[np.float64]
     """Scan positions (y, x) in object pixels, (n, 2), in file order: the center of each patch."""
 
-    probe: NDArray[np.complex64]
-    """Incoherent probe modes in real space, (M, N, N), any power."""
+    probe: NDArray[np.complex64] | None = None
+    """Incoherent probe modes in real space, (M, N, N), any power; None: unknown."""
 
     mask: NDArray[np.bool_] | None = None
     """True where a detector pixel counts, (N, N) or (n, N, N), centered as the amplitudes; None: all count."""
@@ -103,6 +107,9 @@ class Scan:
     photons_per_unit: float | None = None
     """Photons per squared unit of amplitude; None: unknown."""
 
+    geometry: Geometry | None = None
+    """Wavelength, distance and pixel sizes; None: unknown."""
+
     metadata: dict[str, Any] = field(default_factory=dict)
     """The file's metadata (JSON)."""
 
@@ -118,8 +125,12 @@ class Scan:
                 if name == "amplitudes":
                     _refuse_counts(self, array)
                 object.__setattr__(self, name, _cast(array, np.dtype(dtype)))
-        if self.probe.ndim == 2:
+        if self.probe is not None and self.probe.ndim == 2:
             object.__setattr__(self, "probe", self.probe[None])
+        if self.geometry is None:
+            object.__setattr__(self, "geometry", read_geometry(self.metadata))
+        kept = {key: value for key, value in self.metadata.items() if key not in GEOMETRY_KEYS}
+        object.__setattr__(self, "metadata", kept)
         _check_shapes(self)
         _check_values(self)
 
@@ -136,6 +147,19 @@ class Scan:
     def size(self) -> int:
         """N, the side of a pattern in pixels."""
         return int(self.amplitudes.shape[-1])
+
+    def require_probe(self) -> NDArray[np.complex64]:
+        """Return the probe.
+
+        Raises:
+            DataError: the probe is unknown.
+        """
+        if self.probe is None:
+            raise DataError(
+                f"{_get_name(self)}: the scan has no probe; expected an initial probe (M, N, N); set `probe`, "
+                "`probe_key` or `init_probe`"
+            )
+        return self.probe
 
     def digest(self) -> str:
         """Return a short fingerprint of the computed-with arrays, which is equal for files of the same scan."""
@@ -170,13 +194,16 @@ class Scan:
 
     def _summarize(self) -> tuple[str, dict[str, str]]:
         """Return title and facts of the representation."""
-        modes = len(self.probe)
+        modes = 0 if self.probe is None else len(self.probe)
         height, width = np.ptp(self.positions, axis=0)
         facts = {
-            "probe": f"{modes} mode{'s' * (modes > 1)}",
+            "probe": f"{modes} mode{'s' * (modes > 1)}" if modes else "unknown",
             "photons": self._describe_photons(),
             "positions": f"{height:.1f} × {width:.1f} pixels (y, x)",
         }
+        if self.geometry is not None and self.geometry.object_pixel_m is not None:
+            y, x = (side * 1e9 for side in self.geometry.object_pixel_m)
+            facts["object pixel"] = f"{y:.4g} × {x:.4g} nm (y, x)"
         if self.mask is not None:
             facts["mask"] = f"{1 - self.mask.mean():.1%} of the pixels masked"
         if self.truth is not None:
@@ -197,7 +224,7 @@ def scan_to_arrays(scan: Scan) -> dict[str, NDArray[Any]]:
     """Return the arrays of a scan by the key names of the canonical layout, without metadata."""
     arrays: dict[str, NDArray[Any] | None] = {
         "diffraction": scan.amplitudes,
-        "probeGuess": scan.probe[0] if len(scan.probe) == 1 else scan.probe,
+        "probeGuess": scan.probe[0] if scan.probe is not None and len(scan.probe) == 1 else scan.probe,
         "xcoords": scan.positions[:, 1],
         "ycoords": scan.positions[:, 0],
         "mask": scan.mask,
@@ -236,7 +263,7 @@ def require_scan(value: Any) -> Scan:
 
 
 def _check_required(scan: Scan) -> None:
-    for rule, name in (("R4", "amplitudes"), ("R11", "positions"), ("R13", "probe")):
+    for rule, name in (("R4", "amplitudes"), ("R11", "positions")):
         if getattr(scan, name) is None:
             raise ContractError(rule, f"{_get_name(scan)}: `{name}` is None; expected an array")
 
@@ -282,7 +309,7 @@ def _check_shapes(scan: Scan) -> None:
     ):
         if array is not None and (array.ndim != 2 or array.shape[1] != 2):
             raise ContractError(rule, f"{name}: `{label}` has shape {array.shape}; expected (n, 2), columns (y, x)")
-    if scan.probe.ndim != 3:
+    if scan.probe is not None and scan.probe.ndim != 3:
         raise ContractError(
             "R13", f"{name}: `probe` has shape {scan.probe.shape}; expected complex, (N, N) or (modes, N, N)"
         )

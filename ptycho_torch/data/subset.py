@@ -163,13 +163,14 @@ def compute_overlap(scan: Scan) -> dict[str, float | None]:
         ``step`` and ``probe_diameter`` in pixels; ``overlap``: 1 − step / diameter; ``group_reach``: median distance in
         pixels from a position to the farthest position of its group at gridsize 2.
     """
-    step, diameter = compute_median_step(scan.positions), compute_probe_diameter(scan.probe)
+    step = compute_median_step(scan.positions)
+    diameter = None if scan.probe is None else compute_probe_diameter(scan.probe)
     groups = scan.positions[find_nearest_groups(scan.positions, GRIDSIZE, np.arange(len(scan)))]
     reach = np.sqrt(np.square(groups[:, 1:] - groups[:, :1]).sum(2)).max(1)
     return {
         "step": step,
         "probe_diameter": diameter,
-        "overlap": None if step is None or not diameter > 0 else 1 - step / diameter,
+        "overlap": None if step is None or not diameter else 1 - step / diameter,
         "group_reach": float(np.median(reach)),
     }
 
@@ -202,7 +203,9 @@ def describe_steps(source: Scan, subset: Scan, crop: int, bin: int) -> list[str]
     ):
         if factor > 1:
             steps.append(f"{name} {factor}: {description}")
-    if crop * bin > 1:
+    if crop * bin > 1 and subset.probe is None:
+        steps.append(f"patterns {source.size} -> {subset.size} pixels per side")
+    elif crop * bin > 1 and source.probe is not None and subset.probe is not None:
         share = compute_probe_power(subset.probe) / compute_probe_power(source.probe)
         steps.append(f"patterns {source.size} -> {subset.size} pixels per side, with {share:.2%} of the probe's power")
     if strip_folders(source.metadata) != source.metadata:

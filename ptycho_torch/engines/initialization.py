@@ -210,7 +210,7 @@ def make_initial_probe(spec: str, scan: Scan, rng: np.random.Generator) -> NDArr
         DataError: The file has no probe that fits the scan.
     """
     if spec == "file":
-        return scan.probe
+        return scan.require_probe()
     kind, _, value = spec.partition(":")
     if kind == "gaussian":
         return make_gaussian_probe(scan, _parse_sigma(spec, value) if value else None, rng)

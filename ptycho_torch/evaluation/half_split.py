@@ -104,13 +104,5 @@ def correlate_half_scans(
 
 
 def read_pixel_size(scan: Scan) -> float | None:
-    """Return the side of an object pixel in meters from the metadata of the scan or of its conversion.
-
-    None: the metadata have no pixel size.
-    """
-    converted = scan.metadata.get("converted")
-    for source in (scan.metadata, converted if isinstance(converted, dict) else {}):
-        size = source.get("pixel_size")
-        if isinstance(size, int | float) and 0 < size < np.inf:
-            return float(size)
-    return None
+    """Return the mean side of an object pixel of the scan in meters; None: unknown."""
+    return None if scan.geometry is None else scan.geometry.mean_object_pixel_m

@@ -189,6 +189,10 @@ def _format_metadata(scan: Scan) -> str:
     metadata.pop("photons_per_unit", None)
     if scan.photons_per_unit is not None:
         metadata["photons_per_unit"] = float(scan.photons_per_unit)
+    if scan.geometry is not None:
+        metadata["geometry"] = scan.geometry.to_dict()
+        if scan.geometry.mean_object_pixel_m is not None:  # the key that earlier versions read
+            metadata["pixel_size"] = scan.geometry.mean_object_pixel_m
     try:
         return json.dumps(metadata, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:

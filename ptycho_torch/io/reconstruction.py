@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.core.files import atomic_write
+from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.io.npz import read_arrays
 
@@ -28,6 +29,8 @@ def save_reconstruction(path: str | Path, result: Reconstruction) -> None:
     if Path(path).suffix != ".npz":  # NumPy would write a file of another name, and leave ``path`` empty
         raise DataError(f"{path}: the suffix is {Path(path).suffix!r}; expected .npz; choose another output path")
     extra = {"photons_per_unit": result.photons_per_unit, "history": result.history, "metadata": result.metadata}
+    if result.geometry is not None:
+        extra["geometry"] = result.geometry.to_dict()
     optional = {"background": result.background, "intensities": result.intensities, "uncertainty": result.uncertainty}
     present: dict[str, Any] = {name: array for name, array in optional.items() if array is not None}
     with atomic_write(path) as temp_path:
@@ -62,6 +65,7 @@ def load_reconstruction(path: str | Path) -> Reconstruction:
     try:
         extra = json.loads(str(arrays["metadata"]))
         scale, history, metadata = extra["photons_per_unit"], extra.get("history", {}), extra.get("metadata", {})
+        stored_geometry = extra.get("geometry")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}: metadata cannot be read ({error!r}); expected the metadata of a reconstruction; reconstruct again"
@@ -76,6 +80,7 @@ def load_reconstruction(path: str | Path) -> Reconstruction:
         background=arrays.get("background"),
         intensities=arrays.get("intensities"),
         uncertainty=_check_shape(arrays.get("uncertainty"), arrays["object"].shape, path),
+        geometry=None if stored_geometry is None else Geometry.from_dict(stored_geometry),
         history=history,
         metadata=metadata,
     )

@@ -118,5 +118,6 @@ def scale_probe_to_photons(scan: Scan, photons_per_unit: float) -> Tensor:
     if scan.mask is not None:
         power = np.where(scan.mask, power, 0)
     photons = power.sum(dtype=np.float64) / len(scan) * photons_per_unit
-    probe = scan.probe * np.sqrt(photons / np.square(np.abs(scan.probe), dtype=np.float64).sum())
+    modes = scan.require_probe()
+    probe = modes * np.sqrt(photons / np.square(np.abs(modes), dtype=np.float64).sum())
     return torch.from_numpy(probe.astype(np.complex64))

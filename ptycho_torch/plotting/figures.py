@@ -139,7 +139,11 @@ def plot_scan(scan: Scan, axes: Any = None) -> Figure:
     middle.set_aspect("equal")
     middle.invert_yaxis()
     middle.set_title(f"{len(scan):,} scan positions (pixels)")
-    _draw_probe_mode(right, scan.probe, _find_strongest_mode(scan.probe))
+    if scan.probe is None:
+        right.set_axis_off()
+        right.set_title("probe unknown")
+    else:
+        _draw_probe_mode(right, scan.probe, _find_strongest_mode(scan.probe))
     return figure
 
 

@@ -51,7 +51,6 @@ REQUIRED: list[tuple[str, Change, str]] = [
     ("R1", with_array("objectGuess", np.array([None, 1], dtype=object)), "pickle"),
     ("R1", with_array("_metadata", np.array({"a": 1}, dtype=object)), "pickle"),
     ("R2", without("diffraction"), "missing: diffraction"),
-    ("R2", without("probeGuess"), "missing: probeGuess"),
     ("R2", without("ycoords"), "missing: ycoords"),
     ("R3", lambda arrays: arrays | {"diff3d": arrays["diffraction"] + 1}, "differ"),
     ("R3", lambda arrays: arrays | {"diff3d": arrays["diffraction"][:4]}, "differ"),

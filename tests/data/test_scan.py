@@ -93,12 +93,19 @@ def test_a_broken_rule_is_named_with_its_field(rule: str, field: str, value: Any
 
 
 def test_missing_and_ragged_arrays_are_named() -> None:
-    with pytest.raises(ContractError, match="`probe` is None; expected"):
-        Scan(**(make_arrays() | {"probe": None}))
+    with pytest.raises(ContractError, match="`positions` is None; expected"):
+        Scan(**(make_arrays() | {"positions": None}))
     with pytest.raises(DataError, match="`positions` is no array"):
         Scan(**(make_arrays() | {"positions": [[0.0, 1.0], [2.0]]}))
     with pytest.raises(DataError, match="`scan` is a str; expected a Scan"):
         require_scan("scan.npz")
+
+
+def test_a_scan_without_a_probe_is_valid_and_names_the_settings_that_give_one() -> None:
+    scan = Scan(**(make_arrays() | {"probe": None}))
+    assert "unknown" in repr(scan)
+    with pytest.raises(DataError, match=r"has no probe; .*`init_probe`"):
+        scan.require_probe()
 
 
 def test_a_photon_scale_is_positive() -> None:
