@@ -1,5 +1,6 @@
 """Grouping of scan positions: groups of neighbors, compact batches, and a held-out region."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,10 @@ from numpy.typing import NDArray
 from ptycho_torch.core.errors import ConfigError
 
 Indices = NDArray[np.intp]
+
+LONGEST_AXIS_RATIO = 1.1
+"""Ratio of width to height of a field above which its columns are the longest axis; the axis of a square field is the
+rows."""
 
 
 def find_nearest_groups(positions: NDArray[np.float64], gridsize: int, centers: Indices) -> Indices:
@@ -122,10 +127,11 @@ class HoldoutSplit(NamedTuple):
 
 
 def hold_out_region(positions: NDArray[np.float64], share: float = 0.05, at_least: int = 1) -> HoldoutSplit:
-    """Hold out the positions in the lowest rows of the field.
+    """Hold out the positions at the far end of the longest axis of the field.
 
     A region is held out rather than random positions, because neighboring patterns share most of their object patch:
-    only patterns far from the training positions test new parts of the object.
+    only patterns far from the training positions test new parts of the object. A whole row at the end of the axis is
+    held out if it is at most twice the share; of a longer row, only its end.
 
     Args:
         positions: (n, 2) (y, x) in pixels.
@@ -135,13 +141,23 @@ def hold_out_region(positions: NDArray[np.float64], share: float = 0.05, at_leas
     Raises:
         ConfigError: no position would remain for training.
     """
-    rows = positions[:, 0]
-    bound = min(np.quantile(rows, 1 - share, method="higher"), np.sort(rows)[-min(at_least, len(rows))])
-    in_region = rows >= bound
-    if in_region.all():
+    count = max(math.ceil(share * (len(positions) - 1)), at_least, 1)
+    if count >= len(positions):
         raise ConfigError(
-            f"none of {len(positions)} positions remains for training if the lowest rows are held out; expected at "
-            f"least one; set `test_data_file`{' or choose a smaller `gridsize`' if at_least > 1 else ''}"
+            f"none of {len(positions)} positions remains for training if {count} are held out; expected at least one; "
+            f"set `test_data_file`{' or choose a smaller `gridsize`' if at_least > 1 else ''}"
         )
-    region = f"y >= {bound:.2f} px ({in_region.sum()} of {len(positions)} positions)"
+    height, width = np.ptp(positions, axis=0)
+    axis = 1 if width > LONGEST_AXIS_RATIO * height else 0
+    along, across = positions[:, axis], positions[:, 1 - axis]
+    order = np.lexsort([across, along])
+    bound = along[order[-count]]
+    in_region = along >= bound
+    whole_rows = in_region.sum() <= max(count, 2 * share * len(positions))
+    if not whole_rows:
+        in_region[:] = False
+        in_region[order[-count:]] = True
+    region = f"{'yx'[axis]} >= {bound:.2f} px ({in_region.sum()} of {len(positions)} positions)"
+    if not whole_rows:
+        region += f", the end of the row along {'yx'[1 - axis]}"
     return HoldoutSplit(np.flatnonzero(~in_region), np.flatnonzero(in_region), region)

@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ptycho_torch.core.errors import DataError
+from ptycho_torch.data.canvas_size import check_canvas_size
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.physics.batch import make_batch
 from ptycho_torch.physics.noise import NoiseModel
@@ -14,10 +14,6 @@ from ptycho_torch.physics.patches import Canvas, Placement, make_canvas, split_p
 
 STATE_TENSOR_NAMES = ("object", "probe", "positions", "background", "intensities")
 """Names of the tensors of a :class:`ReconstructionState`, also in checkpoints."""
-
-
-MAX_CANVAS_PIXELS = 2**30
-"""Largest canvas. One complex copy of it takes 8 GiB, and an engine needs several."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,9 +107,10 @@ def make_vacuum_state(positions: Tensor, probe: Tensor, margin: int = 2) -> Reco
         margin: Pixels of canvas beyond the outermost patches.
 
     Raises:
-        DataError: the canvas would be larger than :data:`MAX_CANVAS_PIXELS`.
+        DataError: the canvas needs more memory than the device has.
     """
-    _check_canvas_size(positions, probe.shape[-1] + 2 * margin)
+    free = torch.cuda.mem_get_info(probe.device)[0] if probe.device.type == "cuda" else None
+    check_canvas_size(positions.numpy(), probe.shape[-1] + 2 * margin, free)
     corners, _ = split_positions(positions, probe.shape[-1])
     canvas = make_canvas(corners, probe.shape[-1], margin)
     return ReconstructionState(
@@ -124,13 +121,3 @@ def make_vacuum_state(positions: Tensor, probe: Tensor, margin: int = 2) -> Reco
         intensities=torch.ones(len(positions), dtype=probe.real.dtype, device=probe.device),
         canvas=canvas,
     )
-
-
-def _check_canvas_size(positions: Tensor, border: int) -> None:
-    """Raise :class:`DataError` if a canvas around ``positions`` with ``border`` pixels more per axis is too large."""
-    rows, columns = (positions.amax(0) - positions.amin(0) + border).tolist()
-    if rows * columns > MAX_CANVAS_PIXELS:
-        raise DataError(
-            f"the canvas of the scan has {rows:.4g} × {columns:.4g} pixels; expected at most {MAX_CANVAS_PIXELS:.4g} "
-            "in total; check the unit of `positions`, which is pixels of the object"
-        )

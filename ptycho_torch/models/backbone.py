@@ -5,8 +5,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ptycho_torch.core.errors import ConfigError
-
 
 class Backbone(nn.Module):
     """Map from (n, channels, N, N) to (n, 2, N, N) real, independent per pattern; zero before training.
@@ -18,7 +16,7 @@ class Backbone(nn.Module):
     """Name of the backbone in tensor names of bundles before schema 3."""
 
     divisor: ClassVar[int]
-    """Divisor of N."""
+    """Divisor of the side of an image in :meth:`transform`."""
 
     output_layer: nn.Module
     """Last layer."""
@@ -39,11 +37,16 @@ class Backbone(nn.Module):
         for parameter in self.output_layer.parameters():
             nn.init.zeros_(parameter)
 
-    def require_divisible(self, image: Tensor) -> None:
-        """Raise :class:`ConfigError` unless both sides of ``image`` are divisible by :attr:`divisor`."""
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (n, channels, rows, columns) to (n, 2, rows, columns); zeros pad the sides to the next multiple."""
         rows, columns = image.shape[-2:]
-        if rows % self.divisor or columns % self.divisor:
-            raise ConfigError(
-                f"patterns of {rows} × {columns} pixels; expected a side divisible by {self.divisor}; "
-                "choose another `network`"
-            )
+        if rows % self.divisor == columns % self.divisor == 0:
+            return self.transform(image)
+        top, left = (-rows % self.divisor // 2, -columns % self.divisor // 2)
+        bottom, right = -rows % self.divisor - top, -columns % self.divisor - left
+        padded = nn.functional.pad(image, (left, right, top, bottom))
+        return self.transform(padded)[..., top : top + rows, left : left + columns]
+
+    def transform(self, image: Tensor) -> Tensor:
+        """Map (n, channels, rows, columns), sides divisible by :attr:`divisor`, to (n, 2, rows, columns)."""
+        raise NotImplementedError

@@ -105,7 +105,7 @@ class FFNO(Backbone):
 
     state_key: ClassVar[str] = "ffno"
     divisor: ClassVar[int] = 8
-    """Divisor of N: 4 for the grid; 8 as for all backbones."""
+    """4 for the grid; 8 as for all backbones."""
 
     def __init__(self, channels_in: int, width: int) -> None:
         super().__init__(channels_in, width)
@@ -121,13 +121,8 @@ class FFNO(Backbone):
             if isinstance(layer, SpectralConvolution):
                 layer.initialize(generator)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Map (n, channels_in, N, N) to (n, 2, N, N).
-
-        Raises:
-            ConfigError: N is not divisible by 8.
-        """
-        self.require_divisible(image)
+    def transform(self, image: Tensor) -> Tensor:
+        """Map (n, channels_in, N, N) to (n, 2, N, N), N divisible by 8."""
         points = nn.functional.pixel_unshuffle(image, GRID_STEP_PX).permute(2, 3, 0, 1)
         mixed = self.output_layer(nn.functional.silu(self.blocks(self.input_layer(points))))
         return nn.functional.pixel_shuffle(mixed.permute(2, 3, 0, 1), GRID_STEP_PX)

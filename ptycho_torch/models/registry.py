@@ -1,5 +1,6 @@
 """Networks by name, and the network of patterns: physics input, backbones, data-consistency steps, object stages."""
 
+import logging
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from ptycho_torch.models.object_refinement import ObjectRefinementStage
 from ptycho_torch.models.unet import UNet
 from ptycho_torch.models.vit import ViT
 from ptycho_torch.physics.object_patterns import ObjectPatterns
+
+log = logging.getLogger(__name__)
 
 INPUTS = ("backprojection", "amplitude")
 """Inputs of a network: the back-projected pattern with its log amplitude, or the log amplitude only."""
@@ -207,18 +210,15 @@ def build_network(config: NetworkConfig, size: int, generator: torch.Generator |
         generator: source of the initial weights; None: seed 0.
 
     Raises:
-        ConfigError: an unknown network or head, a side of the patterns that the network does not support, or a probe
-            channel without the back-projection.
+        ConfigError: an unknown network or head, or a probe channel without the back-projection.
     """
     architecture = config.architecture
     if config.head not in HEADS:
         raise ConfigError(f"`head` is {config.head}; expected one of {', '.join(sorted(HEADS))}")
     divisor = architecture.backbone.divisor
     if size % divisor:
-        raise ConfigError(
-            f"patterns of {size} × {size} pixels; `network` {config.name} expects a side divisible by {divisor}; "
-            "crop or pad the patterns"
-        )
+        padded = size + -size % divisor
+        log.info("the network pads its images from %d × %d to %d × %d pixels", size, size, padded, padded)
     if config.probe_channel and architecture.input != "backprojection":
         raise ConfigError(
             f"`network` {config.name} with a probe channel; expected the input backprojection; choose another `network`"

@@ -61,7 +61,7 @@ class UNet(Backbone):
 
     state_key: ClassVar[str] = "unet"
     divisor: ClassVar[int] = 8
-    """Divisor of N: a factor of 2 for the finest scale and for each of the two coarser scales."""
+    """A factor of 2 for the finest scale and for each of the two coarser scales."""
 
     def __init__(self, channels_in: int, width: int = 16, channels_out: int = 2) -> None:
         super().__init__(channels_in, width)
@@ -78,13 +78,8 @@ class UNet(Backbone):
         self.merge_fine = ResidualBlock(fine)
         self.output_layer = nn.Conv2d(fine, 4 * channels_out, 3, padding=1)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Map (n, channels_in, N, N) to (n, channels_out, N, N).
-
-        Raises:
-            ConfigError: N is not divisible by 8.
-        """
-        self.require_divisible(image)
+    def transform(self, image: Tensor) -> Tensor:
+        """Map (n, channels_in, N, N) to (n, channels_out, N, N), N divisible by 8."""
         fine = self.input_layer(image)
         half = self.down_half(fine)
         quarter = self.bottom(self.down_quarter(half))

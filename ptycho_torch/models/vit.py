@@ -88,13 +88,8 @@ class ViT(Backbone):
         self.output_norm = nn.LayerNorm(channels)
         self.output_layer = nn.Linear(channels, TOKEN_SIZE_PX**2 * 2)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Map (n, channels_in, N, N) to (n, 2, N, N).
-
-        Raises:
-            ConfigError: N is not divisible by 8.
-        """
-        self.require_divisible(image)
+    def transform(self, image: Tensor) -> Tensor:
+        """Map (n, channels_in, N, N) to (n, 2, N, N), N divisible by 8."""
         pixels = nn.functional.pixel_unshuffle(image, TOKEN_SIZE_PX)
         rows, columns = pixels.shape[-2:]
         tokens = self.input_layer(pixels.flatten(2).transpose(1, 2))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ptycho_torch.core.observer import Observer, SilentObserver
+from ptycho_torch.data.canvas_size import check_canvas_size
 from ptycho_torch.data.grouping import Indices, find_nearest_groups
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
@@ -196,6 +197,7 @@ class _ScanPredictor:
             patches = patches[own]
         batch = batch.take(own)
         margin = CANVAS_MARGIN_PX + compute_extra_margin(self.bound)
+        check_canvas_size(scan.positions[self.centers], scan.size + 2 * margin)
         canvas = make_canvas(batch.corners, scan.size, margin)
         if not self.process_group.is_main:  # the main process stitches, and broadcasts the result
             blank, none = torch.ones(canvas.shape, dtype=torch.complex64), torch.arange(0)

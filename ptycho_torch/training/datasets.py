@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ptycho_torch.core.errors import ConfigError, DataError
+from ptycho_torch.data.canvas_size import check_canvas_size
 from ptycho_torch.data.grouping import HoldoutSplit, Indices, draw_groups, hold_out_region
 from ptycho_torch.data.photons import PhotonScale, photon_scale
 from ptycho_torch.data.scan import Scan
@@ -81,8 +82,9 @@ def make_training_scan(
         device: device of the patterns.
 
     Raises:
-        DataError: ``supervised``, and the scan has no valid labels.
+        DataError: ``supervised``, and the scan has no valid labels; or its object does not fit into the memory.
     """
+    check_canvas_size(scan.positions, scan.size)
     has_given_probe = probe is not None
     if probe is None:
         probe = scale_probe_to_photons(scan, scale.photons_per_unit)

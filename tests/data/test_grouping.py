@@ -111,13 +111,32 @@ def test_held_out_region_matches_its_description(n: int) -> None:
     split = hold_out_region(positions)
     np.testing.assert_array_equal(np.sort(np.concatenate([split.training, split.validation])), np.arange(n))
     assert 1 <= len(split.validation) <= 0.05 * n + 2
-    assert positions[split.validation, 0].min() > positions[split.training, 0].max()
+    axis = "yx".index(split.region[0])
+    assert positions[split.validation, axis].min() > positions[split.training, axis].max()
     bound = float(split.region.split()[2])
-    assert bound == pytest.approx(positions[split.validation, 0].min(), abs=0.005)
+    assert bound == pytest.approx(positions[split.validation, axis].min(), abs=0.005)
     assert f"({len(split.validation)} of {n} positions)" in split.region
 
 
-@pytest.mark.parametrize("n", [1, 9])
-def test_single_row_has_no_region_to_hold_out(n: int) -> None:
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("along", [0, 1])
+def test_line_scan_and_few_rows_hold_out_the_end_of_the_longest_axis(rows: int, along: int) -> None:
+    positions = np.empty((60, 2))
+    positions[:, along], positions[:, 1 - along] = np.divmod(np.arange(60), rows)
+    split = hold_out_region(positions)
+    assert 0.04 * 60 <= len(split.validation) <= 0.1 * 60
+    assert positions[split.validation, along].min() > positions[split.training, along].max()
+    assert split.region.startswith("yx"[along])
+
+
+def test_long_last_row_is_held_out_in_part() -> None:
+    positions = np.stack([np.repeat([0.0, 90.0], 30), np.tile(np.arange(30.0), 2)], 1)
+    split = hold_out_region(positions)
+    np.testing.assert_array_equal(split.validation, [57, 58, 59])
+    assert "end of the row along x" in split.region
+
+
+@pytest.mark.parametrize(("n", "at_least"), [(1, 1), (9, 9)])
+def test_scan_without_a_remaining_position_is_refused(n: int, at_least: int) -> None:
     with pytest.raises(ConfigError, match="`test_data_file`"):
-        hold_out_region(np.stack([np.full(n, 7.0), np.arange(n)], 1))
+        hold_out_region(points(n), at_least=at_least)

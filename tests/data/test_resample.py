@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import ConfigError, DataError
+from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.data.resample import bin_scan, compute_probe_power, crop_scan
 from ptycho_torch.data.scan import Scan, check_scan
 from ptycho_torch.physics.forward import from_object, shift_probe
@@ -113,6 +114,16 @@ def test_crop_divides_coordinates_and_bin_keeps_them() -> None:
     np.testing.assert_array_equal(bin_scan(scan, 2).truth, scan.truth)
     rows, columns = scan.truth.shape
     assert crop_scan(scan, 3).truth.shape == (-(-rows // 3), -(-columns // 3))
+
+
+@pytest.mark.parametrize(("resize", "object_factor", "detector_factor"), [(crop_scan, 2, 1), (bin_scan, 1, 2)])
+def test_pixel_sizes_follow_crop_and_bin(resize: Resample, object_factor: int, detector_factor: int) -> None:
+    geometry = Geometry(object_pixel_m=(1e-8, 2e-8), detector_pixel_m=(5e-5, 6e-5), wavelength_m=1e-10)
+    resized = resize(smooth_scan(32, 2.5, geometry=geometry), 2).geometry
+    assert resized is not None
+    assert resized.object_pixel_m == (object_factor * 1e-8, object_factor * 2e-8)
+    assert resized.detector_pixel_m == (detector_factor * 5e-5, detector_factor * 6e-5)
+    assert resized.wavelength_m == 1e-10
 
 
 @pytest.mark.parametrize("resample", [crop_scan, bin_scan])
