@@ -160,7 +160,7 @@ def spoil(arrays: dict[str, Any], fault: str) -> None:
     """Break a canonical file in one place."""
     count = len(arrays["xcoords"])
     if fault == "key":
-        del arrays["probeGuess"]
+        del arrays["diffraction"]
     elif fault == "rank":
         arrays["diffraction"] = arrays["diffraction"][0]
     elif fault in ("nan", "negative"):
@@ -177,7 +177,7 @@ def spoil(arrays: dict[str, Any], fault: str) -> None:
 
 
 BAD_FILES = {
-    "key": "probeGuess",
+    "key": "diffraction",
     "rank": "expected three axes",
     "nan": "not finite",
     "negative": "negative",
