@@ -23,6 +23,7 @@ from ptycho_torch.data.layout import (
     normalize_probe_shape,
     normalize_stack_shape,
 )
+from ptycho_torch.data.orientation import Orientation
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.npz import read_arrays, read_arrays_from_stream, save_scan
 
@@ -241,15 +242,9 @@ def orient_patterns(patterns: NDArray[Any], generic: GenericLayout) -> NDArray[A
 
     A flip keeps zero frequency in place: rows N//2 + k and N//2 - k are exchanged.
     """
-    size = patterns.shape[-1]
     if generic.origin == "corner":
         patterns = np.fft.fftshift(patterns, axes=(-2, -1))
-    reverse = (2 * (size // 2) - np.arange(size)) % size
-    if generic.flip_y:
-        patterns = patterns[..., reverse, :]
-    if generic.flip_x:
-        patterns = patterns[..., reverse]
-    return np.swapaxes(patterns, -2, -1) if generic.transpose else patterns
+    return Orientation(generic.flip_y, generic.flip_x, generic.transpose).apply(patterns)
 
 
 def convert_positions_to_pixels(
