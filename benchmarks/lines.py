@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.inputs import read_probe
-from ptycho_torch.io.npz import load_scan, save_scan
 from ptycho_torch.io.reconstruction import load_reconstruction
+from ptycho_torch.io.scan import load_scan, save_scan
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.saved_model import load_model
 from ptycho_torch.physics.batch import make_batch, scale_probe_to_photons

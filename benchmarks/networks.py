@@ -25,7 +25,7 @@ from ptycho_torch.config.train import TrainConfig
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.distributed.devices import select_precision
 from ptycho_torch.evaluate import evaluate
-from ptycho_torch.io.npz import load_scan
+from ptycho_torch.io.scan import load_scan
 from ptycho_torch.models.saved_model import load_model
 from ptycho_torch.prediction.predict import predict_scan
 from ptycho_torch.train import train

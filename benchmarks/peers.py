@@ -36,7 +36,7 @@ from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.engines.measurement_model import compute_coverage
 from ptycho_torch.engines.pipeline import PipelineRun
-from ptycho_torch.io.npz import load_scan
+from ptycho_torch.io.scan import load_scan
 
 PACKAGES = {"ptychi": "ptychi", "cdtools": "cdtools-py"}
 Trace = list[tuple[float, dict[str, float]]]

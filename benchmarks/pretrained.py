@@ -27,8 +27,8 @@ from ptycho_torch.engines.pipeline import Pipeline
 from ptycho_torch.evaluation.alignment import fit_complex_scale
 from ptycho_torch.evaluation.fourier_error import compute_fourier_error
 from ptycho_torch.evaluation.half_split import correlate_half_scans
-from ptycho_torch.io.npz import load_scan
 from ptycho_torch.io.reconstruction import load_reconstruction
+from ptycho_torch.io.scan import load_scan
 from ptycho_torch.models.saved_model import load_model
 from ptycho_torch.physics.batch import scale_probe_to_photons
 from ptycho_torch.prediction.predict import predict_scan

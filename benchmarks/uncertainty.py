@@ -26,7 +26,7 @@ from ptycho_torch.evaluation.uncertainty_calibration import (
     compute_calibration,
     compute_expected_shares,
 )
-from ptycho_torch.io.npz import load_scan, save_scan
+from ptycho_torch.io.scan import load_scan, save_scan
 from ptycho_torch.models.saved_model import Model, load_model
 from ptycho_torch.prediction.predict import predict_scan
 from ptycho_torch.simulation.scan import simulate_scan

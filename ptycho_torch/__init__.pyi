@@ -13,9 +13,9 @@ from .core.progress import ProgressObserver as ProgressObserver
 from .data.reconstruction import Reconstruction as Reconstruction
 from .data.scan import Scan as Scan
 from .engines.pipeline import Pipeline as Pipeline
-from .io.npz import load_scan as load_scan
-from .io.npz import save_scan as save_scan
 from .io.reconstruction import load_reconstruction as load_reconstruction
+from .io.scan import load_scan as load_scan
+from .io.scan import save_scan as save_scan
 from .models.saved_model import Bundle as Bundle
 from .models.saved_model import Model as Model
 from .models.saved_model import load_bundle as load_bundle

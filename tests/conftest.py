@@ -27,7 +27,7 @@ from helpers import (
 )
 
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.io.npz import save_scan
+from ptycho_torch.io.scan import save_scan
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

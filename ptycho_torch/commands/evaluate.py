@@ -20,8 +20,8 @@ from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.evaluation.metric_table import METRICS, format_value
 from ptycho_torch.evaluation.scores import apply_refined_positions, evaluate_result
-from ptycho_torch.io.npz import load_scan
 from ptycho_torch.io.reconstruction import load_reconstruction
+from ptycho_torch.io.scan import load_scan
 from ptycho_torch.plotting.result_folder import write_evaluation
 
 log = logging.getLogger("ptycho_torch.evaluate")  # __name__ is __main__ under python -m

@@ -23,7 +23,7 @@ from ptycho_torch.data.grouping import Indices
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ptycho_torch.engines.pipeline import Pipeline, PipelineRun
-from ptycho_torch.io.npz import load_scan
+from ptycho_torch.io.scan import load_scan
 from ptycho_torch.models.saved_model import Model, load_model
 from ptycho_torch.plotting.result_folder import write_results
 

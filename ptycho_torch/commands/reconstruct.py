@@ -34,7 +34,7 @@ from ptycho_torch.engines.initialization import make_initial_probe, read_initial
 from ptycho_torch.engines.pipeline import Pipeline, PipelineRun
 from ptycho_torch.evaluation.half_split import HalfScanCorrelation, correlate_half_scans, read_pixel_size
 from ptycho_torch.io.inputs import read_positions
-from ptycho_torch.io.npz import load_scan
+from ptycho_torch.io.scan import load_scan
 from ptycho_torch.models.checkpoint import CHECKPOINT, require_checkpoint
 from ptycho_torch.plotting.report_images import make_half_scan_image, make_stage_images
 from ptycho_torch.plotting.result_folder import write_results

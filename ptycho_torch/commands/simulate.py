@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ptycho_torch.commands.base import Invocation
 from ptycho_torch.config.data import SimulateConfig
-from ptycho_torch.io.npz import save_scan
+from ptycho_torch.io.scan import save_scan
 from ptycho_torch.simulation.scan import simulate_scan
 
 

@@ -33,7 +33,7 @@ from ptycho_torch.distributed.devices import select_precision
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ptycho_torch.engines.initialization import set_num_modes
 from ptycho_torch.engines.pipeline import Pipeline
-from ptycho_torch.io.npz import load_scan
+from ptycho_torch.io.scan import load_scan
 from ptycho_torch.models.calibration import read_scaled_probe, select_calibration
 from ptycho_torch.models.checkpoint import CHECKPOINT, require_checkpoint
 from ptycho_torch.models.registry import NetworkConfig

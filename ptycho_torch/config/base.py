@@ -34,6 +34,7 @@ GROUPS = (
     "Object",
     "Probe",
     "Positions",
+    "Geometry",
     "Nuisance parameters",
     "Result",
     "Output",
@@ -151,31 +152,3 @@ class CommonOptions:
 
     quiet: bool = option(False, "print neither progress nor messages below a warning", group="General")
     debug: bool = option(False, "print debug messages, and the traceback of an error", group="General")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScanReadOptions(CommonOptions):
-    """Settings for reading a scan file whose content is ambiguous."""
-
-    axis_order: AxisOrder | None = option(
-        None,
-        "axis order of the diffraction array: nhw is (n, H, W), hwn is (H, W, n)",
-        group="Scan file",
-        default_help="detected from the shape",
-    )
-    measurement: Measurement | None = option(
-        None,
-        "quantity in the diffraction array; integers require it",
-        group="Scan file",
-        default_help="from the file's metadata, otherwise amplitude",
-    )
-    photons_per_unit: float | None = option(
-        None,
-        "photons per squared unit of stored amplitude",
-        group="Scan file",
-        default_help="from the file's metadata, otherwise from the integer lattice of the data, otherwise a mean of "
-        "1e6 photons per pattern, with a warning",
-    )
-
-    def __post_init__(self) -> None:
-        require_positive(self, "photons_per_unit")

@@ -9,12 +9,12 @@ from ptycho_torch.config.base import (
     CommonOptions,
     Device,
     Precision,
-    ScanReadOptions,
     copy_option,
     option,
     require_positive,
 )
 from ptycho_torch.config.engines import NetworkEngine
+from ptycho_torch.config.input import ScanReadOptions
 from ptycho_torch.core.errors import ConfigError
 
 

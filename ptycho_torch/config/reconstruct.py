@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from ptycho_torch.config.base import DEVICE_HELP, REPORT_HELP, Device, ScanReadOptions, option, require_not_negative
+from ptycho_torch.config.base import DEVICE_HELP, REPORT_HELP, Device, option, require_not_negative
 from ptycho_torch.config.engines import (
     ENGINES,
     ITERATIVE_ENGINES,
@@ -17,6 +17,7 @@ from ptycho_torch.config.engines import (
     make_engine_options,
     parse_stage,
 )
+from ptycho_torch.config.input import ScanReadOptions
 from ptycho_torch.core.errors import ConfigError
 
 ENGINE_DEFAULTED_FLAGS = frozenset({"alpha", "optimizer"})

@@ -9,12 +9,12 @@ from ptycho_torch.config.base import (
     PRECISION_HELP,
     Device,
     Precision,
-    ScanReadOptions,
     option,
     require_not_negative,
     require_positive,
     require_supported_size,
 )
+from ptycho_torch.config.input import ScanReadOptions
 from ptycho_torch.core.errors import ConfigError
 
 DEFAULT_LEARNING_RATE = 3e-3

@@ -97,7 +97,8 @@ def convert_yaml(value: Any, hint: Any) -> Any:
 def setting_aliases(config_type: type[Any]) -> dict[str, str]:
     """Return the older names of settings of ``config_type``, and the name of each setting."""
     fields = dataclasses.fields(config_type)
-    return {alias: field.name for field in fields for alias in field.metadata["aliases"]}
+    names = {field.name for field in fields}  # a command may have a setting with the older name of another one
+    return {alias: field.name for field in fields for alias in field.metadata["aliases"] if alias not in names}
 
 
 def read_yaml(path: Path, config_type: type[Any]) -> dict[str, Any]:

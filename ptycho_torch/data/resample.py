@@ -130,6 +130,24 @@ def bin_scan(scan: Scan, factor: int) -> Scan:
     )
 
 
+def resample_probe(probe: NDArray[Any], size: int) -> NDArray[np.complex64]:
+    """Return a probe on ``size`` pixels over the same field: its spectrum is cropped or padded; the power is kept.
+
+    Args:
+        probe: (M, N, N) complex.
+        size: number of pixels per side of the result.
+    """
+    old = probe.shape[-1]
+    spectrum = np.fft.fftshift(np.fft.fft2(probe.astype(np.complex128), norm="ortho"), axes=(-2, -1))
+    resampled = np.zeros((*probe.shape[:-2], size, size), np.complex128)
+    common = min(old, size)
+    source = slice(old // 2 - common // 2, old // 2 - common // 2 + common)
+    target = slice(size // 2 - common // 2, size // 2 - common // 2 + common)
+    resampled[..., target, target] = spectrum[..., source, source]
+    values = np.fft.ifft2(np.fft.ifftshift(resampled, axes=(-2, -1)), norm="ortho")
+    return values.astype(np.complex64)
+
+
 def compute_probe_power(probe: NDArray[Any]) -> float:
     """Return the power of a probe (M, N, N), summed over modes, in the probe's unit."""
     return float(np.square(np.abs(probe.astype(np.complex128))).sum())

@@ -124,7 +124,7 @@ def _read_header(member: IO[bytes]) -> ArrayHeader:
     return ArrayHeader.from_numpy(np.lib.format.read_array_header_2_0(member))
 
 
-def load_scan(
+def read_npz_scan(
     path: str | Path,
     *,
     axis_order: AxisOrder | None = None,
@@ -155,7 +155,7 @@ def load_scan(
     )
 
 
-def save_scan(path: str | Path, scan: Scan, layout: Literal["canonical", "legacy"] = "canonical") -> None:
+def write_npz_scan(path: str | Path, scan: Scan, layout: Literal["canonical", "legacy"] = "canonical") -> None:
     """Write ``scan`` to ``path`` (compressed NPZ). The file appears whole or not at all; equal scans give equal bytes.
 
     Args:

@@ -21,7 +21,8 @@ from ptycho_torch.data.conversion import make_scan_from_arrays
 from ptycho_torch.data.photons import photon_scale
 from ptycho_torch.data.recommended_rules import CANONICAL_DTYPES
 from ptycho_torch.data.subset import Strategy, describe_steps, describe_strategy, describe_subset, make_subset
-from ptycho_torch.io.npz import read_arrays, save_scan
+from ptycho_torch.io.npz import read_arrays
+from ptycho_torch.io.scan import save_scan
 
 GENERATOR = "ptycho_torch.subset"
 RECORD_SCHEMA = "ptycho_torch subset"

@@ -14,7 +14,7 @@ from ptycho_torch.config.train import TrainConfig
     [
         ("`batch_size` is 0; expected a number above 0", "--batch_size is 0; expected a number above 0"),
         ("`seed` and `width`: `seed` is odd", "--seed and --width: --seed is odd"),
-        ("`pixel_size` and `loss=l1` are no settings of train", "pixel_size and loss=l1 are no settings of train"),
+        ("`layout` and `loss=l1` are no settings of train", "layout and loss=l1 are no settings of train"),
         ("no setting is named, not even seed", "no setting is named, not even seed"),
     ],
 )

@@ -38,6 +38,7 @@ def test_values_keep_their_dashes() -> None:
     assert config.output_dir == Path("-d")
 
 
+CONVERT = ("a.npz", "b.npz")
 ALL_ALIASES = {alias for command in COMMANDS.values() for alias in setting_aliases(command.config_type)}
 ALIASES = [
     (TrainConfig, REQUIRED, ("--accelerator", "cpu"), "device", "cpu"),
@@ -50,14 +51,14 @@ ALIASES = [
     (SweepConfig, SWEEP, ("--limit", "3"), "timeout", 3.0),
     (SweepConfig, SWEEP, ("--keep",), "keep_outputs", True),
     (SweepConfig, SWEEP, ("--keep", "--no-keep"), "keep_outputs", False),
-    (ConvertConfig, ("a.npz", "b.npz"), ("--origin", "centred"), "origin", "centered"),
-    (
-        ConvertConfig,
-        ("a.npz", "b.npz", "--pixel_size", "1e-8"),
-        ("--position_unit", "metre"),
-        "position_unit",
-        "meter",
-    ),
+    (ConvertConfig, CONVERT, ("--origin", "centred"), "origin", "centered"),
+    (ConvertConfig, CONVERT, ("--position_unit", "metre"), "position_unit", "meter"),
+    (ConvertConfig, CONVERT, ("--position_unit", "um"), "position_unit", "micrometer"),
+    (TrainConfig, REQUIRED, ("--patterns", "p.h5"), "patterns_file", Path("p.h5")),
+    (TrainConfig, REQUIRED, ("--positions", "p.csv"), "positions_file", Path("p.csv")),
+    (ConvertConfig, CONVERT, ("--patterns_key", "data"), "diffraction_key", "data"),
+    (ConvertConfig, CONVERT, ("--energy", "8e3"), "energy_ev", 8e3),
+    (ConvertConfig, CONVERT, ("--voltage", "80"), "voltage_kv", 80.0),
 ]
 
 

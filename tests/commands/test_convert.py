@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ptycho_torch.io.npz import load_scan
+from ptycho_torch.io.scan import load_scan
 
 
 def convert(folder: Path, *words: str | Path) -> "subprocess.CompletedProcess[str]":

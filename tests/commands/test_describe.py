@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.io.npz import save_scan
+from ptycho_torch.io.scan import save_scan
 
 
 def describe(*words: str | Path) -> "subprocess.CompletedProcess[str]":

@@ -17,7 +17,7 @@ from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.evaluate import evaluate
 from ptycho_torch.evaluation.fourier_error import predict_photons
-from ptycho_torch.io.npz import load_scan, save_scan
+from ptycho_torch.io.scan import load_scan, save_scan
 from ptycho_torch.physics.forward import from_object
 
 SIZE, PHOTONS_PER_UNIT = 16, 4.0

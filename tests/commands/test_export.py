@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.io.npz import save_scan
 from ptycho_torch.io.reconstruction import load_reconstruction
+from ptycho_torch.io.scan import save_scan
 from ptycho_torch.models import onnx as exporting
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NETWORKS, NetworkConfig

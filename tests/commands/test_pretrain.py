@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.io.npz import save_scan
 from ptycho_torch.io.reconstruction import load_reconstruction
+from ptycho_torch.io.scan import save_scan
 from ptycho_torch.models.saved_model import load_model
 
 Command = Callable[..., Any]

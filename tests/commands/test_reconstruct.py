@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import yaml
 
-from ptycho_torch.io.npz import load_scan, save_scan
 from ptycho_torch.io.reconstruction import load_reconstruction
+from ptycho_torch.io.scan import load_scan, save_scan
 
 Call = Callable[..., Any]
 QUICK = ("--epochs", "4", "--batch_size", "8", "--device", "cpu", "--no_report")

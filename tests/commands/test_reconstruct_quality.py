@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from ptycho_torch.data.holdout import draw_holdout_pixels
-from ptycho_torch.io.npz import load_scan, save_scan
 from ptycho_torch.io.reconstruction import load_reconstruction
+from ptycho_torch.io.scan import load_scan, save_scan
 
 Call = Callable[..., Any]
 QUICK = ("--epochs", "4", "--batch_size", "8", "--device", "cpu")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ptycho_torch.io.npz import load_scan
+from ptycho_torch.io.scan import load_scan
 from ptycho_torch.simulate import main
 from ptycho_torch.simulation.objects import OBJECTS
 from ptycho_torch.simulation.probes import PROBES

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.io.npz import load_scan, read_arrays, save_scan
+from ptycho_torch.io.npz import read_arrays
+from ptycho_torch.io.scan import load_scan, save_scan
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "tools" / "make_pytorch_integration_fixture.py"
 COMMAND = ("-m", "ptycho_torch.subset")

@@ -11,7 +11,7 @@ import torch
 
 from ptycho_torch.core.errors import BundleError, ConfigError
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.io.npz import save_scan
+from ptycho_torch.io.scan import save_scan
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NetworkConfig
 from ptycho_torch.models.saved_model import Model, load_model, save_model

@@ -13,7 +13,8 @@ import pytest
 from ptycho_torch.core.errors import ContractError
 from ptycho_torch.data.contract import find_violations
 from ptycho_torch.data.scan import Scan, check_scan
-from ptycho_torch.io.npz import load_scan, read_headers
+from ptycho_torch.io.npz import read_headers
+from ptycho_torch.io.scan import load_scan
 
 ROOT = Path(__file__).parents[2]
 Arrays = dict[str, np.ndarray[Any, Any]]

@@ -11,8 +11,8 @@ import pytest
 
 from ptycho_torch.data.coordinates import compute_structure_box, estimate_coordinate_scale
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.io.npz import load_scan, save_scan
 from ptycho_torch.io.profile import profile_scan_file
+from ptycho_torch.io.scan import load_scan, save_scan
 from ptycho_torch.simulation.scan import simulate_scan
 
 Call = Callable[..., Any]

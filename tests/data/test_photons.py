@@ -11,7 +11,7 @@ import pytest
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.photons import MAX_SAMPLED_PIXELS, estimate_lattice_factor, photon_scale
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.io.npz import load_scan
+from ptycho_torch.io.scan import load_scan
 
 Array = np.ndarray[Any, Any]
 

@@ -9,7 +9,7 @@ from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.inputs import read_positions, read_probe, read_probe_size
-from ptycho_torch.io.npz import save_scan
+from ptycho_torch.io.scan import save_scan
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.io.npz import load_scan, read_arrays, save_scan
+from ptycho_torch.io.npz import read_arrays
+from ptycho_torch.io.scan import load_scan, save_scan
 from ptycho_torch.io.subset import write_subset
 from ptycho_torch.physics.forward import from_object
 

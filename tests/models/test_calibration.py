@@ -12,8 +12,8 @@ import torch
 
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.io.npz import load_scan, save_scan
 from ptycho_torch.io.reconstruction import load_reconstruction
+from ptycho_torch.io.scan import load_scan, save_scan
 from ptycho_torch.models.calibration import select_calibration
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NetworkConfig

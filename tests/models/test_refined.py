@@ -13,8 +13,8 @@ from helpers import TruePatchNetwork, scale_probe_to_truth
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.io.npz import save_scan
 from ptycho_torch.io.reconstruction import load_reconstruction
+from ptycho_torch.io.scan import save_scan
 from ptycho_torch.models.calibration import select_calibration
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NetworkConfig

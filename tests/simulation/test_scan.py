@@ -11,7 +11,7 @@ import pytest
 
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.data.profile import compute_median_step, compute_probe_diameter
-from ptycho_torch.io.npz import load_scan
+from ptycho_torch.io.scan import load_scan
 from ptycho_torch.simulation.objects import FIXED_OBJECTS, OBJECTS
 from ptycho_torch.simulation.probes import PROBES, make_incoherent_modes
 from ptycho_torch.simulation.scan import (

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.io.npz import save_scan
+from ptycho_torch.io.scan import save_scan
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NetworkConfig
 from ptycho_torch.models.saved_model import load_model

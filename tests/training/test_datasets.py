@@ -15,8 +15,8 @@ from ptycho_torch.core.errors import ConfigError, PtychoError
 from ptycho_torch.data.photons import photon_scale
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS
-from ptycho_torch.io.npz import load_scan, save_scan
 from ptycho_torch.io.reconstruction import load_reconstruction
+from ptycho_torch.io.scan import load_scan, save_scan
 from ptycho_torch.models.saved_model import load_model
 from ptycho_torch.training.batches import iterate_batches
 from ptycho_torch.training.datasets import make_pattern_groups, make_training_scan

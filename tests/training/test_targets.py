@@ -16,7 +16,7 @@ from ptycho_torch.config.train import TrainConfig
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.evaluation.metrics import compare_with_truth
-from ptycho_torch.io.npz import save_scan
+from ptycho_torch.io.scan import save_scan
 from ptycho_torch.models.saved_model import load_model
 from ptycho_torch.physics.batch import make_batch, scale_probe_to_photons
 from ptycho_torch.physics.forward import shift_probe

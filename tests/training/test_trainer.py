@@ -17,7 +17,7 @@ from ptycho_torch.config.train import TrainConfig
 from ptycho_torch.core.errors import ConfigError, PtychoError
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.io.npz import load_scan, save_scan
+from ptycho_torch.io.scan import load_scan, save_scan
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NetworkConfig
 from ptycho_torch.models.saved_model import load_model

@@ -1,0 +1,502 @@
+"""Conversion of the content of a scan file to a scan: pairing, corrections, orientation, window, units, origin."""
+
+import logging
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_torch.config.base import Measurement
+from ptycho_torch.config.input import METERS_PER_UNIT, InputSettings
+from ptycho_torch.core.errors import ConfigError, ContractError, DataError
+from ptycho_torch.data.beam_center import estimate_center
+from ptycho_torch.data.detector import apply_flat, clip_negative, find_marker_pixels, fit_window, subtract_dark
+from ptycho_torch.data.geometry import Geometry, make_wavelength
+from ptycho_torch.data.orientation import Orientation
+from ptycho_torch.data.resample import bin_scan, resample_probe
+from ptycho_torch.data.scan import Scan
+from ptycho_torch.io.arrays import read_single_array
+from ptycho_torch.io.parts import ScanParts, merge_geometry
+from ptycho_torch.io.selection import read_frame_indices
+
+BORDER_PX = 2
+"""Pixels between the edge of the object and the outermost patch of a scan whose origin is free."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Frames:
+    """Patterns with their mask, center and detector pixel, through all steps of the conversion."""
+
+    values: NDArray[Any]
+    """(n, rows, columns)."""
+
+    mask: NDArray[np.bool_] | None
+    """(rows, columns) or (n, rows, columns), True where a pixel counts."""
+
+    center: tuple[float, float] | None
+    """Zero frequency (row, column); None: unknown."""
+
+    measurement: Measurement
+
+
+def assemble_scan(parts: ScanParts, settings: InputSettings, path: Path) -> Scan:
+    """Convert the content of a scan file to a scan.
+
+    Args:
+        parts: content of the file and of its partner; each conversion is added to its report.
+        settings: settings of reading.
+        path: the file, for errors and the metadata.
+
+    Raises:
+        ConfigError: a setting is missing or does not fit.
+        DataError: patterns or positions are missing, do not fit together, or are of a near field.
+        ContractError: the result breaks the contract.
+    """
+    name = str(path)
+    _require_far_field(parts, settings, name)
+    parts = _pair_patterns(parts, settings, name)
+    frames = _correct_frames(parts, settings, name)
+    geometry = _orient_geometry(_override_geometry(parts.geometry, settings), settings)
+    reference_size = _get_reference_size(parts, frames)
+    size = settings.crop or reference_size
+    frames = _cut_window(_orient_frames(frames, settings), settings, size, parts, name)
+    scale = reference_size / size
+    geometry = geometry.scale_pixels(object_factor=scale)
+    if settings.pixel_size is not None:
+        geometry = replace(geometry, object_pixel_m=(settings.pixel_size, settings.pixel_size))
+    geometry = geometry.complete(size)
+    placement = _convert_positions(parts, settings, geometry, size, scale, name)
+    values = frames.values
+    amplitudes = np.sqrt(values, dtype=np.float32) if frames.measurement == "counts" else values.astype(np.float32)
+    photons = settings.photons_per_unit or parts.photons_per_unit
+    probe = _convert_probe(parts, size, name)
+    scan = Scan(
+        amplitudes=amplitudes,
+        positions=placement.positions,
+        probe=probe,
+        mask=frames.mask,
+        truth=_convert_object(parts, scale, placement.keeps_object),
+        scan_index=parts.scan_index,
+        source_index=parts.source_index,
+        nominal_positions=placement.nominal,
+        labels=None if scale != 1 else parts.labels,
+        photons_per_unit=photons or (1.0 if frames.measurement == "counts" else None),
+        geometry=None if geometry == Geometry() else geometry,
+        metadata=_make_metadata(parts, settings, path),
+        source=path,
+    )
+    scan = finish_scan(bin_scan(scan, settings.bin), settings, select_frames=False)
+    _list_missing(parts, scan)
+    return scan
+
+
+def finish_scan(scan: Scan, settings: InputSettings, *, select_frames: bool = True) -> Scan:
+    """Return the scan with the settings applied that need no conversion of its arrays.
+
+    Args:
+        scan: the scan.
+        settings: settings of reading.
+        select_frames: apply the setting ``frames``.
+
+    Raises:
+        ConfigError: ``frames`` or ``scan_index`` selects no pattern.
+    """
+    if select_frames and settings.frames is not None:
+        scan = scan.select(read_frame_indices(settings.frames, len(scan)))
+    if settings.scan_index is not None:
+        scan = select_scan_index(scan, settings.scan_index)
+    overridden = _override_geometry(scan.geometry or Geometry(), settings)
+    if settings.pixel_size is not None:
+        overridden = replace(overridden, object_pixel_m=(settings.pixel_size, settings.pixel_size))
+    if select_frames and overridden != (scan.geometry or Geometry()):
+        scan = replace(scan, geometry=overridden.complete(scan.size))
+    return scan
+
+
+def select_scan_index(scan: Scan, number: int) -> Scan:
+    """Return the patterns of the scan ``number`` of a file of several scans.
+
+    Raises:
+        ConfigError: no pattern has this number.
+    """
+    if scan.scan_index is None:
+        raise ConfigError(
+            f"{scan.source or 'scan'}: `scan_index` is {number} and the file numbers no scans; omit `scan_index`"
+        )
+    chosen = np.flatnonzero(scan.scan_index == number)
+    if not len(chosen):
+        numbers = ", ".join(map(str, np.unique(scan.scan_index)[:20]))
+        raise ConfigError(f"{scan.source or 'scan'}: `scan_index` is {number}; expected one of {numbers}")
+    return scan.select(chosen)
+
+
+def _require_far_field(parts: ScanParts, settings: InputSettings, name: str) -> None:
+    del settings
+    if parts.geometry.propagation == "near_field":
+        raise DataError(
+            f"{name}: the patterns are a near field; expected far-field patterns, the only propagation of the forward "
+            "model of this version"
+        )
+
+
+def _pair_patterns(parts: ScanParts, settings: InputSettings, name: str) -> ScanParts:
+    """Return the parts with one position per pattern, for the selected frames."""
+    if parts.patterns is None:
+        raise DataError(
+            f"{name}: no patterns in the file (format {parts.report.format}); expected diffraction patterns; set "
+            "`patterns_file` or `diffraction_key`"
+        )
+    if parts.positions is None:
+        raise DataError(
+            f"{name}: no scan positions in the file (format {parts.report.format}); expected one per pattern; set "
+            "`positions_file` or `positions_key`"
+        )
+    patterns = parts.patterns
+    if patterns.ndim != 3 or 0 in patterns.shape or patterns.dtype.kind not in "biuf":
+        raise ContractError(
+            "R4",
+            f"{name}: the patterns are {patterns.dtype} of shape {patterns.shape}; expected real, (n, rows, columns)",
+        )
+    if parts.positions.ndim != 2 or parts.positions.shape[1] != 2:
+        raise ContractError("R11", f"{name}: the positions have shape {parts.positions.shape}; expected (n, 2)")
+    of_patterns = np.arange(len(patterns))
+    of_positions = np.arange(len(parts.positions))
+    if parts.pattern_numbers is not None and parts.position_numbers is not None:
+        common, of_patterns, of_positions = np.intersect1d(
+            parts.pattern_numbers, parts.position_numbers, return_indices=True
+        )
+        left_out = (len(patterns) - len(common), len(parts.positions) - len(common))
+        if any(left_out):
+            parts.report.assumptions.append(
+                f"paired by number: {len(common)} patterns have a position; {left_out[0]} patterns and {left_out[1]} "
+                "positions without partner are left out"
+            )
+        if not len(common):
+            raise DataError(f"{name}: no pattern has the number of a position; change `positions_file`")
+    elif len(patterns) != len(parts.positions):
+        raise ContractError(
+            "R11",
+            f"{name}: {len(parts.positions)} positions for {len(patterns)} patterns; expected one per pattern; change "
+            "`positions_file`, or select patterns with `frames`",
+        )
+    if settings.frames is not None:
+        chosen = read_frame_indices(settings.frames, len(of_patterns))
+        of_patterns, of_positions = of_patterns[chosen], of_positions[chosen]
+    per_pattern = ("patterns", "scan_index", "source_index", "intensities", "labels")
+    selected = {key: _take(getattr(parts, key), of_patterns, len(patterns)) for key in per_pattern}
+    selected |= {
+        key: _take(getattr(parts, key), of_positions, len(parts.positions))
+        for key in ("positions", "nominal_positions")
+    }
+    mask = parts.mask
+    if mask is not None and mask.ndim == 3:
+        selected["mask"] = _take(mask, of_patterns, len(patterns))
+    return replace(parts, **selected)
+
+
+def _take(array: NDArray[Any] | None, indices: NDArray[Any], count: int) -> NDArray[Any] | None:
+    if array is None or len(array) != count or np.array_equal(indices, np.arange(count)):
+        return array
+    return array[indices]
+
+
+def _correct_frames(parts: ScanParts, settings: InputSettings, name: str) -> Frames:
+    """Return the patterns with markers masked, and dark and flat applied."""
+    values, mask, measurement = parts.patterns, parts.mask, settings.measurement or parts.measurement
+    assert values is not None  # checked before
+    if measurement is None:
+        raise ConfigError(
+            f"{name}: the patterns are {values.dtype} and may be counts or amplitudes; set `measurement` to counts or "
+            "amplitude"
+        )
+    values = values.astype(np.uint8) if values.dtype.kind == "b" else values
+    if settings.mask is not None:
+        given = read_single_array(settings.mask, "mask", ("mask",))
+        mask = _combine_masks(mask, _check_mask(given, values, f"{settings.mask}"))
+    if mask is not None:
+        mask = _check_mask(mask, values, name)
+        mask = ~mask if settings.invert_mask else mask
+    markers = find_marker_pixels(values) if measurement == "counts" else ~np.isfinite(values)
+    values, mask = _mask_markers(values, mask, markers, parts, name)
+    dark = read_single_array(settings.dark, "dark", ("dark",)) if settings.dark else parts.dark
+    flat = read_single_array(settings.flat, "flat", ("flat",)) if settings.flat else parts.flat
+    if measurement == "amplitude" and (settings.dark or settings.flat):
+        raise ConfigError(f"{name}: `dark` and `flat` apply to counts; the patterns are amplitudes; omit both")
+    if dark is not None:
+        values = subtract_dark(values, dark.mean(0) if dark.ndim == 3 else dark)
+        parts.report.add("dark", str(settings.dark or "the file"), "counts", "mean subtracted from each pattern")
+    if flat is not None:
+        values, usable = apply_flat(values, flat.mean(0) if flat.ndim == 3 else flat)
+        mask = _combine_masks(mask, None if usable.all() else usable)
+        parts.report.add("flat", str(settings.flat or "the file"), "", "counts divided by the relative efficiency")
+    values, negative = clip_negative(values)
+    if negative:
+        _note(parts, name, f"{negative} negative values are set to 0")
+    return Frames(values, mask, parts.center, measurement)
+
+
+def _check_mask(mask: NDArray[Any], values: NDArray[Any], name: str) -> NDArray[np.bool_]:
+    while mask.ndim > 2 and mask.shape[0] == 1:
+        mask = mask[0]
+    if mask.shape not in (values.shape, values.shape[1:]) or not np.isin(mask, (0, 1)).all():
+        raise ContractError(
+            "R18",
+            f"{name}: the mask is {mask.dtype} of shape {mask.shape}; expected 0 and 1, one per pixel of a pattern, "
+            f"{values.shape[1:]}; change `mask`",
+        )
+    return mask.astype(bool)
+
+
+def _combine_masks(first: NDArray[np.bool_] | None, second: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    if first is None or second is None:
+        return second if first is None else first
+    combined: NDArray[np.bool_] = first & second
+    return combined
+
+
+def _mask_markers(
+    values: NDArray[Any], mask: NDArray[np.bool_] | None, markers: NDArray[np.bool_], parts: ScanParts, name: str
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """Return the patterns with markers set to 0, and the mask without the pixels of the markers."""
+    if not markers.any():
+        return values, mask
+    in_any, in_all = markers.any(0), markers.all(0)
+    unmasked = in_any if mask is None else markers & mask
+    if unmasked.any():
+        _note(
+            parts,
+            name,
+            f"{int(in_any.sum())} detector pixels hold markers instead of counts (gaps, saturation or not finite) and "
+            "are masked",
+        )
+    found = ~in_any if (in_any == in_all).all() else ~markers
+    return np.where(markers, values.dtype.type(0), values), _combine_masks(mask, found)
+
+
+def _note(parts: ScanParts, name: str, text: str) -> None:
+    parts.report.assumptions.append(text)
+    logger.warning("%s: %s", name, text)
+
+
+def _get_orientation(settings: InputSettings) -> Orientation:
+    return Orientation(settings.flip_y, settings.flip_x, settings.transpose)
+
+
+def _orient_frames(frames: Frames, settings: InputSettings) -> Frames:
+    """Return the patterns with a centered origin, flipped and transposed about zero frequency."""
+    values, mask, center = frames.values, frames.mask, frames.center
+    if settings.origin == "corner":
+        values = np.fft.fftshift(values, axes=(-2, -1))
+        mask = None if mask is None else np.fft.fftshift(mask, axes=(-2, -1))
+        center = None
+    given = _parse_center(settings)
+    center = given if given is not None else None if settings.center == "middle" else center
+    orientation = _get_orientation(settings)
+    if orientation != Orientation():
+        rows, columns = values.shape[1:]
+        values = orientation.apply(values)
+        mask = None if mask is None else orientation.apply(mask)
+        if center is not None:
+            row = 2 * (rows // 2) - center[0] if settings.flip_y else center[0]
+            column = 2 * (columns // 2) - center[1] if settings.flip_x else center[1]
+            center = (column, row) if settings.transpose else (row, column)
+    return Frames(values, mask, center, frames.measurement)
+
+
+def _parse_center(settings: InputSettings) -> tuple[float, float] | None:
+    if settings.center in (None, "auto", "middle"):
+        return None
+    try:
+        row, column = (float(part) for part in str(settings.center).split(","))
+    except ValueError as error:
+        raise ConfigError(f"`center` is {settings.center!r}; expected ROW,COLUMN in pixels, auto or middle") from error
+    if not np.isfinite((row, column)).all():
+        raise ConfigError(f"`center` is {settings.center!r}; expected finite numbers")
+    return row, column
+
+
+def _get_reference_size(parts: ScanParts, frames: Frames) -> int:
+    """Return N of the patterns before the crop: the side of the probe, otherwise the longer side of the detector."""
+    if parts.probe is not None and parts.probe.ndim >= 2 and parts.probe.shape[-1] == parts.probe.shape[-2]:
+        return int(parts.probe.shape[-1])
+    return int(max(frames.values.shape[1:]))
+
+
+def _cut_window(frames: Frames, settings: InputSettings, size: int, parts: ScanParts, name: str) -> Frames:
+    """Return square patterns of ``size`` pixels about the center."""
+    rows, columns = frames.values.shape[1:]
+    middle = (float(rows // 2), float(columns // 2))
+    center = frames.center or middle
+    if settings.center == "auto":
+        counts = frames.values if frames.measurement == "counts" else np.square(frames.values.astype(np.float32))
+        counting = None if frames.mask is None else frames.mask if frames.mask.ndim == 2 else frames.mask.all(0)
+        estimate = estimate_center(counts.mean(0, dtype=np.float64), counting)
+        if not estimate.decided:
+            raise DataError(
+                f"{name}: the center of the patterns cannot be estimated; set `center` to ROW,COLUMN or middle"
+            )
+        center = (estimate.row, estimate.column)
+        _note(parts, name, f"center of the patterns estimated at ({center[0]:.2f}, {center[1]:.2f})")
+    shift = np.floor(np.asarray(center) + 0.5) - middle
+    if rows == columns == size and not shift.any():
+        return frames
+    values, mask = fit_window(frames.values, frames.mask, center, size)
+    share = 1.0 if mask is None else float(mask.mean())
+    parts.report.add(
+        "patterns",
+        f"{rows} × {columns} pixels",
+        "pixel",
+        f"window of {size} × {size} pixels about ({center[0]:.2f}, {center[1]:.2f}), {1 - share:.1%} masked",
+    )
+    return Frames(values, mask, (size // 2, size // 2), frames.measurement)
+
+
+def _override_geometry(geometry: Geometry, settings: InputSettings) -> Geometry:
+    """Return the geometry with the quantities that settings give."""
+    wavelength, radiation = make_wavelength(settings.wavelength, settings.energy_ev, settings.voltage_kv)
+    pixel = settings.detector_pixel
+    given = Geometry(
+        wavelength_m=wavelength,
+        distance_m=settings.distance,
+        detector_pixel_m=None if pixel is None else (pixel, pixel),
+        radiation=radiation or geometry.radiation,
+        propagation=geometry.propagation,
+    )
+    merged = merge_geometry(given, geometry)
+    changed = given.wavelength_m or given.distance_m or given.detector_pixel_m
+    # A stored object pixel is void where a quantity that determines it is given.
+    if changed and merged.compute_far_field_pixel(1) is not None:
+        merged = replace(merged, object_pixel_m=None)
+    return merged
+
+
+def _orient_geometry(geometry: Geometry, settings: InputSettings) -> Geometry:
+    pair = geometry.detector_pixel_m
+    return replace(geometry, detector_pixel_m=(pair[1], pair[0])) if settings.transpose and pair else geometry
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Positions in object pixels."""
+
+    positions: NDArray[np.float64]
+    nominal: NDArray[np.float64] | None
+    keeps_object: bool
+    """True if the object of the file lies on the grid of the positions."""
+
+
+def _convert_positions(
+    parts: ScanParts, settings: InputSettings, geometry: Geometry, size: int, scale: float, name: str
+) -> Placement:
+    """Return the positions in object pixels: swapped, negated, scaled, converted and rotated as settings give."""
+    unit = settings.position_unit or parts.position_unit
+    raw = np.asarray(parts.positions, np.float64)
+    factor = _compute_unit_factor(unit, geometry, scale, name)
+    angle = np.deg2rad(settings.rotation)
+    pivot = raw.mean(0)
+
+    def transform(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        if settings.rotation:
+            y, x = (points - pivot).T
+            rotated = (y * np.cos(angle) - x * np.sin(angle), y * np.sin(angle) + x * np.cos(angle))
+            points = np.stack(rotated, 1) + pivot
+        if settings.swap_xy:
+            points = points[:, ::-1]
+        signs = np.array([-1.0 if settings.negate_y else 1.0, -1.0 if settings.negate_x else 1.0])
+        moved: NDArray[np.float64] = points * signs * factor * settings.position_scale
+        return moved
+
+    positions = transform(raw)
+    nominal = None if parts.nominal_positions is None else transform(np.asarray(parts.nominal_positions, np.float64))
+    origin = np.zeros(2)
+    if parts.object is not None and parts.object_origin is not None:
+        origin = transform(np.array([parts.object_origin]))[0]
+    elif unit != "pixel" and parts.object is None and np.isfinite(positions).all():
+        origin = positions.min(0) - size // 2 - BORDER_PX
+    plain = not (settings.rotation or settings.swap_xy or settings.negate_y or settings.negate_x)
+    parts.report.add(
+        "object pixel",
+        "",
+        "m",
+        "unknown" if geometry.object_pixel_m is None else "{:.4g} × {:.4g} (y, x)".format(*geometry.object_pixel_m),
+    )
+    return Placement(
+        positions - origin,
+        None if nominal is None else nominal - origin,
+        plain or parts.object_origin is None,
+    )
+
+
+def _compute_unit_factor(unit: str, geometry: Geometry, scale: float, name: str) -> NDArray[np.float64]:
+    """Return the object pixels per unit of the stored positions, (2,) (y, x)."""
+    if unit == "pixel":
+        return np.array([1.0, 1.0]) / scale
+    if geometry.object_pixel_m is None:
+        missing = [
+            text
+            for value, text in (
+                (geometry.wavelength_m, "the wavelength (`energy_ev`, `voltage_kv` or `wavelength`)"),
+                (geometry.distance_m, "the distance (`distance`)"),
+                (geometry.detector_pixel_m, "the detector pixel (`detector_pixel`)"),
+            )
+            if value is None
+        ]
+        raise ConfigError(
+            f"{name}: the positions are in {unit}s and the object pixel is unknown: {', '.join(missing)} missing; set "
+            "them, or `pixel_size`"
+        )
+    return METERS_PER_UNIT[unit] / np.asarray(geometry.object_pixel_m)
+
+
+def _convert_probe(parts: ScanParts, size: int, name: str) -> NDArray[Any] | None:
+    if parts.probe is None:
+        return None
+    probe = parts.probe
+    if probe.ndim not in (2, 3) or probe.dtype.kind != "c" or probe.shape[-1] != probe.shape[-2]:
+        raise ContractError(
+            "R13",
+            f"{name}: the probe is {probe.dtype} of shape {probe.shape}; expected complex, (N, N) or (modes, N, N)",
+        )
+    probe = probe if probe.ndim == 3 else probe[None]
+    return probe if probe.shape[-1] == size else resample_probe(probe, size)
+
+
+def _convert_object(parts: ScanParts, scale: float, keeps_object: bool) -> NDArray[Any] | None:
+    """Return the object of the file, if it is on the pixel grid of the patterns."""
+    obj = parts.object
+    while obj is not None and obj.ndim > 2 and obj.shape[0] == 1:
+        obj = obj[0]
+    if obj is None:
+        return None
+    if obj.ndim != 2 or scale != 1 or not keeps_object:
+        reason = f"it has shape {obj.shape}" if obj.ndim != 2 else "it is on another pixel grid"
+        parts.report.assumptions.append(f"the object of the file is left out: {reason}")
+        return None
+    return obj
+
+
+def _make_metadata(parts: ScanParts, settings: InputSettings, path: Path) -> dict[str, Any]:
+    """Return the metadata of the file, with the settings that differ from the defaults."""
+    defaults = asdict(InputSettings())
+    changes = {key: value for key, value in asdict(settings).items() if value != defaults[key]}
+    changes = {key: value.name if isinstance(value, Path) else value for key, value in changes.items()}
+    known = () if parts.report.format in ("generic", "npz") else (("format", parts.report.format),)
+    return parts.metadata | {"converted": changes | {"source": path.name} | dict(known)}
+
+
+def _list_missing(parts: ScanParts, scan: Scan) -> None:
+    geometry = scan.geometry or Geometry()
+    for value, text in (
+        (scan.probe, "probe: estimated where it is needed, or set `init_probe` or `probe_key`"),
+        (geometry.wavelength_m, "wavelength: set `energy_ev`, `voltage_kv` or `wavelength`"),
+        (geometry.distance_m, "distance from object to detector: set `distance`"),
+        (geometry.detector_pixel_m, "detector pixel: set `detector_pixel`"),
+        (geometry.object_pixel_m, "object pixel: set `pixel_size`"),
+    ):
+        label = text.partition(":")[0]
+        if value is None and not any(each.startswith(label) for each in parts.report.missing):
+            parts.report.missing.append(text)

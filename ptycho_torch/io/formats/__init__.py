@@ -1,0 +1,1 @@
+"""Scan files and results of other programs, one module per format."""

@@ -1,0 +1,80 @@
+"""All file formats, in the order in which their tests decide."""
+
+from pathlib import Path
+
+from ptycho_torch.core.errors import ConfigError, DataError
+from ptycho_torch.io.container import InputFile
+from ptycho_torch.io.formats.base import Format
+from ptycho_torch.io.formats.canonical import CanonicalFormat
+from ptycho_torch.io.formats.generic import GenericFormat
+
+FORMATS: tuple[Format, ...] = (
+    CanonicalFormat(),
+    GenericFormat(),
+)
+"""Formats from the most to the least specific test; the first that matches reads a file."""
+
+FORMATS_BY_NAME = {each.name: each for each in FORMATS}
+
+
+def get_format(name: str) -> Format:
+    """Return the format of a name.
+
+    Raises:
+        ConfigError: there is no such format.
+    """
+    if name not in FORMATS_BY_NAME:
+        raise ConfigError(f"`format` is {name}; expected one of {', '.join(FORMATS_BY_NAME)}")
+    return FORMATS_BY_NAME[name]
+
+
+def recognize_format(file: InputFile, name: str | None = None) -> Format:
+    """Return the format of an open file, from its content or from the setting ``format``.
+
+    Raises:
+        ConfigError: ``name`` is unknown.
+        DataError: no format matches.
+    """
+    if name is not None:
+        return get_format(name)
+    for each in FORMATS:
+        if each.matches(file):
+            return each
+    raise DataError(
+        f"{file.path}: the format is unknown (a file of the kind {file.kind}); expected one of "
+        f"{', '.join(FORMATS_BY_NAME)}; set `format`"
+    )
+
+
+def find_scan_writer(path: Path, name: str | None = None) -> Format:
+    """Return the format that writes a scan to ``path``, by name or by suffix.
+
+    Raises:
+        ConfigError: no such format, or the format cannot write scans.
+    """
+    if name is not None:
+        chosen = get_format(name)
+        if chosen.writes_scans:
+            return chosen
+    else:
+        for each in FORMATS:
+            if path.suffix.lower() in each.scan_suffixes:
+                return each
+    known = {each.name: each.scan_suffixes for each in FORMATS if each.writes_scans}
+    listed = ", ".join(f"{key} ({' '.join(suffixes) or 'by name'})" for key, suffixes in known.items())
+    found = f"`output_format` is {name}, which is read only" if name else f"the suffix is {path.suffix!r}"
+    raise ConfigError(f"{path}: {found}; expected a format that can be written: {listed}; set `output_format`")
+
+
+def find_result_writer(path: Path, name: str | None = None) -> Format:
+    """Return the format that writes a result to ``path``, by name or by suffix.
+
+    Raises:
+        ConfigError: no such format, or the format cannot write results.
+    """
+    for each in FORMATS:
+        if each.writes_results and (each.name == name if name else path.suffix.lower() in each.result_suffixes):
+            return each
+    known = {each.name: each.result_suffixes for each in FORMATS if each.writes_results}
+    listed = ", ".join(["npz (.npz)", *(f"{key} ({' '.join(suffixes)})" for key, suffixes in known.items())])
+    raise ConfigError(f"{path}: the suffix is {path.suffix!r}; expected a format of results: {listed}")

@@ -1,0 +1,159 @@
+"""Read a scan from a file of any supported format, and write it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ptycho_torch.config.input import InputSettings, make_input_settings
+from ptycho_torch.core.errors import ConfigError, DataError
+from ptycho_torch.data.scan import Scan, require_scan
+from ptycho_torch.io.assemble import assemble_scan, finish_scan
+from ptycho_torch.io.container import open_input
+from ptycho_torch.io.formats.canonical import CanonicalFormat
+from ptycho_torch.io.formats.generic import GenericFormat
+from ptycho_torch.io.formats.registry import find_scan_writer, recognize_format
+from ptycho_torch.io.npz import read_npz_scan, write_npz_scan
+from ptycho_torch.io.parts import InputReport, ScanParts
+
+DIRECT_SETTINGS = {
+    "format", "axis_order", "measurement", "photons_per_unit", "frames", "scan_index", "fix", "energy_ev", "voltage_kv",
+    "wavelength", "distance", "detector_pixel", "pixel_size",
+}  # fmt: skip
+"""Settings that a canonical file takes without a conversion of its arrays."""
+
+PATTERN_SETTINGS = frozenset({"diffraction_key", "mask_key"})
+POSITION_SETTINGS = frozenset({"positions_key", "x_key", "y_key"})
+KEY_SETTINGS = PATTERN_SETTINGS | POSITION_SETTINGS | {"probe_key", "object_key"}
+"""Settings that are keys of arrays; those of patterns and positions belong to the file that holds them."""
+
+
+class InputScan(NamedTuple):
+    """A scan and the record of its origin."""
+
+    scan: Scan
+    report: InputReport
+
+
+def load_scan(path: str | Path, **settings: Any) -> Scan:
+    """Read a scan file of any supported format; the content decides the format.
+
+    Args:
+        path: scan file. Of a pair of files, either may be named.
+        **settings: settings of :class:`~ptycho_torch.config.input.InputSettings`, such as ``measurement="counts"``,
+            ``positions_file="positions.csv"``, ``energy_ev=8000.0``, ``center="auto"`` or ``fix=True``.
+
+    Raises:
+        ConfigError: a setting is unknown, or is required and missing.
+        DataError: the file cannot be read, or lacks patterns or positions.
+        ContractError: the file breaks a MUST of ``specs/data_contracts.md``, whose number the error carries.
+    """
+    return read_input(path, **settings).scan
+
+
+def read_input(path: str | Path, **settings: Any) -> InputScan:
+    """Read a scan file of any supported format, with the record of its origin; see :func:`load_scan`."""
+    path, options = Path(path), make_input_settings(settings)
+    if _is_direct(options) and _is_canonical(path, options):
+        scan = read_npz_scan(
+            path,
+            axis_order=options.axis_order,
+            measurement=options.measurement,
+            photons_per_unit=options.photons_per_unit,
+        )
+        return InputScan(finish_scan(scan, options), InputReport("npz"))
+    parts = read_parts(path, options)
+    return InputScan(assemble_scan(parts, options, path), parts.report)
+
+
+def _is_direct(options: InputSettings) -> bool:
+    defaults = InputSettings()
+    names = (name for name in vars(defaults) if name not in DIRECT_SETTINGS)
+    return all(getattr(options, name) == getattr(defaults, name) for name in names)
+
+
+def _is_canonical(path: Path, options: InputSettings) -> bool:
+    with open_input(path) as file:
+        return file.kind == "npz" and isinstance(recognize_format(file, options.format), CanonicalFormat)
+
+
+def read_parts(path: Path, options: InputSettings) -> ScanParts:
+    """Read the content of a scan file and of its partner.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    partners = (
+        ("patterns", options.patterns_file, "patterns_file", PATTERN_SETTINGS),
+        ("positions", options.positions_file, "positions_file", POSITION_SETTINGS),
+    )
+    moved = {key for _, given, _, keys in partners if given is not None for key in keys}
+    parts = _read_one(path, _clear(options, moved))
+    for name, given, setting, keys in partners:
+        if given is not None:
+            other = _read_one(given, _clear(options, KEY_SETTINGS - keys), partner=True)
+            if getattr(other, name) is None:
+                raise DataError(f"{given}: the file holds no {name}; change `{setting}`")
+            parts = _replace_part(parts, other, name)
+    if parts.patterns is None or parts.positions is None:
+        parts = _merge_partner(path, parts, options)
+    return parts
+
+
+def _clear(options: InputSettings, names: set[str] | frozenset[str]) -> InputSettings:
+    """Return the settings without the keys ``names``, which are keys of another file."""
+    return replace(options, **dict.fromkeys(names))
+
+
+def _replace_part(parts: ScanParts, other: ScanParts, name: str) -> ScanParts:
+    """Return ``parts`` with ``name`` taken from ``other``, and with all else that is missing."""
+    cleared: dict[str, Any] = {name: None}
+    cleared |= {"position_numbers": None} if name == "positions" else {"pattern_numbers": None}
+    return parts.__class__(**(vars(parts) | cleared)).merge(other)
+
+
+def _merge_partner(path: Path, parts: ScanParts, options: InputSettings) -> ScanParts:
+    with open_input(path) as file:
+        candidates = recognize_format(file, options.format).list_partners(path)
+    for candidate in candidates:
+        if candidate.exists() and candidate != path:
+            other = _read_one(candidate, options, partner=True)
+            if (parts.patterns is None and other.patterns is not None) or (
+                parts.positions is None and other.positions is not None
+            ):
+                parts = parts.merge(other)
+    return parts
+
+
+def _read_one(path: Path, options: InputSettings, *, partner: bool = False) -> ScanParts:
+    with open_input(path) as file:
+        chosen = recognize_format(file, None if partner else options.format)
+        if isinstance(chosen, CanonicalFormat) and any(getattr(options, key) is not None for key in KEY_SETTINGS):
+            chosen = GenericFormat()
+        return chosen.read(file, options)
+
+
+def save_scan(
+    path: str | Path, scan: Scan, layout: Literal["canonical", "legacy"] = "canonical", format: str | None = None
+) -> None:
+    """Write ``scan`` to ``path``. The file appears whole or not at all; equal scans give equal bytes of NPZ.
+
+    Args:
+        path: file to write; an existing file is replaced. The suffix selects the format.
+        scan: the scan.
+        layout: layout of NPZ files. ``canonical`` keeps the amplitudes to the bit and records axis order and
+            measurement. ``legacy`` is the layout of the published Run1084 files: (N, N, n) float64 amplitudes scaled to
+            a maximum of 1.7036, complex128, no metadata.
+        format: name of the format; None: by suffix, and NPZ for an unknown suffix.
+
+    Raises:
+        ConfigError: the format is unknown or cannot be written.
+        ContractError: the scan breaks the contract.
+        DataError: the file cannot be written, or the format requires a quantity that the scan lacks.
+    """
+    path, scan = Path(path), require_scan(scan)
+    if format in (None, "npz") and path.suffix.lower() in ("", ".npz"):
+        write_npz_scan(path, scan, layout)
+        return
+    if layout != "canonical":
+        raise ConfigError(f"`layout` is {layout}, which is a layout of NPZ files; expected a path with the suffix .npz")
+    find_scan_writer(path, format).write_scan(path, scan)
