@@ -11,6 +11,7 @@ from typing import Any
 
 from ptycho_torch.commands.base import Invocation
 from ptycho_torch.config.data import SubsetConfig
+from ptycho_torch.config.input import collect_input_settings
 from ptycho_torch.io.subset import write_subset
 
 
@@ -30,9 +31,7 @@ def subset(config: SubsetConfig) -> dict[str, Any]:
         seed=config.seed,
         crop=config.crop,
         bin=config.bin,
-        axis_order=config.axis_order,
-        measurement=config.measurement,
-        photons_per_unit=config.photons_per_unit,
+        **collect_input_settings(config),
     )
 
 

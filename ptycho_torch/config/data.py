@@ -121,7 +121,7 @@ class SubsetConfig(ScanReadOptions):
         group="Patterns",
     )
     seed: int = option(0, "seed of the seeded strategy", group="Patterns")
-    crop: int = option(  # type: ignore[assignment]  # a factor here, not a side in pixels
+    crop: int = option(  # a factor here, not a side in pixels
         1, "c: keep the central N/c detector pixels, which enlarges the object pixel c times", group="Patterns"
     )
     bin: int = option(

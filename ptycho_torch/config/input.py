@@ -159,7 +159,11 @@ class InputSettings:
     mask: Path | None = option(
         None, "file with a mask, True where a pixel counts, combined with the mask of the scan file", group="Patterns"
     )
-    invert_mask: bool = option(False, "masks are True where a pixel does not count", group="Patterns")
+    invert_mask: bool = option(
+        False,
+        "the mask (the file of mask, otherwise that of the scan file) is True where a pixel does not count",
+        group="Patterns",
+    )
     position_unit: PositionUnit | None = option(
         None,
         "unit of the coordinates in the file",

@@ -1,6 +1,5 @@
 """Conversion of the content of a scan file to a scan: pairing, corrections, orientation, window, units, origin."""
 
-import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,39 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_torch.config.base import Measurement
 from ptycho_torch.config.input import METERS_PER_UNIT, InputSettings
 from ptycho_torch.core.errors import ConfigError, ContractError, DataError
-from ptycho_torch.data.beam_center import estimate_center
-from ptycho_torch.data.detector import apply_flat, clip_negative, find_marker_pixels, fit_window, subtract_dark
 from ptycho_torch.data.geometry import Geometry, make_wavelength
-from ptycho_torch.data.orientation import Orientation
 from ptycho_torch.data.resample import bin_scan, resample_probe
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.io.arrays import read_single_array
+from ptycho_torch.io.frames import correct_frames, cut_window, get_reference_size, orient_frames
 from ptycho_torch.io.parts import ScanParts, merge_geometry
 from ptycho_torch.io.selection import read_frame_indices
 
 BORDER_PX = 2
 """Pixels between the edge of the object and the outermost patch of a scan whose origin is free."""
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Frames:
-    """Patterns with their mask, center and detector pixel, through all steps of the conversion."""
-
-    values: NDArray[Any]
-    """(n, rows, columns)."""
-
-    mask: NDArray[np.bool_] | None
-    """(rows, columns) or (n, rows, columns), True where a pixel counts."""
-
-    center: tuple[float, float] | None
-    """Zero frequency (row, column); None: unknown."""
-
-    measurement: Measurement
 
 
 def assemble_scan(parts: ScanParts, settings: InputSettings, path: Path) -> Scan:
@@ -59,11 +36,11 @@ def assemble_scan(parts: ScanParts, settings: InputSettings, path: Path) -> Scan
     name = str(path)
     _require_far_field(parts, settings, name)
     parts = _pair_patterns(parts, settings, name)
-    frames = _correct_frames(parts, settings, name)
+    frames = correct_frames(parts, settings, name)
     geometry = _orient_geometry(_override_geometry(parts.geometry, settings), settings)
-    reference_size = _get_reference_size(parts, frames)
+    reference_size = get_reference_size(parts, frames)
     size = settings.crop or reference_size
-    frames = _cut_window(_orient_frames(frames, settings), settings, size, parts, name)
+    frames = cut_window(orient_frames(frames, settings), settings, size, parts, name)
     scale = reference_size / size
     geometry = geometry.scale_pixels(object_factor=scale)
     if settings.pixel_size is not None:
@@ -73,7 +50,7 @@ def assemble_scan(parts: ScanParts, settings: InputSettings, path: Path) -> Scan
     values = frames.values
     amplitudes = np.sqrt(values, dtype=np.float32) if frames.measurement == "counts" else values.astype(np.float32)
     photons = settings.photons_per_unit or parts.photons_per_unit
-    probe = _convert_probe(parts, size, name)
+    probe = convert_probe(parts, size, name)
     scan = Scan(
         amplitudes=amplitudes,
         positions=placement.positions,
@@ -187,7 +164,7 @@ def _pair_patterns(parts: ScanParts, settings: InputSettings, name: str) -> Scan
         chosen = read_frame_indices(settings.frames, len(of_patterns))
         of_patterns, of_positions = of_patterns[chosen], of_positions[chosen]
     per_pattern = ("patterns", "scan_index", "source_index", "intensities", "labels")
-    selected = {key: _take(getattr(parts, key), of_patterns, len(patterns)) for key in per_pattern}
+    selected: dict[str, Any] = {key: _take(getattr(parts, key), of_patterns, len(patterns)) for key in per_pattern}
     selected |= {
         key: _take(getattr(parts, key), of_positions, len(parts.positions))
         for key in ("positions", "nominal_positions")
@@ -202,157 +179,6 @@ def _take(array: NDArray[Any] | None, indices: NDArray[Any], count: int) -> NDAr
     if array is None or len(array) != count or np.array_equal(indices, np.arange(count)):
         return array
     return array[indices]
-
-
-def _correct_frames(parts: ScanParts, settings: InputSettings, name: str) -> Frames:
-    """Return the patterns with markers masked, and dark and flat applied."""
-    values, mask, measurement = parts.patterns, parts.mask, settings.measurement or parts.measurement
-    assert values is not None  # checked before
-    if measurement is None:
-        raise ConfigError(
-            f"{name}: the patterns are {values.dtype} and may be counts or amplitudes; set `measurement` to counts or "
-            "amplitude"
-        )
-    values = values.astype(np.uint8) if values.dtype.kind == "b" else values
-    if settings.mask is not None:
-        given = read_single_array(settings.mask, "mask", ("mask",))
-        mask = _combine_masks(mask, _check_mask(given, values, f"{settings.mask}"))
-    if mask is not None:
-        mask = _check_mask(mask, values, name)
-        mask = ~mask if settings.invert_mask else mask
-    markers = find_marker_pixels(values) if measurement == "counts" else ~np.isfinite(values)
-    values, mask = _mask_markers(values, mask, markers, parts, name)
-    dark = read_single_array(settings.dark, "dark", ("dark",)) if settings.dark else parts.dark
-    flat = read_single_array(settings.flat, "flat", ("flat",)) if settings.flat else parts.flat
-    if measurement == "amplitude" and (settings.dark or settings.flat):
-        raise ConfigError(f"{name}: `dark` and `flat` apply to counts; the patterns are amplitudes; omit both")
-    if dark is not None:
-        values = subtract_dark(values, dark.mean(0) if dark.ndim == 3 else dark)
-        parts.report.add("dark", str(settings.dark or "the file"), "counts", "mean subtracted from each pattern")
-    if flat is not None:
-        values, usable = apply_flat(values, flat.mean(0) if flat.ndim == 3 else flat)
-        mask = _combine_masks(mask, None if usable.all() else usable)
-        parts.report.add("flat", str(settings.flat or "the file"), "", "counts divided by the relative efficiency")
-    values, negative = clip_negative(values)
-    if negative:
-        _note(parts, name, f"{negative} negative values are set to 0")
-    return Frames(values, mask, parts.center, measurement)
-
-
-def _check_mask(mask: NDArray[Any], values: NDArray[Any], name: str) -> NDArray[np.bool_]:
-    while mask.ndim > 2 and mask.shape[0] == 1:
-        mask = mask[0]
-    if mask.shape not in (values.shape, values.shape[1:]) or not np.isin(mask, (0, 1)).all():
-        raise ContractError(
-            "R18",
-            f"{name}: the mask is {mask.dtype} of shape {mask.shape}; expected 0 and 1, one per pixel of a pattern, "
-            f"{values.shape[1:]}; change `mask`",
-        )
-    return mask.astype(bool)
-
-
-def _combine_masks(first: NDArray[np.bool_] | None, second: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-    if first is None or second is None:
-        return second if first is None else first
-    combined: NDArray[np.bool_] = first & second
-    return combined
-
-
-def _mask_markers(
-    values: NDArray[Any], mask: NDArray[np.bool_] | None, markers: NDArray[np.bool_], parts: ScanParts, name: str
-) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-    """Return the patterns with markers set to 0, and the mask without the pixels of the markers."""
-    if not markers.any():
-        return values, mask
-    in_any, in_all = markers.any(0), markers.all(0)
-    unmasked = in_any if mask is None else markers & mask
-    if unmasked.any():
-        _note(
-            parts,
-            name,
-            f"{int(in_any.sum())} detector pixels hold markers instead of counts (gaps, saturation or not finite) and "
-            "are masked",
-        )
-    found = ~in_any if (in_any == in_all).all() else ~markers
-    return np.where(markers, values.dtype.type(0), values), _combine_masks(mask, found)
-
-
-def _note(parts: ScanParts, name: str, text: str) -> None:
-    parts.report.assumptions.append(text)
-    logger.warning("%s: %s", name, text)
-
-
-def _get_orientation(settings: InputSettings) -> Orientation:
-    return Orientation(settings.flip_y, settings.flip_x, settings.transpose)
-
-
-def _orient_frames(frames: Frames, settings: InputSettings) -> Frames:
-    """Return the patterns with a centered origin, flipped and transposed about zero frequency."""
-    values, mask, center = frames.values, frames.mask, frames.center
-    if settings.origin == "corner":
-        values = np.fft.fftshift(values, axes=(-2, -1))
-        mask = None if mask is None else np.fft.fftshift(mask, axes=(-2, -1))
-        center = None
-    given = _parse_center(settings)
-    center = given if given is not None else None if settings.center == "middle" else center
-    orientation = _get_orientation(settings)
-    if orientation != Orientation():
-        rows, columns = values.shape[1:]
-        values = orientation.apply(values)
-        mask = None if mask is None else orientation.apply(mask)
-        if center is not None:
-            row = 2 * (rows // 2) - center[0] if settings.flip_y else center[0]
-            column = 2 * (columns // 2) - center[1] if settings.flip_x else center[1]
-            center = (column, row) if settings.transpose else (row, column)
-    return Frames(values, mask, center, frames.measurement)
-
-
-def _parse_center(settings: InputSettings) -> tuple[float, float] | None:
-    if settings.center in (None, "auto", "middle"):
-        return None
-    try:
-        row, column = (float(part) for part in str(settings.center).split(","))
-    except ValueError as error:
-        raise ConfigError(f"`center` is {settings.center!r}; expected ROW,COLUMN in pixels, auto or middle") from error
-    if not np.isfinite((row, column)).all():
-        raise ConfigError(f"`center` is {settings.center!r}; expected finite numbers")
-    return row, column
-
-
-def _get_reference_size(parts: ScanParts, frames: Frames) -> int:
-    """Return N of the patterns before the crop: the side of the probe, otherwise the longer side of the detector."""
-    if parts.probe is not None and parts.probe.ndim >= 2 and parts.probe.shape[-1] == parts.probe.shape[-2]:
-        return int(parts.probe.shape[-1])
-    return int(max(frames.values.shape[1:]))
-
-
-def _cut_window(frames: Frames, settings: InputSettings, size: int, parts: ScanParts, name: str) -> Frames:
-    """Return square patterns of ``size`` pixels about the center."""
-    rows, columns = frames.values.shape[1:]
-    middle = (float(rows // 2), float(columns // 2))
-    center = frames.center or middle
-    if settings.center == "auto":
-        counts = frames.values if frames.measurement == "counts" else np.square(frames.values.astype(np.float32))
-        counting = None if frames.mask is None else frames.mask if frames.mask.ndim == 2 else frames.mask.all(0)
-        estimate = estimate_center(counts.mean(0, dtype=np.float64), counting)
-        if not estimate.decided:
-            raise DataError(
-                f"{name}: the center of the patterns cannot be estimated; set `center` to ROW,COLUMN or middle"
-            )
-        center = (estimate.row, estimate.column)
-        _note(parts, name, f"center of the patterns estimated at ({center[0]:.2f}, {center[1]:.2f})")
-    shift = np.floor(np.asarray(center) + 0.5) - middle
-    if rows == columns == size and not shift.any():
-        return frames
-    values, mask = fit_window(frames.values, frames.mask, center, size)
-    share = 1.0 if mask is None else float(mask.mean())
-    parts.report.add(
-        "patterns",
-        f"{rows} × {columns} pixels",
-        "pixel",
-        f"window of {size} × {size} pixels about ({center[0]:.2f}, {center[1]:.2f}), {1 - share:.1%} masked",
-    )
-    return Frames(values, mask, (size // 2, size // 2), frames.measurement)
 
 
 def _override_geometry(geometry: Geometry, settings: InputSettings) -> Geometry:
@@ -395,7 +221,7 @@ def _convert_positions(
     """Return the positions in object pixels: swapped, negated, scaled, converted and rotated as settings give."""
     unit = settings.position_unit or parts.position_unit
     raw = np.asarray(parts.positions, np.float64)
-    factor = _compute_unit_factor(unit, geometry, scale, name)
+    factor = compute_unit_factor(unit, geometry, scale, name)
     angle = np.deg2rad(settings.rotation)
     pivot = raw.mean(0)
 
@@ -431,7 +257,7 @@ def _convert_positions(
     )
 
 
-def _compute_unit_factor(unit: str, geometry: Geometry, scale: float, name: str) -> NDArray[np.float64]:
+def compute_unit_factor(unit: str, geometry: Geometry, scale: float, name: str) -> NDArray[np.float64]:
     """Return the object pixels per unit of the stored positions, (2,) (y, x)."""
     if unit == "pixel":
         return np.array([1.0, 1.0]) / scale
@@ -452,7 +278,7 @@ def _compute_unit_factor(unit: str, geometry: Geometry, scale: float, name: str)
     return METERS_PER_UNIT[unit] / np.asarray(geometry.object_pixel_m)
 
 
-def _convert_probe(parts: ScanParts, size: int, name: str) -> NDArray[Any] | None:
+def convert_probe(parts: ScanParts, size: int, name: str) -> NDArray[Any] | None:
     if parts.probe is None:
         return None
     probe = parts.probe

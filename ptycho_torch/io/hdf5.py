@@ -7,10 +7,10 @@ the path inside the file.
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -324,7 +324,7 @@ class Hdf5File:
         import h5py
 
         path = f"{place}/{name}"
-        link = _guard(self.path, path, lambda: group.get(name, getlink=True))
+        link: Any = _guard(self.path, path, lambda: group.get(name, getlink=True))
         if link is None:
             return None
         if isinstance(link, h5py.SoftLink):
@@ -334,12 +334,12 @@ class Hdf5File:
             return self._owner(group)._open_external(link.filename, path)._resolve(link.path, depth + 1)
         return _guard(self.path, path, lambda: group[name])
 
-    def _owner(self, group: Any) -> Self:
+    def _owner(self, group: Any) -> "Hdf5File":
         """Return the file that holds ``group``, which an external link may have reached."""
         name = Path(group.file.filename)
         for candidate in (self, *self._all_externals()):
             if candidate.path == name:
-                return candidate  # type: ignore[return-value]
+                return candidate
         return self
 
     def _all_externals(self) -> Iterator["Hdf5File"]:
@@ -416,7 +416,7 @@ def _register_filters() -> bool:
     return hdf5plugin is not None
 
 
-def _guard(path: Path, place: str, read: Any) -> Any:
+def _guard(path: Path, place: str, read: Callable[[], Any]) -> Any:
     """Return ``read()``; every failure of the library becomes a :class:`DataError` that names the place."""
     try:
         return read()

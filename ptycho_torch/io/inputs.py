@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import DataError
+from ptycho_torch.io.container import recognize_kind
+from ptycho_torch.io.foreign_result import assemble_positions
 from ptycho_torch.io.npz import read_arrays
+from ptycho_torch.io.scan import read_result_parts
 
 
 class ProbeFile(NamedTuple):
@@ -24,21 +27,34 @@ class ProbeFile(NamedTuple):
     """Photons per squared unit of that scan's amplitude; the modes are in √photons. 1 if unknown."""
 
 
+def _read_named_arrays(path: Path, keys: tuple[str, ...] | None = None) -> dict[str, NDArray[Any]]:
+    """Read the arrays ``keys`` of an NPZ file, or those that a file of another format has under these names."""
+    if recognize_kind(path) == "npz":
+        return read_arrays(path, keys)
+    parts = read_result_parts(path)
+    arrays: dict[str, NDArray[Any]] = {}
+    if parts.probe is not None:
+        arrays["probe"] = parts.probe
+    if parts.positions is not None and (keys is None or "positions" in keys):
+        arrays["positions"] = assemble_positions(parts, path)
+    return arrays
+
+
 def read_probe(path: Path, size: int, setting: str) -> ProbeFile:
     """Read a probe: ``probe`` of a reconstruction, or ``probeGuess`` of a scan file.
 
     Args:
-        path: NPZ file.
+        path: NPZ file, or a file of any supported format.
         size: N, side of the diffraction patterns in pixels.
         setting: name of the setting that gives ``path``, for errors.
 
     Raises:
         DataError: the file cannot be read, or holds no finite probe of ``size`` × ``size`` pixels.
     """
-    arrays = read_arrays(path, ("probe", "probeGuess", "metadata"))
+    arrays = _read_named_arrays(path, ("probe", "probeGuess", "metadata"))
     key = next((key for key in ("probe", "probeGuess") if key in arrays), None)
     if key is None:
-        keys = ", ".join(sorted(read_arrays(path))) or "nothing"
+        keys = ", ".join(sorted(_read_named_arrays(path))) or "nothing"
         raise DataError(f"{path}: no probe (found {keys}); expected probe or probeGuess; change `{setting}`")
     modes = arrays[key]
     modes = modes.reshape(-1, *modes.shape[-2:]).astype(np.complex64) if modes.ndim >= 2 else modes
@@ -61,13 +77,13 @@ def read_probe_size(path: Path, setting: str) -> int:
     """Read N, the side in pixels of the probe in ``path``.
 
     Args:
-        path: NPZ file.
+        path: NPZ file, or a file of any supported format.
         setting: name of the setting that gives ``path``, for errors.
 
     Raises:
         DataError: the file cannot be read, or holds no probe.
     """
-    arrays = read_arrays(path, ("probe", "probeGuess"))
+    arrays = _read_named_arrays(path, ("probe", "probeGuess"))
     for key in ("probe", "probeGuess"):
         if key in arrays and arrays[key].ndim >= 2:
             return int(arrays[key].shape[-1])
@@ -78,7 +94,7 @@ def read_positions(path: Path, count: int, setting: str) -> NDArray[np.float64]:
     """Read scan positions: ``positions`` of a reconstruction, or ``ycoords`` and ``xcoords`` of a scan file.
 
     Args:
-        path: NPZ file.
+        path: NPZ file, or a file of any supported format.
         count: n, number of diffraction patterns.
         setting: name of the setting that gives ``path``, for errors.
 
@@ -88,7 +104,7 @@ def read_positions(path: Path, count: int, setting: str) -> NDArray[np.float64]:
     Raises:
         DataError: the file cannot be read, or does not hold n finite positions.
     """
-    arrays = read_arrays(path, ("positions", "xcoords", "ycoords"))
+    arrays = _read_named_arrays(path, ("positions", "xcoords", "ycoords"))
     if "positions" in arrays:
         positions = arrays["positions"]
     elif "xcoords" in arrays and "ycoords" in arrays:

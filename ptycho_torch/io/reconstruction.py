@@ -11,23 +11,30 @@ from ptycho_torch.core.errors import DataError
 from ptycho_torch.core.files import atomic_write
 from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.data.reconstruction import Reconstruction
+from ptycho_torch.io.container import recognize_kind
+from ptycho_torch.io.foreign_result import assemble_result
+from ptycho_torch.io.formats.registry import find_result_writer
 from ptycho_torch.io.npz import read_arrays
+from ptycho_torch.io.scan import read_result_parts
 
 REQUIRED_KEYS = ("object", "coverage", "origin_yx", "probe", "positions", "metadata")
 
 
 def save_reconstruction(path: str | Path, result: Reconstruction) -> None:
-    """Write ``result`` to ``path`` (NPZ). The file appears whole or not at all; equal values give equal bytes.
+    """Write ``result`` to ``path``. The file appears whole or not at all; equal values give equal bytes of NPZ.
 
     Args:
-        path: file to write; an existing file is replaced.
+        path: file to write; an existing file is replaced. The suffix selects the format: ``.npz`` keeps everything,
+            other suffixes are those of the formats of other programs, listed in docs/formats.md.
         result: the reconstruction.
 
     Raises:
-        DataError: the file cannot be written, or its suffix is another one.
+        ConfigError: no format of results has the suffix.
+        DataError: the file cannot be written, or the format requires a quantity that the result lacks.
     """
-    if Path(path).suffix != ".npz":  # NumPy would write a file of another name, and leave ``path`` empty
-        raise DataError(f"{path}: the suffix is {Path(path).suffix!r}; expected .npz; choose another output path")
+    if Path(path).suffix != ".npz":
+        find_result_writer(Path(path)).write_result(Path(path), result)
+        return
     extra = {"photons_per_unit": result.photons_per_unit, "history": result.history, "metadata": result.metadata}
     if result.geometry is not None:
         extra["geometry"] = result.geometry.to_dict()
@@ -47,15 +54,18 @@ def save_reconstruction(path: str | Path, result: Reconstruction) -> None:
 
 
 def load_reconstruction(path: str | Path) -> Reconstruction:
-    """Read a reconstruction that :func:`save_reconstruction` wrote.
+    """Read a reconstruction that :func:`save_reconstruction` wrote, or a result of another program.
 
     Args:
-        path: NPZ file.
+        path: ``reconstruction.npz``, or a file of any supported format that holds object, probe and positions.
 
     Raises:
-        DataError: the file is missing, is not an NPZ file, lacks a key, or holds arrays that do not fit together.
+        DataError: the file is missing or damaged, lacks a quantity, or holds arrays that do not fit together.
     """
-    arrays = read_arrays(Path(path))
+    path = Path(path)
+    if recognize_kind(path) != "npz":
+        return assemble_result(read_result_parts(path), path)
+    arrays = read_arrays(path)
     missing = [key for key in REQUIRED_KEYS if key not in arrays]
     if missing:
         raise DataError(

@@ -101,7 +101,8 @@ def read_parts(path: Path, options: InputSettings) -> ScanParts:
 
 def _clear(options: InputSettings, names: set[str] | frozenset[str]) -> InputSettings:
     """Return the settings without the keys ``names``, which are keys of another file."""
-    return replace(options, **dict.fromkeys(names))
+    cleared: dict[str, Any] = dict.fromkeys(names)
+    return replace(options, **cleared)
 
 
 def _replace_part(parts: ScanParts, other: ScanParts, name: str) -> ScanParts:
@@ -109,6 +110,15 @@ def _replace_part(parts: ScanParts, other: ScanParts, name: str) -> ScanParts:
     cleared: dict[str, Any] = {name: None}
     cleared |= {"position_numbers": None} if name == "positions" else {"pattern_numbers": None}
     return parts.__class__(**(vars(parts) | cleared)).merge(other)
+
+
+def read_result_parts(path: Path) -> ScanParts:
+    """Read object, probe and positions from a file of any supported format, without patterns.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    return _read_one(path, InputSettings(measurement="counts"))
 
 
 def _merge_partner(path: Path, parts: ScanParts, options: InputSettings) -> ScanParts:

@@ -13,16 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_torch.config.base import AxisOrder, Measurement
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.core.files import atomic_write, write_json
 from ptycho_torch.data.contract import find_violations
-from ptycho_torch.data.conversion import make_scan_from_arrays
 from ptycho_torch.data.photons import photon_scale
 from ptycho_torch.data.recommended_rules import CANONICAL_DTYPES
 from ptycho_torch.data.subset import Strategy, describe_steps, describe_strategy, describe_subset, make_subset
 from ptycho_torch.io.npz import read_arrays
-from ptycho_torch.io.scan import save_scan
+from ptycho_torch.io.parts import InputReport
+from ptycho_torch.io.scan import read_input, save_scan
 
 GENERATOR = "ptycho_torch.subset"
 RECORD_SCHEMA = "ptycho_torch subset"
@@ -39,14 +38,12 @@ def write_subset(
     seed: int = 0,
     crop: int = 1,
     bin: int = 1,
-    axis_order: AxisOrder | None = None,
-    measurement: Measurement | None = None,
-    photons_per_unit: float | None = None,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Write a subset of the scan file ``source`` to ``output``, with a JSON record.
 
     Args:
-        source: scan file (NPZ).
+        source: scan file of any supported format.
         output: canonical scan file to write.
         metadata_out: JSON file to write; None: ``output`` with the suffix ``.json``.
         subset_size: number of patterns.
@@ -54,9 +51,7 @@ def write_subset(
         seed: seed of the strategy ``seeded``.
         crop: factor by which the detector is cropped.
         bin: factor by which detector pixels are binned.
-        axis_order: axis order of the patterns; overrides the metadata and the shape.
-        measurement: measured quantity; overrides the metadata.
-        photons_per_unit: photons per squared unit of amplitude; overrides the metadata.
+        **settings: settings of reading, as of :func:`~ptycho_torch.io.scan.load_scan`.
 
     Returns:
         The record.
@@ -68,16 +63,8 @@ def write_subset(
     """
     sidecar = _make_sidecar_path(output, metadata_out)
     _check_distinct_paths(source, output, sidecar)
-    arrays = read_arrays(source)
-    scan = make_scan_from_arrays(
-        arrays,
-        name=str(source),
-        axis_order=axis_order,
-        measurement=measurement,
-        photons_per_unit=photons_per_unit,
-        source=source,
-    )
-    scale = photon_scale(scan, photons_per_unit)
+    scan, report = read_input(source, **settings)
+    scale = photon_scale(scan, settings.get("photons_per_unit"))
     fixture = make_subset(
         scan,
         None if scale.origin == "assumed" else scale.photons_per_unit,
@@ -93,7 +80,7 @@ def write_subset(
         atomic_write(output) as temp_path,
     ):
         save_scan(temp_path, fixture)
-        conversions = _describe_conversions(arrays, axis_order, measurement)
+        conversions = _describe_conversions(source, report, settings)
         record = {
             "schema": RECORD_SCHEMA,
             "version": RECORD_VERSION,
@@ -108,11 +95,13 @@ def write_subset(
     return record
 
 
-def _describe_conversions(
-    arrays: dict[str, NDArray[Any]], axis_order: AxisOrder | None, measurement: Measurement | None
-) -> list[str]:
+def _describe_conversions(source: Path, report: InputReport, settings: dict[str, Any]) -> list[str]:
     """Return the conversions of the reader, and the arrays that a canonical file does not hold."""
-    violations = find_violations(arrays, axis_order, measurement)
+    if report.format != "npz":
+        conversions = [f"{each.field}: {each.conversion}" for each in report.mapping if each.conversion]
+        return [f"read as {report.format}", *conversions, *report.assumptions]
+    arrays = read_arrays(source)
+    violations = find_violations(arrays, settings.get("axis_order"), settings.get("measurement"))
     canonical_keys = {*CANONICAL_DTYPES, "mask", "scan_index", "source_index", "metadata", "_metadata"}
     left_out = sorted(set(arrays) - canonical_keys)
     conversions = [violation.message for violation in violations if violation.rule == "R22"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ptycho_torch.core.errors import DataError
+from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.io.reconstruction import load_reconstruction
 
@@ -26,9 +26,9 @@ def reconstruction() -> Reconstruction:
     )
 
 
-@pytest.mark.parametrize("name", ["result", "result.h5", "result.NPZ"])
+@pytest.mark.parametrize("name", ["result", "result.png", "result.NPZ"])
 def test_another_suffix_is_refused(reconstruction: Reconstruction, name: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"expected \.npz"):
+    with pytest.raises(ConfigError, match=r"expected a format of results: npz \(\.npz\)"):
         reconstruction.save(tmp_path / name)
     assert not list(tmp_path.iterdir())
 

@@ -102,12 +102,11 @@ def read_store(store: ArrayStore, name: str, settings: InputSettings) -> ScanPar
         parts["object"] = _squeeze(store.read(keys.object), 2)
         report.add("object", keys.object)
     if "Y" in headers and count is not None:
-        parts["labels"] = _move_patterns_first(store.read("Y"), "hwn" if store.read("Y").shape[0] != count else "nhw")
-    for label, key, setting in (
-        ("probe", keys.probe, "probe_key"),
-        ("positions", keys.pair or keys.x, "positions_key"),
-    ):
-        if key is None:
+        labels = store.read("Y")
+        parts["labels"] = _move_patterns_first(labels, "hwn" if labels.shape[0] != count else "nhw")
+    sources = (("probe", keys.probe, "probe_key"), ("positions", keys.pair or keys.x, "positions_key"))
+    for label, source, setting in sources:
+        if source is None:
             report.missing.append(f"{label}: set `{setting}`")
     return ScanParts(
         **parts,
@@ -159,7 +158,7 @@ def _find_only_stack(headers: dict[str, ArrayHeader]) -> str | None:
 
 
 def _read_metadata(store: ArrayStore, headers: dict[str, ArrayHeader], name: str) -> dict[str, Any]:
-    texts = {
+    texts: dict[str, NDArray[Any]] = {
         key: store.read(key) for key in ("metadata", "_metadata") if key in headers and headers[key].dtype.kind in "US"
     }
     metadata, message = read_metadata(texts)

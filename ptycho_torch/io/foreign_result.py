@@ -1,0 +1,88 @@
+"""Results of other programs: object, probe and positions of a file as a reconstruction."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_torch.core.errors import DataError
+from ptycho_torch.data.geometry import Geometry
+from ptycho_torch.data.reconstruction import Reconstruction
+from ptycho_torch.io.assemble import compute_unit_factor, convert_probe
+from ptycho_torch.io.parts import ScanParts
+
+
+def assemble_result(parts: ScanParts, path: Path) -> Reconstruction:
+    """Convert object, probe and positions of a file to a reconstruction.
+
+    Args:
+        parts: content of the file.
+        path: the file, for errors.
+
+    Raises:
+        DataError: object, probe, positions or the object pixel are missing, or do not fit together.
+    """
+    name = str(path)
+    if parts.object is None or parts.probe is None or parts.positions is None:
+        found = [label for label in ("object", "probe", "positions") if getattr(parts, label) is not None]
+        raise DataError(
+            f"{name}: found {', '.join(found) or 'nothing'} (format {parts.report.format}); expected object, probe and "
+            "positions"
+        )
+    probe = convert_probe(parts, int(parts.probe.shape[-1]), name)
+    obj = np.asarray(parts.object)
+    while obj.ndim > 2 and obj.shape[0] == 1:
+        obj = obj[0]
+    if obj.ndim != 2 or probe is None:
+        raise DataError(f"{name}: the object has shape {obj.shape}; expected (rows, columns)")
+    geometry = parts.geometry.complete(probe.shape[-1])
+    positions = assemble_positions(parts, path)
+    return Reconstruction(
+        object=np.ascontiguousarray(obj, np.complex64),
+        coverage=compute_probe_coverage(probe, positions, obj.shape),
+        origin_yx=np.zeros(2, np.int64),
+        probe=np.ascontiguousarray(probe, np.complex64),
+        positions=positions,
+        geometry=None if geometry == Geometry() else geometry,
+        metadata={"method": f"result of another program ({parts.report.format})", "source": path.name},
+    )
+
+
+def assemble_positions(parts: ScanParts, path: Path) -> NDArray[np.float64]:
+    """Return the positions (n, 2) of a file in object pixels, relative to the object of the file if it has one.
+
+    Args:
+        parts: content of the file, with positions.
+        path: the file, for errors.
+
+    Raises:
+        ConfigError: the positions are in a length and the object pixel is unknown.
+    """
+    geometry = parts.geometry
+    if parts.probe is not None:
+        geometry = geometry.complete(int(parts.probe.shape[-1]))
+    factor = compute_unit_factor(parts.position_unit, geometry, 1.0, str(path))
+    origin = np.asarray(parts.object_origin or (0.0, 0.0))
+    positions: NDArray[np.float64] = (np.asarray(parts.positions, np.float64) - origin) * factor
+    return positions
+
+
+def compute_probe_coverage(
+    probe: NDArray[Any], positions: NDArray[np.float64], shape: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """Return the probe power summed over all positions at each object pixel, without sub-pixel shifts.
+
+    Args:
+        probe: (M, N, N) complex modes.
+        positions: (n, 2) (y, x) in object pixels.
+        shape: shape of the object, with origin (0, 0); power outside is left out.
+    """
+    size = probe.shape[-1]
+    power = np.square(np.abs(probe)).sum(0)
+    coverage = np.zeros([side + 2 * size for side in shape])
+    corners = np.floor(positions + 0.5).astype(np.int64) - size // 2 + size
+    inside = ((corners >= 0) & (corners + size <= coverage.shape)).all(1)
+    for row, column in corners[inside]:
+        coverage[row : row + size, column : column + size] += power
+    return coverage[size:-size, size:-size].astype(np.float32)
