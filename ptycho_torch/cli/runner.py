@@ -94,6 +94,7 @@ def _call(name: str, config: Any, argv: Sequence[str], process_group: _ProcessGr
         command_line=shlex.join(["python", "-m", f"ptycho_torch.{name}", *argv]),
         observer=SilentObserver() if config.quiet else progress.ProgressObserver(),
         process_group=process_group,
+        format_message=lambda message: format_message(message, type(config)),
     )
     return int(command.run(config, invocation))
 

@@ -6,6 +6,7 @@
 """
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from numpy.typing import NDArray
@@ -93,7 +94,7 @@ def _select_photons_per_unit(config: EvaluateConfig, reconstruction: Reconstruct
     return scale
 
 
-def _print_table(metrics: dict[str, Any], config: EvaluateConfig) -> None:
+def _print_table(metrics: dict[str, Any], config: EvaluateConfig, format_message: Callable[[str], str]) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("metric", "value", "unit"):
         table.add_column(heading, justify="right" if heading == "value" else "left", no_wrap=True)
@@ -102,6 +103,9 @@ def _print_table(metrics: dict[str, Any], config: EvaluateConfig) -> None:
             table.add_row(metric.label, format_value(metrics[name]), metric.unit)
     console = Console()
     console.print(table)
+    if "verdict_text" in metrics:
+        causes = [f"  {number}. {cause}" for number, cause in enumerate(metrics["likely_causes"], 1)]
+        console.print(format_message("\n".join([metrics["verdict_text"], *causes])), soft_wrap=True, highlight=False)
     if config.report:
         console.print(f"report: {config.output_dir / 'report.html'}", soft_wrap=True, highlight=False)
 
@@ -110,5 +114,5 @@ def run(config: EvaluateConfig, invocation: Invocation) -> int:
     """Evaluate, and print the metrics; return the exit code."""
     metrics = evaluate(config, invocation.command_line)
     if not config.quiet:
-        _print_table(metrics, config)
+        _print_table(metrics, config, invocation.format_message)
     return 0

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ptycho_torch.commands.base import Invocation
+from ptycho_torch.commands.base import Invocation, report_verdict
 from ptycho_torch.commands.provenance import add_provenance
 from ptycho_torch.config.engines import NetworkEngine, iterate_settings
 from ptycho_torch.config.inference import InferenceConfig
@@ -46,7 +46,7 @@ def inference(
         The reconstruction, and the content of ``metrics.json``; other processes return no metrics.
 
     Raises:
-        PtychoError: bad input; nothing is written then.
+        PtychoError: bad input, or R above 1, which an empty model reaches; nothing is written then.
     """
     clock, process_group = Clock(), process_group or SINGLE_PROCESS
     device = process_group.select_device("cpu" if config.onnx else config.device)
@@ -74,6 +74,7 @@ def inference(
         command=command,
         validation=_select_held_out(model, pipeline),
         report=config.report,
+        max_r=1.0,
     )
     clock.record("judge and write")
     write_json(config.output_dir / "timing.json", clock.seconds)
@@ -90,12 +91,13 @@ def _select_held_out(model: Model, pipeline: PipelineRun) -> Indices | None:
 
 
 def run(config: InferenceConfig, invocation: Invocation) -> int:
-    """Run the command and print R; return the exit code."""
+    """Run the command and print R with its verdict; return the exit code."""
     group = invocation.process_group
     _, metrics = inference(config, invocation.observer, invocation.command_line, group)
-    if config.quiet or (group and not group.is_main):
+    if group and not group.is_main:
         return 0
-    written = "report.html" if config.report else "metrics.json"
-    print(f"R {metrics['r']:.4f} (counting noise alone {metrics['r_floor']:.4f})")
-    print(f"{written.split('.')[0]}: {config.output_dir / written}")
-    return 0
+    code = report_verdict(metrics, invocation, config.quiet)
+    if not config.quiet:
+        written = "report.html" if config.report else "metrics.json"
+        print(f"{written.split('.')[0]}: {config.output_dir / written}")
+    return code

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_torch.commands.base import EXIT_INTERRUPTED, Invocation
+from ptycho_torch.commands.base import EXIT_INTERRUPTED, Invocation, report_verdict
 from ptycho_torch.commands.provenance import add_provenance
 from ptycho_torch.config.engines import ENGINES, EngineOptions, IterativeOptions
 from ptycho_torch.config.reconstruct import ReconstructConfig, make_stages
@@ -237,11 +237,11 @@ def _format_resolution(metrics: dict[str, Any]) -> str:
 
 
 def run(config: ReconstructConfig, invocation: Invocation) -> int:
-    """Reconstruct, and print R; return the exit code."""
+    """Reconstruct, and print R with its verdict; return the exit code."""
     result = reconstruct(config, invocation.observer, invocation.command_line)
+    code = report_verdict(result.metrics, invocation, config.quiet)
     if not config.quiet:
         written = config.output_dir / ("report.html" if config.report else "metrics.json")
-        print(f"R {result.metrics['r']:.4f} (counting noise alone {result.metrics['r_floor']:.4f})")
         if config.half_scan_frc and result.completed:
             print(_format_resolution(result.metrics))
         print(f"{written.stem}: {written}")
@@ -251,4 +251,4 @@ def run(config: ReconstructConfig, invocation: Invocation) -> int:
             print("the half scans are not reconstructed", file=sys.stderr)
         print(f"interrupted after epoch {done}; resume with --resume", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return 0
+    return code

@@ -43,15 +43,20 @@ class PhotonScale(NamedTuple):
     """Mean over the patterns of the sum over the pixels that count."""
 
 
-def photon_scale(scan: Scan, photons_per_unit: float | None = None) -> PhotonScale:
+def photon_scale(
+    scan: Scan,
+    photons_per_unit: float | None = None,
+    assumed_photons_per_pattern: float = ASSUMED_PHOTONS_PER_PATTERN,
+) -> PhotonScale:
     """Return the factor from amplitude² to photons.
 
-    The factor is, in this order: the argument, the metadata of the file, the lattice of whole counts, or 1e6 photons
-    per pattern with a warning.
+    The factor is, in this order: the argument, the metadata of the file, the lattice of whole counts, or an assumed
+    number of photons per pattern with a warning.
 
     Args:
         scan: the scan.
         photons_per_unit: photons per squared unit of amplitude; None to find the factor.
+        assumed_photons_per_pattern: mean photons per pattern where nothing states the scale.
 
     Raises:
         DataError: ``photons_per_unit`` is not positive, or every pixel that counts is zero.
@@ -70,12 +75,12 @@ def photon_scale(scan: Scan, photons_per_unit: float | None = None) -> PhotonSca
     if factor is not None:
         return PhotonScale(factor, "lattice", per_pattern * factor)
     logger.warning(
-        "%s: the metadata give no photon scale and the data lie on no lattice of whole counts; assuming %.0e photons "
+        "%s: the metadata give no photon scale and the data lie on no lattice of whole counts; assuming %.4g photons "
         "per pattern; set `photons_per_unit` to change it",
         scan.source or "scan",
-        ASSUMED_PHOTONS_PER_PATTERN,
+        assumed_photons_per_pattern,
     )
-    return PhotonScale(ASSUMED_PHOTONS_PER_PATTERN / per_pattern, "assumed", ASSUMED_PHOTONS_PER_PATTERN)
+    return PhotonScale(assumed_photons_per_pattern / per_pattern, "assumed", assumed_photons_per_pattern)
 
 
 def _select_unmasked_intensities(scan: Scan) -> NDArray[np.float64]:

@@ -49,6 +49,8 @@ class NetworkStage(Stage):
                 "the engine `neural` has no model; expected a trained model; set `model_path` to its folder"
             )
         self._model: Model | None = None
+        self._calibration: tuple[Scan, float | None, ScanCalibration] | None = None
+        """The last calibration, with its scan and its photon scale: it is needed several times."""
 
     @property
     def requires_cpu(self) -> bool:
@@ -86,10 +88,13 @@ class NetworkStage(Stage):
         model = self.load_model(device)
         is_training_scan = model.find_scan(scan.digest()) is not None
         scale = None if is_training_scan else photons_per_unit
+        if self._calibration is not None and self._calibration[0] is scan and self._calibration[1] == scale:
+            return self._calibration[2]
         calibration = select_calibration(model, scan, self.options.probe, scale)
         if self.options.positions is not None:
             positions = read_positions(self.options.positions, len(scan), "positions")
             calibration = calibration._replace(position_offsets=torch.from_numpy(positions - scan.positions))
+        self._calibration = scan, scale, calibration
         return calibration
 
     def select_photon_scale(self, scan: Scan, photons_per_unit: float | None, device: torch.device) -> float:

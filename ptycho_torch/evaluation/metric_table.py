@@ -14,6 +14,8 @@ class MetricInfo(NamedTuple):
 METRICS: dict[str, MetricInfo] = {
     "r": MetricInfo("R", "", "Σ(|F| − √I)² / ΣI of the stitched object, cut again at every position; 0 is perfect"),
     "r_floor": MetricInfo("R, noise floor", "", "expected R of the true object: Poisson counting noise alone"),
+    "r_over_floor": MetricInfo("R over noise floor", "", "R divided by its noise floor; 1.0 to 1.2 for a right model"),
+    "verdict": MetricInfo("verdict", "", "R against its noise floor in words"),
     "amplitude_loss": MetricInfo(
         "amplitude loss", "", "mean of 2(|F| − √I)² per pixel; counting noise alone gives about ½ at high dose"
     ),

@@ -23,6 +23,10 @@ from ptycho_torch.evaluation.fourier_error import (
 from ptycho_torch.evaluation.metric_table import METRICS, MetricInfo, format_value
 from ptycho_torch.evaluation.metrics import TruthComparison, compare_with_truth
 from ptycho_torch.evaluation.uncertainty_calibration import UncertaintyCalibration, compute_calibration
+from ptycho_torch.evaluation.verdict import Verdict, judge_result
+
+UNTABULATED_METRICS = ("verdict_text", "likely_causes")
+"""Texts of ``metrics.json`` that are too long for a table."""
 
 
 class ExamplePatterns(NamedTuple):
@@ -45,6 +49,7 @@ class EvaluationResult(NamedTuple):
     patterns: ExamplePatterns | None = None
     comparison: TruthComparison | None = None
     calibration: UncertaintyCalibration | None = None
+    verdict: Verdict | None = None
 
 
 class Scores(Mapping[str, Any]):
@@ -85,7 +90,7 @@ class Scores(Mapping[str, Any]):
     def _rows(self) -> list[tuple[str, str, str]]:
         """Return label, value and unit of each metric, in the order of :data:`METRICS`."""
         known = [name for name in METRICS if name in self._metrics]
-        names = known + [name for name in self._metrics if name not in METRICS]
+        names = known + [name for name in self._metrics if name not in METRICS and name not in UNTABULATED_METRICS]
         infos = {name: METRICS.get(name, MetricInfo(name.replace("_", " "), "", "")) for name in names}
         return [(infos[name].label, format_value(self._metrics[name]), infos[name].unit) for name in names]
 
@@ -193,7 +198,8 @@ def evaluate_result(
     if scan is not None:
         measured = compute_fourier_error(reconstruction, scan, photons_per_unit=photons_per_unit, device=device)
         patterns = select_example_patterns(reconstruction, scan, measured, photons_per_unit)
-        evaluation = EvaluationResult(measured, None, patterns)
+        verdict = judge_result(reconstruction, scan, measured, photons_per_unit)
+        evaluation = EvaluationResult(measured, None, patterns, verdict=verdict)
         if validation is not None and len(validation):
             held_out = compute_fourier_error(
                 reconstruction, scan, photons_per_unit=photons_per_unit, device=device, indices=validation
@@ -207,7 +213,7 @@ def evaluate_result(
 
 
 def collect_metrics(reconstruction: Reconstruction, evaluation: EvaluationResult) -> dict[str, Any]:
-    """Return the metrics by the names of :data:`METRICS`; a number that is not finite is None."""
+    """Return the metrics by the names of :data:`METRICS`, and the verdict; a number that is not finite is None."""
     region = compute_covered_region(reconstruction)
     metrics: dict[str, Any] = {"coverage_share": region.mean(), "covered_pixels": int(region.sum())}
     if evaluation.fourier_error is not None:
@@ -215,6 +221,7 @@ def collect_metrics(reconstruction: Reconstruction, evaluation: EvaluationResult
         metrics |= {
             "r": error.r,
             "r_floor": error.r_floor,
+            "r_over_floor": error.r / error.r_floor if error.r_floor > 0 else None,
             "amplitude_loss": error.loss,
             "patterns": len(error.indices),
             "patterns_skipped": error.skipped,
@@ -234,7 +241,8 @@ def collect_metrics(reconstruction: Reconstruction, evaluation: EvaluationResult
         metrics["uncertainty_median"] = np.median(reconstruction.uncertainty[region])
     if evaluation.calibration is not None:
         metrics |= evaluation.calibration.to_metrics()
-    return {name: convert_to_finite(value) for name, value in metrics.items()}
+    finite = {name: convert_to_finite(value) for name, value in metrics.items()}
+    return finite | (evaluation.verdict.to_metrics() if evaluation.verdict is not None else {})
 
 
 def select_example_patterns(

@@ -15,6 +15,10 @@ from ptycho_torch.io.inputs import read_probe
 from ptycho_torch.models.saved_model import Model
 from ptycho_torch.physics.batch import scale_probe_to_photons
 
+MAX_DOSE_RATIO = 2.0
+"""Ratio of the photons per pattern of a scan to the power of the model's probe, and of its inverse, up to which the
+object explains the difference."""
+
 
 class ScanCalibration(NamedTuple):
     """Probe, photon scale and learned corrections for one scan."""
@@ -56,8 +60,10 @@ def select_calibration(
     """Return the probe and photon scale for the reconstruction of ``scan`` by ``bundle``.
 
     The probe is the first that exists: the probe in ``probe_file``, the probe that the model learned on this scan, the
-    only probe of the model, the probe of the scan file. The photon scale, unless given, comes from the same source as
-    the probe; with ``probe_file``, from the record of this scan in the model, or from the scan.
+    only probe of the model, the probe of the scan file. The photon scale, unless given, is that of the training for a
+    scan of the training. It belongs to the scan otherwise: its metadata or its lattice of counts determine it, or its
+    mean pattern, which then gets the photons of the probe. The only probe of the model gets the power of the mean
+    pattern if both differ by more than a factor of :data:`MAX_DOSE_RATIO`, as after another exposure.
 
     Args:
         bundle: trained model.
@@ -76,10 +82,11 @@ def select_calibration(
         )
     scan_index = bundle.find_scan(scan.digest())
     probe_index = 0 if scan_index is None and len(bundle.scans) == 1 and probe_file is None else scan_index
+    if photons_per_unit is None and scan_index is not None:
+        photons_per_unit = bundle.scans[scan_index].photons_per_unit
     if photons_per_unit is None:
-        photons_per_unit = (
-            photon_scale(scan).photons_per_unit if probe_index is None else bundle.scans[probe_index].photons_per_unit
-        )
+        assumed = {} if probe_index is None else {"assumed_photons_per_pattern": _compute_power(bundle, probe_index)}
+        photons_per_unit = photon_scale(scan, **assumed).photons_per_unit
     learned = (
         (None, None)
         if scan_index is None
@@ -93,11 +100,19 @@ def select_calibration(
         return ScanCalibration(
             scale_probe_to_photons(scan, photons_per_unit), photons_per_unit, "the scan's own", is_scan_probe=True
         )
-    name = bundle.scans[probe_index].name
-    probe_source = (
-        "the model's, of this very scan" if scan_index is not None else f"the model's only one, of {name or 'its scan'}"
-    )
-    return ScanCalibration(bundle.model.probes[probe_index].detach(), photons_per_unit, probe_source, *learned)
+    probe = bundle.model.probes[probe_index].detach()
+    if scan_index is not None:
+        return ScanCalibration(probe, photons_per_unit, "the model's, of this very scan", *learned)
+    probe_source = f"the model's only one, of {bundle.scans[probe_index].name or 'its scan'}"
+    ratio = photon_scale(scan, photons_per_unit).photons_per_pattern / _compute_power(bundle, probe_index)
+    if not 1 / MAX_DOSE_RATIO <= ratio <= MAX_DOSE_RATIO:
+        probe, probe_source = probe * ratio**0.5, f"{probe_source}, with {ratio:.3g} times its power"
+    return ScanCalibration(probe, photons_per_unit, probe_source)
+
+
+def _compute_power(bundle: Model, probe_index: int) -> float:
+    """Return the photons per pattern of a probe of the model."""
+    return float(bundle.model.probes[probe_index].detach().abs().square().sum())
 
 
 def read_scaled_probe(path: Path, scan: Scan, photons_per_unit: float) -> Tensor:

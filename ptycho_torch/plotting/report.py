@@ -2,6 +2,7 @@
 
 import base64
 import html
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -61,6 +62,7 @@ def render_report(
         title=html.escape(title),
         subtitle=html.escape(subtitle),
         tiles="".join(_render_tile(name, metrics[name]) for name in headlines),
+        verdict=_render_verdict(metrics),
         images="\n".join(map(_render_image, images)),
         metrics="\n".join(_render_metric(name, metrics[name]) for name in METRICS if name in metrics),
         command=html.escape(command),
@@ -91,6 +93,24 @@ def _render_tile(name: str, value: Any) -> str:
     info = METRICS[name]
     label = html.escape(f"{info.label} ({info.unit})" if info.unit else info.label)
     return f'<div class="tile"><b>{html.escape(format_value(value))}</b><span>{label}</span></div>'
+
+
+def _render_verdict(metrics: Mapping[str, Any]) -> str:
+    """Return the section of the verdict; empty without a verdict."""
+    if "verdict_text" not in metrics:
+        return ""
+    causes = "".join(f"<li>{_remove_backticks(cause)}</li>" for cause in metrics["likely_causes"])
+    heading = f"<p>Likely causes, the most likely first:</p><ol>{causes}</ol>" if causes else ""
+    kind = metrics["verdict"].replace(" ", "-")
+    return (
+        f'<section class="verdict {kind}"><h2>Verdict: {html.escape(metrics["verdict"])}</h2>'
+        f"<p>{_remove_backticks(metrics['verdict_text'])}</p>{heading}</section>"
+    )
+
+
+def _remove_backticks(text: str) -> str:
+    """Return a message as HTML with the settings in backticks as code."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(text))
 
 
 def _render_metric(name: str, value: Any) -> str:

@@ -1,5 +1,6 @@
 """The files of a result: the reconstruction, two images, the metrics and the report."""
 
+import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_torch.core.errors import DataError
 from ptycho_torch.core.files import atomic_write, make_output_dir, write_json, write_text
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
@@ -30,6 +32,7 @@ def write_results(
     report: bool = True,
     extra_images: Sequence[ReportImage] = (),
     extra_metrics: Mapping[str, Any] | None = None,
+    max_r: float = math.inf,
 ) -> dict[str, Any]:
     """Write ``reconstruction.npz``, two images, ``metrics.json`` and ``report.html`` into ``output_dir``.
 
@@ -45,16 +48,21 @@ def write_results(
         report: write the report and the images too.
         extra_images: images for the end of the report.
         extra_metrics: further metrics, by names of :data:`~ptycho_torch.evaluation.metric_table.METRICS`.
+        max_r: largest R of a result that is written.
 
     Returns:
         The content of ``metrics.json``.
 
     Raises:
-        DataError: the folder cannot be created, or reconstruction, scan and truth do not belong together.
+        DataError: the folder cannot be created, reconstruction, scan and truth do not belong together, or R exceeds
+            ``max_r``; the error then gives the likely causes.
     """
     evaluation = evaluate_result(
         reconstruction, scan, photons_per_unit=photons_per_unit, truth=truth, validation=validation, device=device
     )
+    if evaluation.fourier_error is not None and evaluation.verdict is not None and evaluation.fourier_error.r > max_r:
+        causes = "; ".join(evaluation.verdict.causes)
+        raise DataError(f"{scan.source or 'scan'}: {evaluation.verdict.text}; likely causes: {causes}")
     output_dir = make_output_dir(output_dir)
     reconstruction.save(output_dir / "reconstruction.npz")
     return write_evaluation(

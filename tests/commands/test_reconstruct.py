@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.reconstruction import load_reconstruction
 from ptycho_torch.io.scan import load_scan, save_scan
 
@@ -207,3 +208,19 @@ def test_ctrl_c_saves_complete_epochs_and_resume_continues_exactly(
     assert resumed.object.tobytes() == whole.object.tobytes()
     assert resumed.probe.tobytes() == whole.probe.tobytes()
     assert run_main("reconstruct", *words, interrupted, "--resume", "--seed", "5").code == 2
+
+
+def test_result_without_an_image_is_written_with_its_verdict_and_exit_code_three(
+    run_main: Call, scan: Scan, tmp_path: Path
+) -> None:
+    """Patterns without their bright middle, and without a mask that leaves it out."""
+    y, x = np.mgrid[:24, :24] - 12
+    covered = np.where(y**2 + x**2 < 50, np.float32(0), scan.amplitudes)
+    save_scan(tmp_path / "stop.npz", replace(scan, amplitudes=covered))
+    outcome = run_main("reconstruct", tmp_path / "stop.npz", "--output_dir", tmp_path / "result", *QUICK)
+    metrics = json.loads((tmp_path / "result" / "metrics.json").read_text())
+    assert (outcome.code, metrics["verdict"]) == (3, "no image"), outcome.out
+    assert "no image: R" in outcome.err
+    assert "R 0." not in outcome.out
+    assert "beam stop" in metrics["likely_causes"][0]
+    assert (tmp_path / "result" / "reconstruction.npz").exists()

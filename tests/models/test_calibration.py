@@ -49,12 +49,37 @@ def test_scan_of_the_training_gets_its_learned_probe(index: int, scan: Scan) -> 
     assert "this very scan" in calibration.probe_source
 
 
-def test_other_scan_gets_the_only_probe_of_the_model(scan: Scan) -> None:
+def make_model_of_dose(photons: float) -> Model:
+    """Make a model of one scan whose probe has a power of ``photons``."""
     model = make_model(OTHER)
+    with torch.no_grad():
+        model.model.probe_parameters[0].mul_((photons / float(model.model.probe.abs().square().sum())) ** 0.5)
+    return model
+
+
+def test_other_scan_gets_the_only_probe_of_the_model_and_its_own_scale(scan: Scan) -> None:
+    photons = float(np.square(scan.amplitudes).sum() / len(scan))
+    model = make_model_of_dose(photons)
     calibration = select_calibration(model, scan)
     assert torch.equal(calibration.probe, model.model.probe)
-    assert calibration.photons_per_unit == 5.0
+    assert calibration.photons_per_unit == 1.0
     assert "other.npz" in calibration.probe_source
+    whole = replace(scan, amplitudes=scan.amplitudes / 7, photons_per_unit=None)
+    assert select_calibration(model, whole).photons_per_unit == pytest.approx(49, rel=1e-4), "from the lattice"
+    rng = np.random.default_rng(0)
+    noisy = np.sqrt(np.square(scan.amplitudes) + rng.uniform(0, 0.5, scan.amplitudes.shape)).astype(np.float32) / 30
+    unknown = replace(scan, amplitudes=noisy, photons_per_unit=None)
+    expected = photons / (np.square(noisy, dtype=np.float64).sum() / len(scan))
+    assert select_calibration(model, unknown).photons_per_unit == pytest.approx(expected), "from the mean pattern"
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.8, 30])
+def test_only_probe_of_the_model_gets_the_power_of_another_exposure(scan: Scan, ratio: float) -> None:
+    photons = float(np.square(scan.amplitudes).sum() / len(scan))
+    model = make_model_of_dose(photons / ratio)
+    calibration = select_calibration(model, scan)
+    expected = photons / ratio if ratio == 0.8 else photons
+    assert float(calibration.probe.abs().square().sum()) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("scans", [(), (OTHER, THIRD)], ids=["none", "several"])

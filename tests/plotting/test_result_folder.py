@@ -53,7 +53,7 @@ def test_metrics_are_finite_numbers_or_null_in_sorted_order(simulated_case: Any,
     assert metrics["frc_crossing_cycles_per_pixel"] is None  # it agrees up to the last ring
     for value in metrics.values():
         numbers = value if isinstance(value, list) else [value]
-        assert all(number is None or math.isfinite(number) for number in numbers)
+        assert all(number is None or isinstance(number, str) or math.isfinite(number) for number in numbers)
 
 
 def test_the_truth_of_the_scan_is_not_used_unless_it_is_given(simulated_case: Any, tmp_path: Path) -> None:
@@ -136,3 +136,12 @@ def test_bad_input_leaves_no_folder(simulated_case: Any, case_factory: Any, tmp_
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="output folder cannot be created"):
         write(tmp_path / "file", simulated_case)
+
+
+def test_r_above_the_limit_is_an_error_with_causes_and_no_file(simulated_case: Any, tmp_path: Path) -> None:
+    bright = replace(simulated_case.reconstruction, probe=20 * simulated_case.reconstruction.probe)
+    with pytest.raises(DataError, match=r"no image: R .* is worse than an empty model.*`photons_per_unit`"):
+        write_results(
+            tmp_path / "r", bright, simulated_case.scan, photons_per_unit=2.5, command="", report=False, max_r=1.0
+        )
+    assert not (tmp_path / "r").exists()
