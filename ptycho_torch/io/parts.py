@@ -159,5 +159,6 @@ def merge_geometry(first: Geometry, second: Geometry) -> Geometry:
     names = ("wavelength_m", "distance_m", "detector_pixel_m", "object_pixel_m")
     taken = {name: getattr(second, name) for name in names if getattr(first, name) is None}
     near = "near_field" in (first.propagation, second.propagation)
-    radiation = second.radiation if first.wavelength_m is None else first.radiation
+    known = first.wavelength_m is not None or (second.wavelength_m is None and first.radiation == "electron")
+    radiation = first.radiation if known else second.radiation
     return replace(first, **taken, propagation="near_field" if near else "far_field", radiation=radiation)

@@ -6,10 +6,12 @@ from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.io.container import InputFile
 from ptycho_torch.io.formats.base import Format
 from ptycho_torch.io.formats.canonical import CanonicalFormat
+from ptycho_torch.io.formats.fold_slice import FoldSliceFormat
 from ptycho_torch.io.formats.generic import GenericFormat
 
 FORMATS: tuple[Format, ...] = (
     CanonicalFormat(),
+    FoldSliceFormat(),
     GenericFormat(),
 )
 """Formats from the most to the least specific test; the first that matches reads a file."""
