@@ -129,6 +129,9 @@ class IterativeOptions(EngineOptions):
     update_background: bool = option(
         False, "fit a background that is the same in all patterns", group="Nuisance parameters"
     )
+    background_start: float = internal(
+        0.3, "fraction of the run after which the background is fitted: an earlier fit takes up errors of the object"
+    )
     support: Path | None = option(
         None,
         "NPZ file with support (0 to 1 per object pixel) and origin_yx; the object is constant outside the support",
@@ -144,6 +147,10 @@ class IterativeOptions(EngineOptions):
         super().__post_init__()
         require_positive(self, "time_limit", "probe_modes", "patience", "max_amplitude")
         require_not_negative(self, "epochs", "probe_start", "position_start")
+
+    def is_background_fitted(self, epoch: int) -> bool:
+        """Return True if the background is fitted in ``epoch``, counted from 0."""
+        return self.update_background and epoch >= self.background_start * self.epochs
 
     @property
     def fixed_probe(self) -> bool:

@@ -50,6 +50,7 @@ class ProjectionEngine(Engine):
         # The ambiguities are fixed only when no waves are stored, which would have to follow.
         without_probe = replace(options, update_probe=False)
         self.refiner = NuisanceRefiner(self.model, without_probe, POSITION_STEP_FACTOR)
+        self.refiner.positions.keeps_affine_part = options.update_probe
         self.ambiguity_fix = AmbiguityFix(state)
         self._batches = torch.arange(len(measurement)).split(options.resolve_batch_size(len(measurement)))
         self._divisor = self._compute_divisor()

@@ -12,7 +12,7 @@ from ptycho_torch.engines.measurement_model import MeasurementModel
 from ptycho_torch.engines.runner import Engine
 from ptycho_torch.engines.state import Measurement, ReconstructionState
 from ptycho_torch.physics.forward import from_patches, shift_probe
-from ptycho_torch.physics.position_refinement import limit_displacements
+from ptycho_torch.physics.position_refinement import limit_displacements, remove_affine_part
 from ptycho_torch.physics.probe import compute_power
 from ptycho_torch.physics.regularizers import squared_gradient_norm, total_variation
 
@@ -105,7 +105,11 @@ class GradientEngine(Engine):
         options = self.options
         if options.update_probe or options.update_positions:
             self._update_units()
-        inactive = {"probe": epoch < options.probe_start, "positions": epoch < options.position_start}
+        inactive = {
+            "probe": epoch < options.probe_start,
+            "positions": epoch < options.position_start,
+            "background": not options.is_background_fitted(epoch),
+        }
         self._active = [name for name in self.leaves if not inactive.get(name, False)]
         self._num_processed = 0
         self._encode_leaves()
@@ -200,7 +204,10 @@ class GradientEngine(Engine):
     def limit_positions(self, positions: Tensor) -> Tensor:
         """Return ``positions`` (n, 2) within the bound and with their patches on the canvas."""
         canvas = self.state.canvas
-        displacements = limit_displacements(positions - self._initial_positions, self.options.position_bound)
+        displacements = positions - self._initial_positions
+        if self.options.update_probe:  # see PositionRefiner
+            displacements = remove_affine_part(displacements, self._initial_positions)
+        displacements = limit_displacements(displacements, self.options.position_bound)
         low = positions.new_tensor(canvas.origin) + self.state.size // 2
         high = low + positions.new_tensor(canvas.shape) - self.state.size
         return torch.minimum(torch.maximum(self._initial_positions + displacements, low), high)

@@ -23,7 +23,8 @@ class NuisanceRefiner:
     Positions: :class:`~ptycho_torch.engines.position_refinement.PositionRefiner`.
 
     Background: one Newton step per epoch on the Poisson likelihood, ``Σ (k/I − 1) / Σ 1/I`` over all patterns, with
-    measured photons k and expected photons I.
+    measured photons k and expected photons I. It begins after a part of the run: a background takes up the misfit of a
+    rough object and returns it slowly.
 
     Intensities: the least-squares factor c of ``c ψ`` against the updated exit wave gives the intensity ratio c² of
     each pattern. The intensities keep a mean of one and no slow variation over the field: patterns barely distinguish a
@@ -43,7 +44,12 @@ class NuisanceRefiner:
     ) -> None:
         self.model, self.options = model, options
         self.positions = PositionRefiner(
-            model, options.position_bound, options.position_method, options.position_model, position_step_factor
+            model,
+            options.position_bound,
+            options.position_method,
+            options.position_model,
+            position_step_factor,
+            keeps_affine_part=options.update_probe,
         )
         self.ambiguity_fix = AmbiguityFix(model.state)
         self._begin_epoch()
@@ -60,7 +66,7 @@ class NuisanceRefiner:
             self.positions.accumulate(update, indices)
         if self.options.update_intensity and epoch:
             self._intensity_ratios[indices] = estimate_intensity_ratios(update)
-        if self.options.update_background and update.excess is not None and epoch:
+        if update.excess is not None and epoch and self.options.is_background_fitted(epoch):
             counts = self.model.measurement.counts[indices]
             weight = 1 / (counts - update.excess + 1)
             mask = self.model.measurement.select_mask(indices)

@@ -11,6 +11,7 @@ from ptycho_torch.physics.position_refinement import (
     estimate_by_exit_wave,
     fit_affine_displacements,
     limit_displacements,
+    remove_affine_part,
 )
 
 MIN_MOVE_COSINE = 0.3
@@ -27,12 +28,17 @@ class PositionRefiner:
     or :func:`~ptycho_torch.physics.position_refinement.estimate_by_correlation`. In the affine model all positions move
     by one map about their center: errors of stage and camera calibration scale, rotate and shear a scan as a whole.
 
+    With an unknown probe, free positions keep the affine part of their initial values. Probe and object adapt to an
+    affine map of all positions nearly without a change of the patterns, so that it would drift during the first epochs,
+    while the object is rough, and never return.
+
     Args:
         model: The measurement model of the engine; its state holds the positions.
         bound: Largest displacement per axis from the initial positions, in pixels.
         method: ``gradient`` (least squares on the exit wave) or ``correlation``.
         displacement_model: ``free`` or ``affine``.
         step_factor: Factor on the displacements of the method ``gradient``.
+        keeps_affine_part: Whether free displacements have no affine part: with an unknown probe.
     """
 
     def __init__(
@@ -42,9 +48,11 @@ class PositionRefiner:
         method: str = "gradient",
         displacement_model: str = "free",
         step_factor: float = EXIT_WAVE_STEP_FACTOR,
+        keeps_affine_part: bool = False,
     ) -> None:
         self.model, self.bound, self.method = model, bound, method
         self.displacement_model, self.step_factor = displacement_model, step_factor
+        self.keeps_affine_part = keeps_affine_part
         self.initial_positions = model.state.positions
         self.last_moves = torch.zeros_like(self.initial_positions)
         self.gain = torch.ones((), dtype=torch.float64)
@@ -83,6 +91,8 @@ class PositionRefiner:
             moves = fit_affine_displacements(moves, self._curvature, initial)
             self._update_gain(moves)
             moves = moves * self.gain
+        elif self.keeps_affine_part:
+            moves = remove_affine_part(moves, initial)
         displacements = limit_displacements(state.positions - initial + moves, self.bound, self.displacement_model)
         state.positions = initial + displacements
         return True

@@ -38,6 +38,10 @@ DISPLACEMENT_PENALTY_PER_PX2 = 1e-4
 """Relative penalty of a correlation per squared pixel of displacement: a flat object correlates equally everywhere."""
 
 
+MIN_AFFINE_PATTERNS = 16
+"""Number of patterns below which six parameters of an affine map are a large part of all displacements."""
+
+
 def check_position_bound(bound: float | None, size: int) -> None:
     """Raise ConfigError if ``bound`` exceeds ``size``, the side of a pattern in pixels."""
     if bound is not None and bound > size:
@@ -61,6 +65,20 @@ def limit_displacements(displacements: Tensor, bound: float, model: str = "free"
     if model == "affine":
         return displacements * min(1.0, bound / max(float(displacements.abs().max()), bound))
     return displacements.clamp(-bound, bound)
+
+
+def remove_affine_part(displacements: Tensor, positions: Tensor) -> Tensor:
+    """Return ``displacements`` (n, 2) without their best affine map of ``positions`` (n, 2).
+
+    Fewer than :data:`MIN_AFFINE_PATTERNS` displacements lose only their mean.
+    """
+    centered = positions - positions.mean(0)
+    terms = torch.cat([positions.new_ones(len(positions), 1), centered], 1)
+    if len(positions) < MIN_AFFINE_PATTERNS:
+        terms = terms[:, :1]
+    scale = torch.linalg.vector_norm(terms, dim=0).clamp_min(1e-9)
+    terms = terms / scale  # positions on one line do not determine the map across it
+    return displacements - terms @ (torch.linalg.pinv(terms, rtol=1e-9) @ displacements)
 
 
 def compute_object_slopes(obj: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,13 @@ from ptycho_torch.physics.patches import Canvas
 
 CPU = torch.device("cpu")
 UNKNOWNS = ("object", "probe", "background", "positions")
-UPDATE_ALL = {"update_probe": True, "update_background": True, "update_positions": True, "position_start": 0}
+UPDATE_ALL = {
+    "update_probe": True,
+    "update_background": True,
+    "background_start": 0.0,
+    "update_positions": True,
+    "position_start": 0,
+}
 
 
 def make_problem(scan: Scan, loss: str = "amplitude") -> tuple[Measurement, ReconstructionState]:
