@@ -228,6 +228,17 @@ class Hdf5File:
             raise DataError(f"{self.path}: {path} is {value}; expected one finite number")
         return value
 
+    def read_positive(self, path: str) -> float:
+        """Read a dataset of one positive number, as :meth:`read_number`.
+
+        Raises:
+            DataError: the dataset is missing, or is not one positive finite number.
+        """
+        value = self.read_number(path)
+        if value <= 0:
+            raise DataError(f"{self.path}: {path} is {value}; expected a positive number")
+        return value
+
     def read_mean(self, path: str) -> float:
         """Read one number, or the mean of finite numbers that were recorded for every pattern.
 

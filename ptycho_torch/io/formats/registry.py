@@ -8,8 +8,10 @@ from ptycho_torch.io.formats.base import Format
 from ptycho_torch.io.formats.canonical import CanonicalFormat
 from ptycho_torch.io.formats.fold_slice import FoldSliceFormat
 from ptycho_torch.io.formats.generic import GenericFormat
+from ptycho_torch.io.formats.ptyd import PtydFormat
 
 FORMATS: tuple[Format, ...] = (
+    PtydFormat(),
     CanonicalFormat(),
     FoldSliceFormat(),
     GenericFormat(),
