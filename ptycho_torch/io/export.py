@@ -99,10 +99,39 @@ def require_object_pixel(geometry: Geometry | None, size: int, name: str) -> tup
     return pixel
 
 
+def require_photon_energy(geometry: Geometry, name: str) -> float:
+    """Return the photon energy in electronvolts.
+
+    Args:
+        geometry: geometry of the scan or result.
+        name: file to write, for errors.
+
+    Raises:
+        DataError: the radiation is electrons, or the energy is unknown.
+    """
+    if geometry.radiation == "electron":
+        raise DataError(f"{name}: the patterns are of electrons; expected photons, which this format describes")
+    if geometry.energy_ev is None:
+        raise DataError(f"{name}: the photon energy is unknown; expected a known one; set `energy_ev` or `wavelength`")
+    return geometry.energy_ev
+
+
 def compute_result_positions(result: Reconstruction) -> NDArray[np.float64]:
     """Return the positions (n, 2) of a result in pixels of its object array, whose first pixel is (0, 0)."""
     positions: NDArray[np.float64] = np.asarray(result.positions, np.float64) - np.asarray(result.origin_yx)
     return positions
+
+
+def make_object_canvas(scan: Scan) -> tuple[NDArray[np.complex64], NDArray[np.int64]]:
+    """Return the object of a scan and the pixel (row, column) of its first element.
+
+    A scan without object gets one of ones that covers all patches.
+    """
+    if scan.truth is not None:
+        return scan.truth, np.zeros(2, np.int64)
+    origin = np.floor(scan.positions.min(0)).astype(np.int64) - scan.size // 2 - 1
+    end = np.ceil(scan.positions.max(0)).astype(np.int64) + (scan.size + 1) // 2 + 1
+    return np.ones(tuple(end - origin), np.complex64), origin
 
 
 class Hdf5Writer:

@@ -11,7 +11,13 @@ from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.geometry import Geometry, compute_photon_wavelength
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.container import InputFile
-from ptycho_torch.io.export import Hdf5Writer, compute_photons, solve_geometry, write_hdf5
+from ptycho_torch.io.export import (
+    Hdf5Writer,
+    compute_photons,
+    require_photon_energy,
+    solve_geometry,
+    write_hdf5,
+)
 from ptycho_torch.io.formats.base import Format
 from ptycho_torch.io.hdf5 import Hdf5File
 from ptycho_torch.io.parts import InputReport, ScanParts
@@ -72,8 +78,6 @@ class PtydFormat(Format):
     def write_scan(self, path: Path, scan: Scan) -> None:
         geometry = solve_geometry(scan.geometry, scan.size, str(path))
         pixel = np.asarray(geometry.compute_far_field_pixel(scan.size))
-        if geometry.energy_ev is None:
-            raise DataError(f"{path}: the scan is of electrons; expected photons, which this format describes")
         count = len(scan)
         weights = np.ones((count, scan.size, scan.size), np.float32) if scan.mask is None else scan.mask
         meta = {
@@ -82,7 +86,7 @@ class PtydFormat(Format):
             "num_frames": count,
             "shape": np.array([scan.size, scan.size]),
             "psize": np.array(geometry.detector_pixel_m),
-            "energy": geometry.energy_ev / EV_PER_KEV,
+            "energy": require_photon_energy(geometry, str(path)) / EV_PER_KEV,
             "center": np.full(2, float(scan.size // 2)),
             "distance": geometry.distance_m,
             "propagation": "farfield",

@@ -9,9 +9,11 @@ from ptycho_torch.io.formats.canonical import CanonicalFormat
 from ptycho_torch.io.formats.fold_slice import FoldSliceFormat
 from ptycho_torch.io.formats.generic import GenericFormat
 from ptycho_torch.io.formats.ptyd import PtydFormat
+from ptycho_torch.io.formats.ptyr import PtyrFormat
 
 FORMATS: tuple[Format, ...] = (
     PtydFormat(),
+    PtyrFormat(),
     CanonicalFormat(),
     FoldSliceFormat(),
     GenericFormat(),

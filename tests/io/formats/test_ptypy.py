@@ -11,7 +11,8 @@ import pytest
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.geometry import Geometry, compute_photon_wavelength
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.io.scan import load_scan, read_input, save_scan
+from ptycho_torch.io.reconstruction import load_reconstruction
+from ptycho_torch.io.scan import load_scan, read_input, read_result_parts, save_scan
 
 SIZE, COUNT = 15, 6
 ENERGY_EV, DISTANCE_M, PIXEL_M = 8000.0, 2.0, 172e-6
@@ -164,3 +165,47 @@ def test_a_scan_without_a_geometry_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="`detector_pixel`"):
         save_scan(tmp_path / "scan.ptyd", scan)
     assert not list(tmp_path.iterdir())
+
+
+def write_result(path: Path, changes: dict[str, Any] | None = None) -> Path:
+    rng = np.random.default_rng(2)
+    content: dict[str, Any] = {
+        "content/probe/S00G00/data": np.ones((1, SIZE, SIZE), np.complex64),
+        "content/probe/S00G00/_energy": ENERGY_EV / 1e3,
+        "content/obj/S00G00/data": rng.normal(size=(1, 40, 44)).astype(np.complex64),
+        "content/obj/S00G00/_psize": np.full(2, OBJECT_PIXEL_M),
+        "content/obj/S00G00/_origin": np.array([-3.0, 5.0]) * OBJECT_PIXEL_M,
+        "content/obj/S00G00/_energy": 1.0,
+        "content/positions/S00G00": np.full((4, 2), 20.0) * OBJECT_PIXEL_M,
+    }
+    return write(path, content | (changes or {}))
+
+
+def test_positions_of_a_result_are_relative_to_the_origin_of_its_object(tmp_path: Path) -> None:
+    result = load_reconstruction(write_result(tmp_path / "result.ptyr"))
+    np.testing.assert_allclose(result.positions, np.tile([23.0, 15.0], (4, 1)))
+    assert result.geometry is not None
+    assert result.geometry.energy_ev == pytest.approx(ENERGY_EV)
+
+
+def test_the_origin_of_an_old_result_is_that_of_its_center(tmp_path: Path) -> None:
+    path = write_result(tmp_path / "result.ptyr", {"content/obj/S00G00/_center": np.array([3, -5])})
+    with h5py.File(path, "a") as file:
+        del file["content/obj/S00G00/_origin"]
+    np.testing.assert_allclose(load_reconstruction(path).positions, np.tile([23.0, 15.0], (4, 1)))
+
+
+def test_a_result_takes_the_patterns_of_the_prepared_data_beside_it(tmp_path: Path, content: dict[str, Any]) -> None:
+    write(tmp_path / "scan.ptyd", content)
+    positions = np.random.default_rng(3).uniform(8, 25, (COUNT, 2))
+    path = write_result(tmp_path / "scan.ptyr", {"content/positions/S00G00": positions * OBJECT_PIXEL_M})
+    scan = load_scan(path)
+    np.testing.assert_array_equal(count_photons(scan), get_frames(content))
+    np.testing.assert_allclose(scan.positions, positions + np.array([3, -5]))
+    assert scan.probe is not None
+
+
+def test_of_several_storages_the_first_is_read_and_reported(tmp_path: Path) -> None:
+    path = write_result(tmp_path / "result.ptyr", {"content/probe/S01G00/data": np.zeros((1, 8, 8), np.complex64)})
+    report = read_result_parts(path).report
+    assert any("/content/probe: S00G00 is read of the storages S00G00, S01G00" in text for text in report.assumptions)
