@@ -128,9 +128,10 @@ def _pair_patterns(parts: ScanParts, settings: InputSettings, name: str) -> Scan
             "`patterns_file` or `diffraction_key`"
         )
     if parts.positions is None:
+        hints = (each.partition(": ")[2] for each in parts.report.missing if each.startswith("positions: "))
         raise DataError(
-            f"{name}: no scan positions in the file (format {parts.report.format}); expected one per pattern; set "
-            "`positions_file` or `positions_key`"
+            f"{name}: no scan positions in the file (format {parts.report.format}); expected one per pattern; "
+            f"{next(hints, 'set `positions_file` or `positions_key`')}"
         )
     patterns = parts.patterns
     if patterns.ndim != 3 or 0 in patterns.shape or patterns.dtype.kind not in "biuf":
@@ -315,14 +316,21 @@ def _make_metadata(parts: ScanParts, settings: InputSettings, path: Path) -> dic
 
 
 def _list_missing(parts: ScanParts, scan: Scan) -> None:
+    """Complete the record of what is missing, and drop what another file or a setting has given."""
     geometry = scan.geometry or Geometry()
+    missing = parts.report.missing
+    given = ["patterns", "positions"] + ["probe"] * (scan.probe is not None)
+    given += ["object pixel"] * (geometry.object_pixel_m is not None)
+    missing[:] = [each for each in missing if each.partition(":")[0] not in given]
+    # Electron microscopes calibrate the object pixel, not distance and detector pixel.
+    calibrated = geometry.radiation == "electron" and geometry.object_pixel_m is not None
     for value, text in (
-        (scan.probe, "probe: estimated where it is needed, or set `init_probe` or `probe_key`"),
+        (scan.probe is not None, "probe: estimated where it is needed, or set `init_probe` or `probe_key`"),
         (geometry.wavelength_m, "wavelength: set `energy_ev`, `voltage_kv` or `wavelength`"),
-        (geometry.distance_m, "distance from object to detector: set `distance`"),
-        (geometry.detector_pixel_m, "detector pixel: set `detector_pixel`"),
+        (geometry.distance_m or calibrated, "distance from object to detector: set `distance`"),
+        (geometry.detector_pixel_m or calibrated, "detector pixel: set `detector_pixel`"),
         (geometry.object_pixel_m, "object pixel: set `pixel_size`"),
     ):
         label = text.partition(":")[0]
-        if value is None and not any(each.startswith(label) for each in parts.report.missing):
-            parts.report.missing.append(text)
+        if not value and not any(each.startswith(label) for each in missing):
+            missing.append(text)

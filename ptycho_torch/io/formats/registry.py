@@ -6,16 +6,26 @@ from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.io.container import InputFile
 from ptycho_torch.io.formats.base import Format
 from ptycho_torch.io.formats.canonical import CanonicalFormat
+from ptycho_torch.io.formats.emd import EmdFormat
+from ptycho_torch.io.formats.empad import EmpadFormat
 from ptycho_torch.io.formats.fold_slice import FoldSliceFormat
 from ptycho_torch.io.formats.generic import GenericFormat
+from ptycho_torch.io.formats.phaser import PhaserFormat
 from ptycho_torch.io.formats.ptyd import PtydFormat
+from ptycho_torch.io.formats.ptydy import PtydyFormat
 from ptycho_torch.io.formats.ptyr import PtyrFormat
+from ptycho_torch.io.formats.ptyrad import PtyradFormat
 
 FORMATS: tuple[Format, ...] = (
     PtydFormat(),
     PtyrFormat(),
     CanonicalFormat(),
     FoldSliceFormat(),
+    EmdFormat(),
+    PtydyFormat(),
+    PtyradFormat(),
+    PhaserFormat(),
+    EmpadFormat(),
     GenericFormat(),
 )
 """Formats from the most to the least specific test; the first that matches reads a file."""
