@@ -5,7 +5,15 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-all lint env clean
+# Other programs of the field have an environment of their own, beside the packages of .venv, for `make interop`.
+# Programs without a package (ptypy, NX-cxi-ptycho, the adapters of PtychoPINN) are found in checkouts on
+# PTYCHO_TORCH_PEER_PATH; measured files of public repositories in the folder PTYCHO_TORCH_INTEROP.
+PEERS := .venv_peers
+PEER_PACKAGES := cdtools-py ptychodus xptycho ptylab emdfile ptydy ptyrad phaserem
+PEER_DEPENDENCIES := colorcet httpx joblib lxml narwhals pint psutil "py-pane==0.11.7" "pydantic-ai-slim[openai]" \
+    python-dateutil scikit-learn threadpoolctl frozendict optree ipywidgets tqdm watchdog
+
+.PHONY: demo test test-all interop peers lint env clean
 
 demo: env
 	$(RUN) -m ptycho_torch.demo --output_dir demo_output
@@ -17,6 +25,18 @@ test: env
 test-all: env
 	$(RUN) -m pytest -n 2 -m "" --ignore tests/integration
 	$(RUN) -m pytest -m "" tests/integration
+
+interop: env peers
+	PTYCHO_TORCH_PEER_PYTHON=$(PEERS)/bin/python $(RUN) -m pytest -m interop tests/interop
+
+peers: $(PEERS)/.installed
+
+$(PEERS)/.installed: $(VENV)/.installed
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -c 'import site; open(site.getsitepackages()[0] + "/packages.pth", "w").write("$(abspath $(VENV))/lib/python$(shell $(PYTHON) -c "import sys; print(*sys.version_info[:2], sep=chr(46))")/site-packages")'
+	$(PEERS)/bin/python -m pip install --quiet --no-deps $(PEER_PACKAGES)
+	$(PEERS)/bin/python -m pip install --quiet $(PEER_DEPENDENCIES)
+	@touch $@
 
 lint: env
 	$(RUN) -m ruff check .
@@ -35,4 +55,4 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo_output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) demo_output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
