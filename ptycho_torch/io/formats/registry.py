@@ -11,6 +11,8 @@ from ptycho_torch.io.formats.empad import EmpadFormat
 from ptycho_torch.io.formats.fold_slice import FoldSliceFormat
 from ptycho_torch.io.formats.generic import GenericFormat
 from ptycho_torch.io.formats.phaser import PhaserFormat
+from ptycho_torch.io.formats.ptychodus_patterns import PtychodusPatternsFormat
+from ptycho_torch.io.formats.ptychodus_product import PtychodusProductFormat
 from ptycho_torch.io.formats.ptyd import PtydFormat
 from ptycho_torch.io.formats.ptydy import PtydyFormat
 from ptycho_torch.io.formats.ptyr import PtyrFormat
@@ -19,6 +21,8 @@ from ptycho_torch.io.formats.ptyrad import PtyradFormat
 FORMATS: tuple[Format, ...] = (
     PtydFormat(),
     PtyrFormat(),
+    PtychodusProductFormat(),
+    PtychodusPatternsFormat(),
     CanonicalFormat(),
     FoldSliceFormat(),
     EmdFormat(),

@@ -11,7 +11,7 @@ from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.io.reconstruction import load_reconstruction, save_reconstruction
 
-SUFFIXES = (".ptyr",)
+SUFFIXES = (".ptyr", ".h5")
 """Suffixes of results of other programs."""
 
 
