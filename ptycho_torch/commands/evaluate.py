@@ -15,10 +15,12 @@ from rich.table import Table
 
 from ptycho_torch.commands.base import Invocation
 from ptycho_torch.config.inference import EvaluateConfig
+from ptycho_torch.config.input import collect_input_settings
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.core.files import make_output_dir
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
+from ptycho_torch.evaluation.matching import match_patterns
 from ptycho_torch.evaluation.metric_table import METRICS, format_value
 from ptycho_torch.evaluation.scores import apply_refined_positions, evaluate_result
 from ptycho_torch.io.reconstruction import load_reconstruction
@@ -51,8 +53,10 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict[str, Any]:
         )
     reconstruction = load_reconstruction(config.reconstruction)
     scan, truth = _load_references(config)
-    if scan is not None and reconstruction.metadata.get("positions") == "refined":
-        scan = apply_refined_positions(scan, reconstruction)
+    if scan is not None:
+        reconstruction, scan = match_patterns(reconstruction, scan)
+        if reconstruction.metadata.get("positions") == "refined":
+            scan = apply_refined_positions(scan, reconstruction)
     evaluation = evaluate_result(
         reconstruction,
         scan,
@@ -68,7 +72,7 @@ def evaluate(config: EvaluateConfig, command: str = "") -> dict[str, Any]:
 
 def _load_references(config: EvaluateConfig) -> tuple[Scan | None, NDArray[Any] | None]:
     """Read the scan and the true object, if they are set; a file that has both roles is read once."""
-    settings = {name: getattr(config, name) for name in ("axis_order", "measurement", "photons_per_unit")}
+    settings = collect_input_settings(config)
     scans = {path: load_scan(path, **settings) for path in (config.scan, config.truth) if path is not None}
     scan = None if config.scan is None else scans[config.scan]
     truth = None if config.truth is None else scans[config.truth].truth

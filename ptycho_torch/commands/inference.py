@@ -16,6 +16,7 @@ from ptycho_torch.commands.base import Invocation, report_verdict
 from ptycho_torch.commands.provenance import add_provenance
 from ptycho_torch.config.engines import NetworkEngine, iterate_settings
 from ptycho_torch.config.inference import InferenceConfig
+from ptycho_torch.config.input import collect_input_settings
 from ptycho_torch.core.files import make_output_dir, write_json
 from ptycho_torch.core.observer import Observer
 from ptycho_torch.core.timing import Clock
@@ -23,6 +24,7 @@ from ptycho_torch.data.grouping import Indices
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ptycho_torch.engines.pipeline import Pipeline, PipelineRun
+from ptycho_torch.io.reconstruction import check_result_paths
 from ptycho_torch.io.scan import load_scan
 from ptycho_torch.models.saved_model import Model, load_model
 from ptycho_torch.plotting.result_folder import write_results
@@ -53,7 +55,8 @@ def inference(
     model = load_model(config.model_path, device)
     names = {field.name for field in iterate_settings(NetworkEngine)} - {"model_path"}
     options = NetworkEngine(model=model, **{name: getattr(config, name) for name in names})
-    scan = load_scan(config.test_data, axis_order=config.axis_order, measurement=config.measurement)
+    check_result_paths(config.save_as)
+    scan = load_scan(config.test_data, **collect_input_settings(config))
     pipeline = Pipeline(options).start(
         scan, photons_per_unit=config.photons_per_unit, device=config.device, process_group=process_group
     )
@@ -76,6 +79,8 @@ def inference(
         report=config.report,
         max_r=1.0,
     )
+    for path in config.save_as:
+        result.save(path)
     clock.record("judge and write")
     write_json(config.output_dir / "timing.json", clock.seconds)
     return result, metrics

@@ -19,7 +19,7 @@ COMMON_ENTRIES = ("version", "command", "config", "scans", "seed", "precision")
 """Entries that every record contains."""
 
 SETTINGS_WITHOUT_EFFECT = frozenset(
-    {"output_dir", "resume", "report", "half_scan_frc", "quiet", "debug", "logger", "device", "num_workers"}
+    {"output_dir", "resume", "report", "save_as", "half_scan_frc", "quiet", "debug", "logger", "device", "num_workers"}
 )
 """Settings that do not change a result."""
 

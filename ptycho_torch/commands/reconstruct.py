@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ptycho_torch.commands.base import EXIT_INTERRUPTED, Invocation, report_verdict
 from ptycho_torch.commands.provenance import add_provenance
 from ptycho_torch.config.engines import ENGINES, EngineOptions, IterativeOptions
+from ptycho_torch.config.input import collect_input_settings
 from ptycho_torch.config.reconstruct import ReconstructConfig, make_stages
 from ptycho_torch.config.values import to_plain, write_config
 from ptycho_torch.core.files import make_output_dir, write_json
@@ -30,10 +31,11 @@ from ptycho_torch.core.observer import Observer, SilentObserver
 from ptycho_torch.core.timing import Clock
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.initialization import make_initial_probe, read_initial_object
+from ptycho_torch.engines.initialization import InitialObject, make_initial_probe, read_initial_object
 from ptycho_torch.engines.pipeline import Pipeline, PipelineRun
 from ptycho_torch.evaluation.half_split import HalfScanCorrelation, correlate_half_scans, read_pixel_size
 from ptycho_torch.io.inputs import read_positions
+from ptycho_torch.io.reconstruction import check_result_paths, load_reconstruction
 from ptycho_torch.io.scan import load_scan
 from ptycho_torch.models.checkpoint import CHECKPOINT, require_checkpoint
 from ptycho_torch.plotting.report_images import make_half_scan_image, make_stage_images
@@ -72,7 +74,8 @@ def reconstruct(config: ReconstructConfig, observer: Observer | None = None, com
         PtychoError: bad input; nothing is written then.
     """
     clock, observer = Clock(), observer or SilentObserver()
-    scan = load_scan(config.scan, axis_order=config.axis_order, measurement=config.measurement)
+    check_result_paths(config.save_as)
+    scan = load_scan(config.scan, **collect_input_settings(config))
     pipeline = _start_pipeline(config, scan, make_stages(config))
     halves: Sequence[PipelineRun] = ()
     if config.half_scan_frc:
@@ -98,6 +101,8 @@ def reconstruct(config: ReconstructConfig, observer: Observer | None = None, com
         completed = half_scan is not None
         clock.record("half scans")
     result = add_provenance(pipeline.make_reconstruction(), "reconstruct", config, scan)
+    for path in config.save_as:
+        result.save(path)
     metrics = _write_results(config, scan, result, command, stage_results, pipeline.compute_holdout_scores(), half_scan)
     clock.record("judge and write")
     write_json(config.output_dir / "timing.json", clock.seconds | {"epochs": pipeline.seconds})
@@ -152,12 +157,14 @@ def _start_pipeline(config: ReconstructConfig, scan: Scan, stages: Sequence[Engi
     def make_probe(visible: Scan) -> NDArray[Any]:
         return make_initial_probe(config.init_probe, visible, np.random.default_rng(config.seed))
 
-    positions = config.init_positions
+    positions = None
+    if config.init_positions is not None:
+        positions = read_positions(config.init_positions, len(scan), "init_positions", scan.source_index)
     return Pipeline(*stages).start(
         scan,
-        initial=None if config.init_object is None else read_initial_object(config.init_object),
-        init_probe=make_probe,
-        init_positions=None if positions is None else read_positions(positions, len(scan), "init_positions"),
+        initial=_read_initial(config),
+        init_probe=None if config.init_probe == "auto" else make_probe,
+        init_positions=positions,
         photons_per_unit=config.photons_per_unit,
         device=config.device,
         seed=config.seed,
@@ -165,8 +172,20 @@ def _start_pipeline(config: ReconstructConfig, scan: Scan, stages: Sequence[Engi
     )
 
 
+def _read_initial(config: ReconstructConfig) -> Reconstruction | InitialObject | None:
+    """Return the result of ``init`` with the object of ``init_object``, or one of both."""
+    obj = None if config.init_object is None else read_initial_object(config.init_object)
+    if config.init is None:
+        return obj
+    earlier = load_reconstruction(config.init)
+    if obj is None:
+        return earlier
+    coverage = np.zeros(obj.values.shape, np.float32)
+    return replace(earlier, object=obj.values, origin_yx=obj.origin_yx, coverage=coverage, uncertainty=None)
+
+
 def _warn_shared_start(config: ReconstructConfig, stages: Sequence[EngineOptions]) -> None:
-    shared = ["`init_object`"] if config.init_object is not None else []
+    shared = [f"`{name}`" for name in ("init", "init_object") if getattr(config, name) is not None]
     shared += [] if all(isinstance(stage, IterativeOptions) for stage in stages) else ["the trained network"]
     if config.half_scan_frc and shared:
         log.warning(
@@ -184,7 +203,7 @@ def _correlate_half_scans(halves: Sequence[PipelineRun], scan: Scan, observer: O
 
 def _collect_run_settings(config: ReconstructConfig, scan: Scan, photons_per_unit: float) -> dict[str, Any]:
     """Return the settings that must be equal for a resumed run to equal an uninterrupted one."""
-    free = {"output_dir", "resume", "report", "half_scan_frc", "quiet", "debug", "scan", "device"}
+    free = {"output_dir", "resume", "report", "half_scan_frc", "quiet", "debug", "scan", "device", "save_as"}
     settings = {name: value for name, value in to_plain(config).items() if name not in free}
     return settings | {"scan": f"{scan.digest()} at {photons_per_unit:.9g} photons"}
 

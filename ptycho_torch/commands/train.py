@@ -20,6 +20,7 @@ import torch
 from ptycho_torch.commands.base import Invocation, report_interruption
 from ptycho_torch.commands.provenance import make_provenance
 from ptycho_torch.config.engines import IterativeOptions, parse_stage
+from ptycho_torch.config.input import collect_input_settings
 from ptycho_torch.config.train import TrainConfig
 from ptycho_torch.config.values import to_plain, write_config
 from ptycho_torch.core.errors import ConfigError, PtychoError
@@ -29,6 +30,7 @@ from ptycho_torch.core.timing import Clock
 from ptycho_torch.data.photons import photon_scale
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
+from ptycho_torch.data.scan_numbers import split_scans
 from ptycho_torch.distributed.devices import select_precision
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ptycho_torch.engines.initialization import set_num_modes
@@ -99,6 +101,7 @@ def train(
     process_group = process_group or SINGLE_PROCESS
     device = process_group.select_device(config.device)
     sources = _load_training_scans(config, device)
+    update_probe = config.update_probe or any(source.has_estimated_probe for source in sources)
     clock.record("load")
     groups, validation = _make_pattern_groups(config, sources)
     initial = load_model(config.init_model) if config.init_model else None
@@ -115,7 +118,7 @@ def train(
         sources,
         NetworkConfig(**network),
         initial=initial,
-        update_probe=config.update_probe,
+        update_probe=update_probe,
         update_positions=config.update_positions,
         update_background=config.update_background,
         seed=config.seed,
@@ -159,7 +162,7 @@ def _load_training_scans(config: TrainConfig, device: torch.device) -> list[Trai
     Raises:
         PtychoError: a file cannot be read, the scans differ in N, or one is given twice.
     """
-    paths = config.train_data_file
+    paths, settings = config.train_data_file, collect_input_settings(config)
     if len(config.probe) not in (0, 1, len(paths)):
         raise ConfigError(
             f"`probe` names {len(config.probe)} files for {len(paths)} scans; expected one for all, or one per scan; "
@@ -167,23 +170,26 @@ def _load_training_scans(config: TrainConfig, device: torch.device) -> list[Trai
         )
     sources: list[TrainingScan] = []
     for index, path in enumerate(paths):
-        scan = load_scan(path, axis_order=config.axis_order, measurement=config.measurement)
-        check_distinct_scans([*(source.scan for source in sources), scan])
-        scale = photon_scale(scan, config.photons_per_unit)
-        probe = None
-        if config.probe:
-            probe = read_scaled_probe(config.probe[index % len(config.probe)], scan, scale.photons_per_unit)
-        sources.append(
-            make_training_scan(
-                scan,
-                index,
-                scale=scale,
-                probe=probe,
-                supervised=config.supervised,
-                min_held_out=config.gridsize**2 if config.test_data_file is None else 0,
-                device=device,
+        scans = split_scans(load_scan(path, **settings))
+        if len(scans) > 1:
+            log.info("%s: %d scans, by scan_index; each is trained with its own probe", path, len(scans))
+        for scan in scans:
+            check_distinct_scans([*(source.scan for source in sources), scan])
+            scale = photon_scale(scan, config.photons_per_unit)
+            probe = None
+            if config.probe:
+                probe = read_scaled_probe(config.probe[index % len(config.probe)], scan, scale.photons_per_unit)
+            sources.append(
+                make_training_scan(
+                    scan,
+                    len(sources),
+                    scale=scale,
+                    probe=probe,
+                    supervised=config.supervised,
+                    min_held_out=config.gridsize**2 if config.test_data_file is None else 0,
+                    device=device,
+                )
             )
-        )
     return sources
 
 
@@ -191,7 +197,7 @@ def _make_pattern_groups(config: TrainConfig, sources: list[TrainingScan]) -> tu
     """Read the validation scan, and draw the groups."""
     validation = None
     if config.test_data_file is not None:
-        validation = load_scan(config.test_data_file, axis_order=config.axis_order, measurement=config.measurement)
+        validation = load_scan(config.test_data_file, **collect_input_settings(config))
     return make_pattern_groups(
         sources,
         gridsize=config.gridsize,
@@ -251,7 +257,7 @@ def _compute_targets(
 def _run_engine(config: TrainConfig, scan: Scan, source: TrainingScan, device: torch.device) -> Reconstruction:
     """Run the engine of ``teacher`` on ``scan``, a part of ``source``, from vacuum and the probe of ``source``."""
     stage = parse_stage(str(config.teacher), "teacher")
-    if config.update_probe and isinstance(stage, IterativeOptions):
+    if (config.update_probe or source.has_estimated_probe) and isinstance(stage, IterativeOptions):
         stage = replace(stage, update_probe=True)
     scale = source.scale.photons_per_unit
     run = Pipeline(stage).start(

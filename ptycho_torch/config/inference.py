@@ -25,6 +25,11 @@ class InferenceConfig(ScanReadOptions):
     model_path: Path = option(MISSING, "folder of a model from train or pretrain", group="Files")
     test_data: Path = option(MISSING, "scan file (NPZ) to reconstruct", group="Files")
     output_dir: Path = option(MISSING, "folder for the reconstruction, images and report", group="Files")
+    save_as: tuple[Path, ...] = option(
+        (),
+        "file for the result in another format, by its suffix: .cxi, .h5, .ptyr or .npz; may be repeated",
+        group="Files",
+    )
     onnx: Path | None = copy_option(NetworkEngine, "onnx")
     probe: Path | None = copy_option(NetworkEngine, "probe")
     positions: Path | None = copy_option(NetworkEngine, "positions")

@@ -92,17 +92,33 @@ class ReconstructConfig(EngineFlags, ScanReadOptions):  # type: ignore[misc]  # 
     then: tuple[str, ...] = option(
         (), 'a further engine with its own settings, as "gradient:epochs=20,batch_size=64"; may be repeated'
     )
+    init: Path | None = option(
+        None,
+        "result to continue from: its object, probe, positions, background and intensities, except those of "
+        "init_object, init_probe and init_positions",
+        group="Files",
+    )
+    save_as: tuple[Path, ...] = option(
+        (),
+        "file for the result in another format, by its suffix: .cxi, .h5, .ptyr or .npz; may be repeated",
+        group="Files",
+    )
     init_object: Path | None = option(
-        None, "reconstruction.npz or scan file with the initial object; default: an object of ones", group="Object"
+        None,
+        "reconstruction.npz or scan file with the initial object; default: that of init, otherwise an object of ones",
+        group="Object",
     )
     init_probe: str = option(
-        "file",
-        "initial probe: file, the probe of the scan; gaussian:SIGMA, sigma in pixels, with a curvature estimated from "
+        "auto",
+        "initial probe: auto, that of init, otherwise of the scan, otherwise estimated from the patterns; file, the "
+        "probe of the scan; gaussian:SIGMA, sigma in pixels, with a curvature estimated from "
         "the patterns; gaussian, with a width estimated too; or the path of an NPZ file",
         group="Probe",
     )
     init_positions: Path | None = option(
-        None, "reconstruction.npz or scan file with the initial positions", group="Positions"
+        None,
+        "reconstruction.npz or scan file with the initial positions; default: those of init, otherwise of the scan",
+        group="Positions",
     )
     holdout: float = option(
         0.0,

@@ -200,7 +200,8 @@ def make_initial_probe(spec: str, scan: Scan, rng: np.random.Generator) -> NDArr
     """Return the probe (M, N, N), of arbitrary power, that the setting ``init_probe`` describes.
 
     Args:
-        spec: ``file`` for the probe of the scan, ``gaussian`` or ``gaussian:SIGMA`` for :func:`make_gaussian_probe`,
+        spec: ``auto`` for the probe of the scan, or one estimated from the patterns if it has none; ``file`` for the
+            probe of the scan; ``gaussian`` or ``gaussian:SIGMA`` for :func:`make_gaussian_probe`,
             otherwise the path of an NPZ file.
         scan: Scan to reconstruct.
         rng: Selects the patterns from which a Gaussian is estimated.
@@ -209,6 +210,8 @@ def make_initial_probe(spec: str, scan: Scan, rng: np.random.Generator) -> NDArr
         ConfigError: ``spec`` is malformed.
         DataError: The file has no probe that fits the scan.
     """
+    if spec == "auto":
+        return make_gaussian_probe(scan, None, rng) if scan.probe is None else scan.probe
     if spec == "file":
         return scan.require_probe()
     kind, _, value = spec.partition(":")

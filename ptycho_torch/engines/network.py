@@ -18,7 +18,7 @@ from ptycho_torch.data.grouping import Indices, check_group_size
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.distributed.devices import select_precision
-from ptycho_torch.engines.initialization import paste_object
+from ptycho_torch.engines.initialization import make_gaussian_probe, paste_object
 from ptycho_torch.engines.runner import History
 from ptycho_torch.engines.stage import Stage, StageInput
 from ptycho_torch.engines.state import ReconstructionState
@@ -90,9 +90,14 @@ class NetworkStage(Stage):
         scale = None if is_training_scan else photons_per_unit
         if self._calibration is not None and self._calibration[0] is scan and self._calibration[1] == scale:
             return self._calibration[2]
-        calibration = select_calibration(model, scan, self.options.probe, scale)
+        needs_probe = not is_training_scan and len(model.scans) != 1 and self.options.probe is None
+        with_probe = scan
+        if scan.probe is None and needs_probe:
+            log.info("the scan and the model have no probe: it is estimated from the patterns")
+            with_probe = replace(scan, probe=make_gaussian_probe(scan, None, np.random.default_rng(0)))
+        calibration = select_calibration(model, with_probe, self.options.probe, scale)
         if self.options.positions is not None:
-            positions = read_positions(self.options.positions, len(scan), "positions")
+            positions = read_positions(self.options.positions, len(scan), "positions", scan.source_index)
             calibration = calibration._replace(position_offsets=torch.from_numpy(positions - scan.positions))
         self._calibration = scan, scale, calibration
         return calibration

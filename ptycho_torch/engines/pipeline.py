@@ -11,20 +11,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ptycho_torch.config.engines import EngineOptions, NetworkEngine
+from ptycho_torch.config.engines import EngineOptions, IterativeOptions, NetworkEngine
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.core.observer import Observer, SilentObserver
 from ptycho_torch.data.grouping import Indices
 from ptycho_torch.data.holdout import draw_holdout_pixels, mask_pixels
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan, require_scan
+from ptycho_torch.data.scan_numbers import require_single_scan
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from ptycho_torch.engines.initialization import make_initial_state
+from ptycho_torch.engines.initialization import make_gaussian_probe, make_initial_state
 from ptycho_torch.engines.measurement_model import compute_coverage
 from ptycho_torch.engines.registry import compute_required_margin, make_holdout, make_stage
 from ptycho_torch.engines.stage import Stage, StageInput, StageRunner
 from ptycho_torch.engines.state import ReconstructionState
 from ptycho_torch.evaluation.half_split import split_half_indices
+from ptycho_torch.evaluation.matching import INDICES_KEY, SOURCE_INDEX_KEY, match_patterns, select_patterns
 from ptycho_torch.models.checkpoint import load_checkpoint, save_checkpoint
 from ptycho_torch.models.saved_model import Model
 
@@ -132,11 +134,21 @@ class Pipeline:
             PtychoError: an option or the scan cannot be used.
         """
         scan = require_scan(scan)
+        require_single_scan(scan)
         if not 0 <= holdout <= MAX_HOLDOUT_FRACTION:
             raise ConfigError(f"`holdout` is {holdout}; expected a fraction from 0 to {MAX_HOLDOUT_FRACTION}")
         if seed < 0:
             raise ConfigError(f"`seed` is {seed}; expected a number of at least 0")
-        stages = [make_stage(options) for options in self.stages]
+        options = self.stages
+        if scan.probe is None and init_probe is None and not isinstance(initial, Reconstruction):
+            init_probe, options = _estimate_probe(seed), _update_probe(self.stages)
+            if not isinstance(self.stages[0], NetworkEngine):
+                log.warning(
+                    "%s: no probe; a Gaussian with the width and curvature of the patterns is the initial probe, and "
+                    "every iterative engine updates it; set `init_probe` to a better one",
+                    scan.source or "the scan",
+                )
+        stages = [make_stage(each) for each in options]
         cpu_only = any(stage.requires_cpu for stage in stages)
         where = process_group.select_device("cpu" if cpu_only else device)
         scale = stages[0].select_photon_scale(scan, photons_per_unit, where)
@@ -146,11 +158,13 @@ class Pipeline:
         if holdout:
             held_out = draw_holdout_pixels(part, holdout, np.random.default_rng([seed, *HOLDOUT_SEED_KEY]))
         visible = part if held_out is None else mask_pixels(part, held_out)
+        if isinstance(initial, Reconstruction):
+            initial = _match_initial(initial, scan, part, centers)
         if init_positions is not None:
             init_positions = init_positions[centers]
         elif not isinstance(initial, Reconstruction):
             init_positions = stages[0].get_positions(scan, where)[centers]
-        margin = compute_required_margin(self.stages, scan, init_positions, centers, where)
+        margin = compute_required_margin(options, scan, init_positions, centers, where)
         state = make_initial_state(
             visible,
             scale,
@@ -163,7 +177,7 @@ class Pipeline:
         return PipelineRun(
             part,
             scale,
-            self.stages,
+            options,
             state,
             seed,
             held_out=held_out,
@@ -172,6 +186,28 @@ class Pipeline:
             photons_per_unit_setting=photons_per_unit,
             process_group=process_group,
         )
+
+
+def _estimate_probe(seed: int) -> Callable[[Scan], NDArray[np.complex64]]:
+    """Return a function that estimates the probe of a scan from its patterns."""
+    return lambda scan: make_gaussian_probe(scan, None, np.random.default_rng(seed))
+
+
+def _update_probe(stages: Sequence[EngineOptions]) -> tuple[EngineOptions, ...]:
+    """Return the stages with ``update_probe`` in each iterative stage, because an estimated probe is not exact."""
+    return tuple(
+        replace(stage, update_probe=True) if isinstance(stage, IterativeOptions) else stage for stage in stages
+    )
+
+
+def _match_initial(initial: Reconstruction, scan: Scan, part: Scan, centers: Indices) -> Reconstruction:
+    """Return the initial estimate with the positions and intensities of the patterns of ``part``, if it has them."""
+    if len(initial.positions) == len(part):
+        return initial
+    if len(initial.positions) == len(scan):
+        return select_patterns(initial, centers)
+    matched, common = match_patterns(initial, part)
+    return matched if len(common) == len(part) else initial
 
 
 def _format_stage(options: EngineOptions) -> str:
@@ -402,6 +438,11 @@ class PipelineRun:
     def make_metadata(self) -> dict[str, Any]:
         """Return the origin of the reconstruction, without paths and clock: the same work gives the same bytes."""
         scan = self.scan if self.full_scan is None else self.full_scan
+        indices: dict[str, Any] = {}
+        if self.centers is not None and len(self.centers) < len(scan):
+            indices[INDICES_KEY] = self.centers.tolist()
+        if self.scan.source_index is not None:
+            indices[SOURCE_INDEX_KEY] = self.scan.source_index.tolist()
         moved = bool((self.state.positions.numpy() != self.scan.positions).any())
         metadata: dict[str, Any] = {}
         for number, stage in enumerate(self._stages):
@@ -410,12 +451,16 @@ class PipelineRun:
             metadata["network_epochs"] = metadata.pop("epochs")
         if len(self.stages) > 1 or "method" not in metadata:
             metadata["method"] = "engine " + " → ".join(options.engine for options in self.stages)
-        return metadata | {
-            "scan": scan.source.name if scan.source else "scan",
-            "scan_digest": scan.digest(),
-            "seed": self.seed,
-            "positions": "refined" if moved else "as in the scan",
-        }
+        return (
+            metadata
+            | indices
+            | {
+                "scan": scan.source.name if scan.source else "scan",
+                "scan_digest": scan.digest(),
+                "seed": self.seed,
+                "positions": "refined" if moved else "as in the scan",
+            }
+        )
 
     @torch.no_grad()
     def make_reconstruction(self, metadata: dict[str, Any] | None = None) -> Reconstruction:
@@ -432,6 +477,7 @@ class PipelineRun:
             probe=state.probe.cpu().numpy().astype(np.complex64),
             positions=state.positions.numpy().copy(),
             photons_per_unit=self.photons_per_unit,
+            geometry=self.scan.geometry,
             background=_select_background(state),
             intensities=_select_intensities(state),
             uncertainty=self.uncertainty,

@@ -224,7 +224,7 @@ def _test_enclosed_dark_pixels(enclosed: NDArray[np.bool_]) -> Cause | None:
     return Cause(
         ENCLOSED_SHARE,
         f"{int(enclosed.sum())} detector pixels are zero in every pattern and bright pixels enclose them: a beam stop "
-        "or dead pixels, to be masked by `mask_file`",
+        "or dead pixels, to be masked by `mask`",
     )
 
 
@@ -238,7 +238,7 @@ def _test_dark_pixels(sample: ResidualSample) -> Cause | None:
     return Cause(
         share,
         f"{int(covered.sum())} detector pixels are zero in every pattern where the model is bright, and hold "
-        f"{share:.0%} of the residual: covered or dead pixels, to be masked by `mask_file`",
+        f"{share:.0%} of the residual: covered or dead pixels, to be masked by `mask`",
     )
 
 

@@ -20,6 +20,7 @@ from ptycho_torch.evaluation.fourier_error import (
     predict_photons,
     select_intensities,
 )
+from ptycho_torch.evaluation.matching import match_patterns
 from ptycho_torch.evaluation.metric_table import METRICS, MetricInfo, format_value
 from ptycho_torch.evaluation.metrics import TruthComparison, compare_with_truth
 from ptycho_torch.evaluation.uncertainty_calibration import UncertaintyCalibration, compute_calibration
@@ -108,7 +109,9 @@ def score_against_scan(reconstruction: Reconstruction, scan: Scan) -> Scores:
     """
     scan = require_scan(scan)
     refined = reconstruction.metadata.get("positions") == "refined"
-    if refined or reconstruction.metadata.get("scan_digest") == scan.digest():
+    replaced = refined or reconstruction.metadata.get("scan_digest") == scan.digest()
+    reconstruction, scan = match_patterns(reconstruction, scan)
+    if replaced:
         scan = apply_refined_positions(scan, reconstruction)
     scale = reconstruction.photons_per_unit
     return Scores(collect_metrics(reconstruction, evaluate_result(reconstruction, scan, photons_per_unit=scale)))

@@ -90,13 +90,17 @@ def read_probe_size(path: Path, setting: str) -> int:
     raise DataError(f"{path}: no probe; expected probe or probeGuess; change `{setting}`")
 
 
-def read_positions(path: Path, count: int, setting: str) -> NDArray[np.float64]:
+def read_positions(
+    path: Path, count: int, setting: str, source_index: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
     """Read scan positions: ``positions`` of a reconstruction, or ``ycoords`` and ``xcoords`` of a scan file.
 
     Args:
         path: NPZ file, or a file of any supported format.
         count: n, number of diffraction patterns.
         setting: name of the setting that gives ``path``, for errors.
+        source_index: (n,) index of each pattern in the file that the scan was cut from, by which the positions of a
+            longer file are selected. None: not a cut.
 
     Returns:
         (n, 2) (y, x) in object pixels.
@@ -116,6 +120,8 @@ def read_positions(path: Path, count: int, setting: str) -> NDArray[np.float64]:
         positions = np.stack([y, x], 1)
     else:
         raise DataError(f"{path}: no positions; expected positions, or xcoords and ycoords; change `{setting}`")
+    if source_index is not None and positions.ndim == 2 and len(positions) > max(count, source_index.max(initial=-1)):
+        positions = positions[source_index]
     if positions.shape != (count, 2) or positions.dtype.kind not in "fiu" or not np.isfinite(positions).all():
         raise DataError(
             f"{path}: positions of shape {positions.shape} ({positions.dtype}); expected {(count, 2)} finite numbers, "

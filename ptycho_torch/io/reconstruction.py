@@ -1,6 +1,7 @@
 """Files of reconstructions: read and write ``reconstruction.npz``."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ def save_reconstruction(path: str | Path, result: Reconstruction) -> None:
             positions=result.positions,
             metadata=np.array(json.dumps(extra, sort_keys=True)),
         )
+
+
+def check_result_paths(paths: Iterable[Path]) -> None:
+    """Raise ConfigError if the suffix of a path is not that of a format of results."""
+    for path in paths:
+        if path.suffix != ".npz":
+            find_result_writer(path)
 
 
 def load_reconstruction(path: str | Path) -> Reconstruction:

@@ -1,6 +1,7 @@
 """Measured scans as training data: probe, photon scale, groups of patterns, and the validation set."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ptycho_torch.core.deferred import call_deferred
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.data.canvas_size import check_canvas_size
 from ptycho_torch.data.grouping import HoldoutSplit, Indices, draw_groups, hold_out_region
@@ -18,6 +20,8 @@ from ptycho_torch.models.saved_model import ScanRecord
 from ptycho_torch.physics.batch import Batch, make_batch, scale_probe_to_photons
 from ptycho_torch.training.batches import PatternGroups
 from ptycho_torch.training.targets import prepare_labels
+
+log = logging.getLogger(__name__)
 
 SAME_SCAN_DIGEST = "the training scan itself, so the figure says nothing about patterns not seen"
 """Digest of a validation on a training scan; stored in checkpoints, and therefore fixed."""
@@ -45,6 +49,11 @@ class TrainingScan(NamedTuple):
 
     has_given_probe: bool = False
     """Whether the probe was given, and is not that of the scan."""
+
+    @property
+    def has_estimated_probe(self) -> bool:
+        """Whether neither the scan nor the user gave the probe."""
+        return self.scan.probe is None and not self.has_given_probe
 
     @property
     def scan_record(self) -> ScanRecord:
@@ -76,7 +85,7 @@ def make_training_scan(
         scan: the patterns.
         index: index of the scan among those of the training.
         scale: its photon scale.
-        probe: (M, N, N) complex64, in √photons; None: the probe of the scan.
+        probe: (M, N, N) complex64, in √photons; None: the probe of the scan, or one estimated from its patterns.
         supervised: use the labels of the scan.
         min_held_out: smallest number of patterns to hold out for validation; 0 holds out none.
         device: device of the patterns.
@@ -86,7 +95,9 @@ def make_training_scan(
     """
     check_canvas_size(scan.positions, scan.size)
     has_given_probe = probe is not None
-    if probe is None:
+    if probe is None and scan.probe is None:
+        probe = estimate_training_probe(scan, scale.photons_per_unit)
+    elif probe is None:
         probe = scale_probe_to_photons(scan, scale.photons_per_unit)
     data = make_batch(scan, scale.photons_per_unit, index)
     if supervised:
@@ -96,6 +107,19 @@ def make_training_scan(
     else:
         split = HoldoutSplit(np.arange(len(scan)), np.arange(0), "")
     return TrainingScan(scan, scale, probe, data.to(torch.device(device)), *split, has_given_probe)
+
+
+def estimate_training_probe(scan: Scan, photons_per_unit: float) -> Tensor:
+    """Estimate the probe of a scan without one, as a Gaussian, (1, N, N) complex64 in √photons."""
+    log.warning(
+        "%s: no probe; a Gaussian with the width and curvature of the patterns is the initial probe, and the training "
+        "updates it; set `probe` or `teacher` for a better one",
+        scan.source or "the scan",
+    )
+    modes = call_deferred(
+        "ptycho_torch.engines.initialization:make_gaussian_probe", scan, None, np.random.default_rng(0)
+    )
+    return scale_probe_to_photons(replace(scan, probe=modes), photons_per_unit)
 
 
 def make_pattern_groups(

@@ -17,6 +17,7 @@ from ptycho_torch.core.observer import Observer, SilentObserver
 from ptycho_torch.data.photons import photon_scale
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan, require_scan
+from ptycho_torch.data.scan_numbers import split_scans
 from ptycho_torch.distributed.devices import select_device, select_precision
 from ptycho_torch.models.model import PtychoModel
 from ptycho_torch.models.registry import NetworkConfig
@@ -72,7 +73,8 @@ def fit(
     Ctrl-C ends the training early; the result is then the model after the last complete epoch.
 
     Args:
-        scans: scans with patterns of one size.
+        scans: scans with patterns of one size; patterns with several values of ``scan_index`` are several scans. The
+            probe of a scan without one is estimated, and optimized.
         epochs: passes over the patterns; None: about 900 optimizer steps, or 200 from ``initial``.
         targets: objects to train towards besides the patterns: a reconstruction of each scan, or ``"labels"`` for the
             labels of the scans. A reconstruction also gives the initial probe. A target computed from
@@ -111,6 +113,7 @@ def fit(
         learning_rate=learning_rate,
         seed=seed,
     )
+    scans = [part for scan in scans for part in split_scans(scan)]
     check_distinct_scans(scans)
     selected_device = select_device(device)
     _check_target_name(targets)
@@ -150,7 +153,7 @@ def fit(
         sources,
         NetworkConfig(**requested),
         initial=initial,
-        update_probe=update_probe,
+        update_probe=update_probe or any(source.has_estimated_probe for source in sources),
         update_positions=update_positions,
         update_background=update_background,
         seed=seed,

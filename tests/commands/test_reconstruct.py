@@ -224,3 +224,45 @@ def test_result_without_an_image_is_written_with_its_verdict_and_exit_code_three
     assert "R 0." not in outcome.out
     assert "beam stop" in metrics["likely_causes"][0]
     assert (tmp_path / "result" / "reconstruction.npz").exists()
+
+
+def test_one_result_restores_every_unknown_and_single_ones_are_overridden(
+    run_main: Call, scan: Scan, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    counts = np.square(scan.amplitudes) * rng.uniform(0.8, 1.2, (len(scan), 1, 1)) + 3
+    save_scan(tmp_path / "scan.npz", replace(scan, amplitudes=np.sqrt(counts).astype(np.float32)))
+    unknowns = ("--update_probe", "--update_positions", "--update_background", "--update_intensity")
+    call = ("reconstruct", tmp_path / "scan.npz", *QUICK[2:])
+    assert run_main(*call, "--output_dir", tmp_path / "first", "--epochs", "30", *unknowns).code == 0
+    first = tmp_path / "first" / "reconstruction.npz"
+    for name, words in (("all", ()), ("object", ("--init_object", tmp_path / "scan.npz"))):
+        words = ("--output_dir", tmp_path / name, "--epochs", "1", *unknowns, "--init", first, *words)
+        assert run_main(*call, *words).code == 0
+    earlier = load_reconstruction(first)
+    restored, changed = (load_reconstruction(tmp_path / name / "reconstruction.npz") for name in ("all", "object"))
+    assert restored.background is not None
+    assert restored.intensities is not None
+    assert restored.history["r"][0] < 1.2 * earlier.history["r"][-1]
+    assert changed.history["r"][0] > 1.3 * restored.history["r"][0]
+
+
+def test_one_of_several_scans_has_to_be_chosen(run_main: Call, scan: Scan, tmp_path: Path) -> None:
+    save_scan(tmp_path / "scan.npz", replace(scan, scan_index=(np.arange(len(scan)) >= 18) + 4))
+    words = (tmp_path / "scan.npz", "--output_dir", tmp_path / "result", *QUICK)
+    code, _, err = run_main("reconstruct", *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "choose one by --scan_index" in err
+    assert run_main("reconstruct", *words, "--scan_index", "5").code == 0
+    result = load_reconstruction(tmp_path / "result" / "reconstruction.npz")
+    np.testing.assert_array_equal(result.positions, scan.positions[18:])
+
+
+def test_result_is_also_written_to_the_named_files(run_main: Call, scan_file: Path, tmp_path: Path) -> None:
+    words = (scan_file, "--output_dir", tmp_path / "result", *QUICK)
+    code, _, err = run_main("reconstruct", *words, "--save_as", tmp_path / "image.xyz")
+    assert (code, err.count("\n")) == (2, 1)
+    assert ".npz" in err
+    assert not (tmp_path / "result").exists()
+    assert run_main("reconstruct", *words, "--save_as", tmp_path / "copy.npz").code == 0
+    assert (tmp_path / "copy.npz").read_bytes() == (tmp_path / "result" / "reconstruction.npz").read_bytes()

@@ -205,3 +205,32 @@ def test_counting_noise_limits_the_correlation_of_the_halves(scan_factory: Calla
 def test_a_single_position_cannot_be_split(scan: Scan) -> None:
     with pytest.raises(DataError, match="expected at least 2"):
         make_run(scan.select(np.array([0]))).split(make_rng())
+
+
+def test_scan_without_a_probe_is_reconstructed_with_an_estimated_probe_that_is_updated(
+    scan_factory: Callable[..., Scan], caplog: pytest.LogCaptureFixture
+) -> None:
+    scan = scan_factory(100, 24, photons=1e6)
+    without = replace(scan, probe=None)
+    with caplog.at_level("WARNING"):
+        result = PIE(epochs=40, batch_size=8).run(without)
+    assert "no probe" in caplog.text
+    assert "`init_probe`" in caplog.text
+    scores = result.scores(without)
+    assert scores["r"] < 10 * scores["r_floor"]
+    assert result.compare(scan.truth, remove_ramp=True, remove_shift=True)["nrmse"] < 0.2
+
+
+def test_earlier_result_of_the_whole_scan_starts_a_part_by_its_source_indices(scan: Scan) -> None:
+    whole = replace(scan, source_index=np.arange(len(scan)))
+    earlier = PIE(epochs=1).run(whole)
+    moved = replace(
+        earlier,
+        positions=earlier.positions + 0.25,
+        intensities=np.linspace(0.9, 1.1, len(scan), dtype=np.float32),
+    )
+    chosen = np.arange(5, 30, 2)
+    run = Pipeline(PIE(epochs=1)).start(whole.select(chosen), initial=moved)
+    np.testing.assert_array_equal(run.state.positions.numpy(), moved.positions[chosen])
+    assert moved.intensities is not None
+    np.testing.assert_array_equal(run.state.intensities.numpy(), moved.intensities[chosen])

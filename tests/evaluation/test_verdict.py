@@ -52,7 +52,7 @@ def add_background(amplitudes: NDArray[np.float32]) -> NDArray[np.floating]:
 
 
 DAMAGES: dict[str, tuple[Damage, str]] = {
-    "beam stop": (cover_center, r"zero in every pattern and bright pixels enclose them.*`mask_file`"),
+    "beam stop": (cover_center, r"zero in every pattern and bright pixels enclose them.*`mask`"),
     "bright patterns": (
         brighten_some,
         r"brighter or darker than the model \((5, )?23, 61\): leave them out by `frames`",

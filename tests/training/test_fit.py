@@ -130,3 +130,14 @@ def test_a_model_is_not_loaded_on_a_missing_device(
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(DeviceError, match=f"`device` (is )?{device}"):
         load_model(model_folder, device)
+
+
+def test_scan_without_a_probe_is_trained_with_an_estimated_probe_that_is_updated(
+    scan: Scan, caplog: pytest.LogCaptureFixture
+) -> None:
+    without = replace(scan, probe=None)
+    with caplog.at_level("WARNING"):
+        model = fit(without, epochs=2, batch_size=8)
+    assert "no probe" in caplog.text
+    assert model.model.probe_parameters[0].requires_grad
+    assert model.predict(without).metadata["probe"] == "the model's, of this very scan"

@@ -1,0 +1,52 @@
+"""A result of a part of a scan against the whole scan, and a result of the whole against a part."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ptycho_torch.data.reconstruction import Reconstruction
+from ptycho_torch.data.scan import Scan
+from ptycho_torch.evaluation.matching import match_patterns
+
+CHOSEN = np.array([3, 17, 18, 40, 88])
+
+
+def make_result(case: Any, **metadata: Any) -> Reconstruction:
+    intensities = np.arange(len(case.scan), dtype=np.float32)
+    return replace(case.reconstruction, intensities=intensities, metadata=metadata)
+
+
+def select(result: Reconstruction) -> Reconstruction:
+    assert result.intensities is not None
+    return replace(result, positions=result.positions[CHOSEN], intensities=result.intensities[CHOSEN])
+
+
+def check(result: Reconstruction, scan: Scan) -> None:
+    np.testing.assert_array_equal(result.positions, scan.positions)
+    np.testing.assert_array_equal(result.intensities, CHOSEN.astype(np.float32))
+
+
+def test_result_of_some_positions_matches_its_own_scan_by_its_indices(simulated_case: Any) -> None:
+    part = select(make_result(simulated_case, indices=CHOSEN.tolist(), scan_digest=simulated_case.scan.digest()))
+    check(*match_patterns(part, simulated_case.scan))
+
+
+def test_result_of_a_cut_matches_the_whole_by_its_source_indices(simulated_case: Any) -> None:
+    part = select(make_result(simulated_case, source_index=CHOSEN.tolist()))
+    check(*match_patterns(part, simulated_case.scan))
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_result_of_the_whole_matches_a_cut_in_the_order_of_the_cut(simulated_case: Any, backwards: bool) -> None:
+    chosen = CHOSEN[::-1] if backwards else CHOSEN
+    cut = replace(simulated_case.scan, source_index=np.arange(len(simulated_case.scan))).select(chosen)
+    result, scan = match_patterns(make_result(simulated_case), cut)
+    np.testing.assert_array_equal(result.positions, scan.positions)
+    np.testing.assert_array_equal(result.intensities, chosen.astype(np.float32))
+
+
+def test_unrelated_results_and_scans_are_unchanged(simulated_case: Any) -> None:
+    result, other = make_result(simulated_case), simulated_case.scan.select(CHOSEN)
+    assert match_patterns(result, other) == (result, other)
