@@ -187,7 +187,7 @@ BAD_FILES = {
     "empty": "empty",
     "absent": "no such file",
     "folder": "folder",
-    "not a zip": "not an NPZ",
+    "not a zip": "the format is unknown",
     "truncated": "truncated or damaged",
 }
 

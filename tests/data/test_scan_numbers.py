@@ -1,4 +1,4 @@
-"""Several scans in one file, told apart by their numbers."""
+"""Several scans in one file, distinguished by their numbers."""
 
 from dataclasses import replace
 
