@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ptycho_torch.commands.base import Invocation
-from ptycho_torch.config.base import AxisOrder, Measurement
 from ptycho_torch.config.data import DescribeConfig
+from ptycho_torch.config.input import collect_input_settings
 from ptycho_torch.data.profile import Profile
 from ptycho_torch.io.profile import profile_scan_file
 
@@ -23,28 +23,41 @@ def describe(
     path: Path,
     *,
     stats: bool = True,
-    axis_order: AxisOrder | None = None,
-    measurement: Measurement | None = None,
+    **settings: Any,
 ) -> Profile:
     """Return the profile of the scan file at ``path``.
 
     Args:
-        path: NPZ file.
-        stats: read the arrays; otherwise read their headers only.
-        axis_order: axis order of the diffraction; overrides the metadata and the shape.
-        measurement: quantity in the diffraction array; overrides the metadata.
+        path: scan file of any supported format.
+        stats: read the arrays; otherwise read the headers only of a file of the contract.
+        **settings: settings of reading, as of :func:`~ptycho_torch.io.scan.load_scan`.
 
     Raises:
         DataError: the file cannot be read.
     """
-    return profile_scan_file(Path(path), stats=stats, axis_order=axis_order, measurement=measurement)
+    return profile_scan_file(Path(path), stats=stats, **settings)
 
 
 def format_profile(profile: Profile) -> str:
     """Return a profile as text, one item per line."""
-    return "\n".join(
-        [profile.file, *_format_arrays(profile.arrays), "", *_format_layout(profile), "", *_format_contract(profile)]
-    )
+    parts = [_format_arrays(profile.arrays), _format_input(profile), _format_layout(profile), _format_contract(profile)]
+    blocks = ["\n".join(lines) for lines in parts]
+    return profile.file + "\n" + "\n\n".join(block for block in blocks if block)
+
+
+def _format_input(profile: Profile) -> Iterator[str]:
+    """Yield the origin of each quantity of a file of another format, the assumptions, and what is missing."""
+    if profile.input is None:
+        return
+    yield f"  format       {profile.input['format']}"
+    mapping = profile.input["mapping"]
+    width = max((len(entry["field"]) for entry in mapping), default=0)
+    for entry in mapping:
+        details = ", ".join(text for text in (entry["unit"], entry["conversion"]) if text)
+        yield f"    {entry['field']:<{width}}  {entry['path']}{': ' * bool(details)}{details}".rstrip()
+    for title in ("assumptions", "missing"):
+        for number, text in enumerate(profile.input[title]):
+            yield f"  {title if number == 0 else '':<11}  {text}"
 
 
 def _format_arrays(arrays: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -70,6 +83,8 @@ def _format_layout(profile: Profile) -> Iterator[str]:
         )
     if profile.geometry:
         yield from _format_geometry(profile.geometry)
+    if profile.geometry_m:
+        yield f"  geometry     {_format_lengths(profile.geometry_m)}"
     if profile.object:
         place = "on" if profile.object["on_grid"] else "not on"
         yield f"  object       {place} the coordinate grid; the patterns cover {_format_box(profile.object['seen'])}"
@@ -95,6 +110,20 @@ def _format_geometry(geometry: dict[str, Any]) -> Iterator[str]:
         yield f"  overlap      {geometry['overlap']:.1%} (1 - step / probe diameter)"
 
 
+def _format_lengths(geometry: dict[str, Any]) -> str:
+    """Return wavelength, distance and pixels in readable units."""
+    facts = []
+    if "wavelength_m" in geometry:
+        facts.append(f"wavelength {geometry['wavelength_m'] * 1e12:.5g} pm ({geometry['radiation']}s)")
+    if "distance_m" in geometry:
+        facts.append(f"distance {geometry['distance_m']:.5g} m")
+    for name, factor, unit in (("detector_pixel", 1e6, "µm"), ("object_pixel", 1e9, "nm")):
+        if f"{name}_m" in geometry:
+            y, x = (side * factor for side in geometry[f"{name}_m"])
+            facts.append(f"{name.replace('_', ' ')} {y:.4g} × {x:.4g} {unit} (y, x)")
+    return ", ".join(facts) or "unknown"
+
+
 def _format_box(box: list[float]) -> str:
     top, bottom, left, right = (f"{edge:.1f}".removesuffix(".0") for edge in box)
     return f"rows {top} to {bottom}, columns {left} to {right}"
@@ -112,7 +141,7 @@ def _format_contract(profile: Profile) -> Iterator[str]:
 def run(config: DescribeConfig, invocation: Invocation) -> int:
     """Run the command and return the exit code."""
     del invocation
-    profile = describe(config.file, stats=config.stats, axis_order=config.axis_order, measurement=config.measurement)
+    profile = describe(config.file, stats=config.stats, **collect_input_settings(config))
     if config.json:
         print(json.dumps(profile.as_dict(), indent=2, sort_keys=True, allow_nan=False))
     else:

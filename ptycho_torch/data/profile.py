@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_torch.config.base import AxisOrder, Measurement
+from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.contract import find_violations
 from ptycho_torch.data.conversion import make_scan_from_arrays
 from ptycho_torch.data.coordinates import (
@@ -18,6 +19,7 @@ from ptycho_torch.data.coordinates import (
     estimate_coordinate_scale,
     is_inside,
 )
+from ptycho_torch.data.geometry import read_geometry
 from ptycho_torch.data.layout import (
     ArrayHeader,
     Arrays,
@@ -67,6 +69,13 @@ class Profile:
 
     violations: list[dict[str, str]]
     """``rule``, ``level`` (MUST, SHOULD) and ``message`` of each broken rule."""
+
+    input: dict[str, Any] | None = None
+    """``format``, ``mapping`` (``field``, ``path``, ``unit``, ``conversion``), ``assumptions`` and ``missing``, for a
+    file of another format; None for a file of the contract."""
+
+    geometry_m: dict[str, Any] | None = None
+    """Wavelength, distance and pixel sizes in SI units, as far as they are known."""
 
     @property
     def valid(self) -> bool:
@@ -122,7 +131,17 @@ def make_profile(
         object=_describe_object(loaded, layout) if stats and not broken & (GEOMETRY_RULES | {"R16"}) else None,
         metadata=layout.metadata,
         violations=[{"rule": v.rule, "level": v.level, "message": v.message} for v in violations],
+        geometry_m=_describe_lengths(layout.metadata),
     )
+
+
+def _describe_lengths(metadata: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the known lengths of the geometry in the metadata; None if there are none or they are invalid."""
+    try:
+        geometry = read_geometry(metadata)
+    except DataError:
+        return None
+    return None if geometry is None else geometry.to_dict()
 
 
 def _summarize_array(array: NDArray[Any] | ArrayHeader) -> dict[str, Any]:

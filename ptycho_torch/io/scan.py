@@ -53,7 +53,7 @@ def load_scan(path: str | Path, **settings: Any) -> Scan:
 def read_input(path: str | Path, **settings: Any) -> InputScan:
     """Read a scan file of any supported format, with the record of its origin; see :func:`load_scan`."""
     path, options = Path(path), make_input_settings(settings)
-    if _is_direct(options) and _is_canonical(path, options):
+    if is_read_directly(path, options):
         scan = read_npz_scan(
             path,
             axis_order=options.axis_order,
@@ -63,6 +63,15 @@ def read_input(path: str | Path, **settings: Any) -> InputScan:
         return InputScan(finish_scan(scan, options), InputReport("npz"))
     parts = read_parts(path, options)
     return InputScan(assemble_scan(parts, options, path), parts.report)
+
+
+def is_read_directly(path: Path, options: InputSettings) -> bool:
+    """Return True if the file keeps the data contract, or is judged by it, and no setting converts its arrays.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    return _is_direct(options) and _is_canonical(path, options)
 
 
 def _is_direct(options: InputSettings) -> bool:

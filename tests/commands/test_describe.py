@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ptycho_torch.commands import describe as describe_module
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.scan import save_scan
 
@@ -100,3 +101,24 @@ def test_legacy_run1084_file_is_described_with_its_conversions() -> None:
     assert profile["photons"]["per_pattern"] == pytest.approx(1e6, rel=1e-3)
     assert profile["object"]["on_grid"]
     assert {violation["rule"] for violation in profile["violations"]} == {"R22", "R23"}
+
+
+def test_a_file_of_another_format_is_mapped_with_its_missing_settings(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "frames.npz"
+    np.savez(path, data=rng.poisson(5, (4, 8, 8)).astype(np.uint16), scan=rng.uniform(0, 1e-6, (4, 2)))
+    profile = describe_module.describe(path)
+    assert not profile.valid
+    assert "set `measurement`" in profile.violations[0]["message"]
+    profile = describe_module.describe(path, measurement="counts", position_unit="meter")
+    assert not profile.valid
+    assert "`energy_ev`" in profile.violations[0]["message"]
+    profile = describe_module.describe(path, measurement="counts", position_unit="meter", pixel_size=1e-8)
+    assert profile.valid
+    assert profile.input is not None
+    places = {entry["field"]: entry["path"] for entry in profile.input["mapping"]}
+    assert places["patterns"] == "data"
+    assert places["positions"] == "scan"
+    text = describe_module.format_profile(profile)
+    assert "object pixel 10 × 10 nm" in text
+    assert "set `distance`" in text

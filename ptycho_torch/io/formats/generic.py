@@ -205,12 +205,12 @@ def _read_patterns(
     measurement = layout.measurement
     if layout.measurement_reason not in (REASON_GIVEN, REASON_METADATA):
         measurement = metadata.get("measurement")
-    if measurement is None:
-        raise ConfigError(
-            f"{name}: the patterns ({key}) are {patterns.dtype} and may be counts or amplitudes; set `measurement` to "
-            "counts or amplitude"
-        )
-    report.add("patterns", key, measurement, "axes (H, W, n) moved to (n, H, W)" if order == "hwn" else "")
+    report.add(
+        "patterns",
+        key,
+        measurement or "counts or amplitude",
+        "axes (H, W, n) moved to (n, H, W)" if order == "hwn" else "",
+    )
     parts: dict[str, Any] = {
         "patterns": _move_patterns_first(patterns, order),
         "measurement": measurement,
