@@ -36,7 +36,8 @@ def find_violations(
         arrays: arrays or headers by key.
         axis_order: axis order of the diffraction; overrides the metadata and the shape.
         measurement: quantity in the diffraction array; overrides the metadata.
-        recommendations: check the SHOULD rules too.
+        recommendations: check the SHOULD rules too. Without them, arrays are those of a scan in memory, for which the
+            reader has already made the conversions that a file permits.
     """
     plain = {key: array for key, array in arrays.items() if not array.dtype.hasobject}
     layout = find_layout(plain, axis_order, measurement)
@@ -48,9 +49,12 @@ def find_violations(
     key = find_diffraction_key(plain)
     if key is not None:
         size, count = compute_stack_size(plain[key], layout)
-        broken += _label("MUST", required_rules.check_arrays(key, plain, layout, count, size))
+        checked = required_rules.check_arrays(key, plain, layout, count, size, in_memory=not recommendations)
+        broken += _label("MUST", checked)
         if recommendations:
             broken += _label("SHOULD", recommended_rules.check_recommendations(key, plain, layout, size))
+    if recommendations:
+        broken += _label("SHOULD", recommended_rules.check_unread_object_arrays(arrays))
     return sorted(broken, key=lambda violation: (violation.level, int(violation.rule[1:])))
 
 

@@ -72,18 +72,18 @@ def apply_flat(frames: Frames, flat: NDArray[Any]) -> tuple[NDArray[np.float32],
 def find_marker_pixels(frames: Frames) -> Mask:
     """Return where (n, rows, columns) a value is a marker instead of a count.
 
-    Markers are values that are not finite; in whole-numbered frames negative values, and the values which detectors
-    store for gaps (the largest of a counter depth and the one below it, if they are the largest of the frames); and a
-    plateau: many equal largest values above a gap, as saturated counters give.
+    Markers are values that are not finite; a negative value that a pixel has in every frame, and in whole-numbered
+    frames -1, -2 or a single negative value without others (several come from the subtraction of a dark frame); the
+    values which detectors store for gaps, the largest of a counter depth and the one below it, where they are the
+    largest; and a plateau of many equal largest values, as saturated counters give.
     """
     values = frames.reshape(-1) if frames.flags.c_contiguous else np.ravel(frames)
     markers = np.zeros(values.shape, bool)
     if values.dtype.kind == "f":
         markers |= ~np.isfinite(values)
     whole = values.dtype.kind in "iu" or _is_whole_numbered(values)
-    if whole and values.dtype.kind != "u":
-        with np.errstate(invalid="ignore"):
-            markers |= values < 0
+    if values.dtype.kind != "u":
+        markers |= _find_negative_markers(frames, whole).reshape(-1)
     # The markers of gaps are above the plateau of saturated pixels: each round removes one largest value.
     for _ in range(3):
         top = _find_top_marker(values, markers, whole)
@@ -91,6 +91,41 @@ def find_marker_pixels(frames: Frames) -> Mask:
             break
         markers |= values == top
     return markers.reshape(frames.shape)
+
+
+def may_hold_markers(frames: Frames, *, squared: bool = False) -> bool:
+    """Return False if :func:`find_marker_pixels` would find none, by a test of a few passes.
+
+    Args:
+        frames: (n, rows, columns), finite.
+        squared: the counts are the squares of ``frames``.
+    """
+    top = frames.max()
+    counts = float(top) ** 2 if squared else float(top)
+    if frames.min() < 0 or np.count_nonzero(frames == top) >= MIN_PLATEAU_VALUES:
+        return True
+    is_largest_of_dtype = frames.dtype.kind in "iu" and top == np.iinfo(frames.dtype).max
+    return bool(is_largest_of_dtype or np.isclose(counts, MARKER_VALUES, rtol=2e-7, atol=0).any())
+
+
+def combine_masks(first: Mask | None, second: Mask | None) -> Mask | None:
+    """Return the pixels that count in both masks; None counts every pixel."""
+    if first is None or second is None:
+        return second if first is None else first
+    combined: Mask = (first if second.ndim <= first.ndim else first[None]) & second
+    return combined
+
+
+def _find_negative_markers(frames: Frames, whole: bool) -> Mask:
+    with np.errstate(invalid="ignore"):
+        negative = frames < 0
+    if not negative.any():
+        return negative
+    distinct = np.unique(frames[negative])
+    if whole and (len(distinct) == 1 or (distinct >= -2).all()):
+        return negative
+    constant = (frames == frames[0]).all(0) if len(frames) > 1 else np.zeros(frames.shape[1:], bool)
+    return negative & constant
 
 
 def _is_whole_numbered(values: NDArray[Any]) -> bool:
@@ -125,6 +160,26 @@ def _is_plateau(values: NDArray[Any], top: Any) -> bool:
 def compute_near_limit(level: Any, unit: float) -> Any:
     """Return the smallest value that counts as slightly below ``level``, for values in steps of ``unit``."""
     return level - np.maximum(NEAR_FRACTION * level, (NEAR_LEVELS + 0.5) * unit)
+
+
+def find_gap_pixels(frames: Frames) -> Mask:
+    """Return the pixels (rows, columns) that hold a marker of a gap in at least half of the frames.
+
+    A marker is a value that is not finite, or the only negative value of the pixel. In contrast to
+    :func:`find_marker_pixels`, single bad values are not reported.
+
+    Args:
+        frames: (n, rows, columns) of any real dtype.
+    """
+    bad = np.zeros(frames.shape[1:], np.intp)
+    if frames.dtype.kind == "f":
+        bad += np.count_nonzero(~np.isfinite(frames), axis=0)
+    if frames.dtype.kind != "u":
+        with np.errstate(invalid="ignore"):
+            lowest, highest = frames.min(0), frames.max(0)
+            bad += np.where((lowest < 0) & (lowest == highest), len(frames), 0)
+    gap: Mask = 2 * bad >= max(len(frames), 1)
+    return gap
 
 
 def clip_negative(frames: Frames) -> tuple[Frames, int]:

@@ -18,6 +18,13 @@ REASON_METADATA = "from the metadata"
 REASON_FLOATING_POINT = "floating point without metadata"
 
 
+SCAN_KEYS = (
+    "diffraction", "diff3d", "probeGuess", "objectGuess", "xcoords", "ycoords", "xcoords_start", "ycoords_start", "Y",
+    "mask", "scan_index", "source_index", "metadata", "_metadata",
+)  # fmt: skip
+"""Keys of the arrays that a scan file is read from; other keys are never loaded."""
+
+
 class ArrayHeader(NamedTuple):
     """Header of an array in an NPZ file."""
 

@@ -7,13 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_torch.data.coordinates import estimate_coordinate_scale, is_inside
+from ptycho_torch.data.detector import find_gap_pixels
 from ptycho_torch.data.layout import (
     REASON_FLOATING_POINT,
     ArrayHeader,
     Arrays,
     DiffractionLayout,
+    compute_stack_size,
+    move_pattern_axis_first,
     normalize_stack_shape,
 )
+from ptycho_torch.data.required_rules import is_read_key
 
 Broken = Iterator[tuple[str, str]]
 """Rule number and message."""
@@ -31,6 +35,13 @@ CANONICAL_DTYPES = {
 }
 
 
+def check_unread_object_arrays(arrays: Arrays) -> Broken:
+    """Check R1 for arrays that are never read."""
+    for key, array in arrays.items():
+        if array.dtype.hasobject and not is_read_key(key):
+            yield "R1", f"{key} holds Python objects (pickle) and is passed over without being loaded"
+
+
 def check_recommendations(key: str, arrays: Arrays, layout: DiffractionLayout, size: int | None) -> Broken:
     """Check all recommendations.
 
@@ -44,6 +55,7 @@ def check_recommendations(key: str, arrays: Arrays, layout: DiffractionLayout, s
     undeclared = [name for name in ("axis_order", "measurement") if name not in layout.metadata]
     if undeclared:
         yield "R23", f"the metadata do not give {' and '.join(undeclared)}"
+    yield from _check_gaps(key, arrays, layout)
     yield from _check_undeclared_counts(key, arrays[key], layout)
     yield from _check_corner_origin(key, arrays[key], layout, size)
     yield from _check_object_extent(arrays, size)
@@ -54,6 +66,12 @@ def _check_conversions(key: str, arrays: Arrays, layout: DiffractionLayout) -> B
     for name, dtype in CANONICAL_DTYPES.items():
         if name in arrays and arrays[name].dtype != dtype:
             yield "R22", f"{name} is {arrays[name].dtype}; the reader casts it to {np.dtype(dtype)}"
+    obj = arrays.get("objectGuess")
+    if obj is not None and len(obj.shape) == 3:
+        yield "R22", f"objectGuess has {obj.shape[0]} slices; the reader leaves it out, because a scan has one slice"
+    for name in ("xcoords", "ycoords"):
+        if name in arrays and arrays[name].shape == ():
+            yield "R22", f"{name} is a single number; the reader makes it an array of one value"
     if layout.axis_order == "hwn":
         yield "R22", f"{key} is (H, W, n); the reader moves its axes to (n, H, W)"
     for name in ("diffraction", "diff3d", "Y"):
@@ -61,6 +79,26 @@ def _check_conversions(key: str, arrays: Arrays, layout: DiffractionLayout) -> B
             yield "R22", f"{name} has a trailing axis of length one; the reader drops it"
     if layout.measurement == "counts":
         yield "R22", f"{key} holds counts; the reader takes the square root"
+
+
+def _check_gaps(key: str, arrays: Arrays, layout: DiffractionLayout) -> Broken:
+    """Report gaps that the mask does not exclude; a quick test of the extrema decides for nearly every file."""
+    array, mask = arrays[key], arrays.get("mask")
+    _, count = compute_stack_size(array, layout)
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fi" or not array.size or not count:
+        return
+    if array.min() >= 0 and np.isfinite(array.max()):
+        return
+    gap = find_gap_pixels(move_pattern_axis_first(array, layout, count))
+    if isinstance(mask, np.ndarray) and mask.shape == gap.shape:
+        gap &= mask != 0
+    if gap.any():
+        row, column = np.argwhere(gap)[0].tolist()
+        yield (
+            "R29",
+            f"{key} has {int(gap.sum())} pixels (the first at [{row}, {column}]) with a marker instead of a measured "
+            "value (not finite, or negative in every pattern); the reader masks them",
+        )
 
 
 def _check_undeclared_counts(key: str, array: NDArray[Any] | ArrayHeader, layout: DiffractionLayout) -> Broken:
@@ -100,7 +138,8 @@ def _check_object_extent(arrays: Arrays, size: int | None) -> Broken:
     for name, coordinates, extent in (("rows", y, obj.shape[0]), ("columns", x, obj.shape[1])):
         if not isinstance(coordinates, np.ndarray) or coordinates.dtype.kind not in "fiu" or coordinates.size == 0:
             continue
-        low, high = coordinates.min() - size // 2, coordinates.max() - size // 2 + size - 1
+        low = float(coordinates.min()) - size // 2  # cast first: small integers wrap
+        high = float(coordinates.max()) - size // 2 + size - 1
         if not is_inside(low, high, extent):
             yield (
                 "R25",

@@ -6,13 +6,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_torch.data.detector import find_gap_pixels
 from ptycho_torch.data.layout import (
+    SCAN_KEYS,
     ArrayHeader,
     Arrays,
     DiffractionLayout,
     compute_stack_size,
     find_diffraction_key,
     is_matching_stack,
+    move_pattern_axis_first,
     normalize_probe_shape,
     normalize_stack_shape,
     read_metadata,
@@ -25,12 +28,32 @@ Broken = Iterator[tuple[str, str]]
 MAX_LISTED_INDICES = 3
 """Largest number of offending indices in a message."""
 
+MAX_MODULUS = 1.8e19
+"""Largest modulus of an amplitude, a probe or an object: its square is finite in float32."""
+
+MAX_COUNTS = 3.4e38
+"""Largest counts that are finite in float32."""
+
+MAX_COORDINATE_PX = 2.0**31
+"""Largest coordinate whose pixel has a 32-bit index."""
+
+MAX_NEGATIVE_FRACTION = 0.05
+"""Largest share of the counts that values below zero may have; smaller shares remain of the subtraction of a dark."""
+
+MAX_NEGATIVE_AMPLITUDE = 1e-6
+"""Largest negative amplitude as a fraction of the largest amplitude; rounding errors are smaller."""
+
 
 def check_object_arrays(arrays: Arrays) -> Broken:
-    """Check R1: plain arrays only."""
+    """Check R1: plain arrays only, among those that are read."""
     for key, array in arrays.items():
-        if array.dtype.hasobject:
+        if array.dtype.hasobject and is_read_key(key):
             yield "R1", format_pickle_message(key)
+
+
+def is_read_key(key: str) -> bool:
+    """Return True if the reader loads the array ``key`` whatever its dtype; ``_metadata`` is read if it holds text."""
+    return key in SCAN_KEYS and key != "_metadata"
 
 
 def format_pickle_message(key: str) -> str:
@@ -58,7 +81,15 @@ def check_metadata(arrays: Arrays) -> Broken:
         yield "R21", message
 
 
-def check_arrays(key: str, arrays: Arrays, layout: DiffractionLayout, count: int | None, size: int | None) -> Broken:
+def check_arrays(
+    key: str,
+    arrays: Arrays,
+    layout: DiffractionLayout,
+    count: int | None,
+    size: int | None,
+    *,
+    in_memory: bool = False,
+) -> Broken:
     """Check all rules about single arrays.
 
     Args:
@@ -67,13 +98,15 @@ def check_arrays(key: str, arrays: Arrays, layout: DiffractionLayout, count: int
         layout: axis order and measurement of the patterns.
         count: number of patterns; None if unknown.
         size: N, side of a pattern in pixels; None if unknown.
+        in_memory: the arrays are those of a scan, without the gaps, slices and rounding errors that the reader of a
+            file removes.
     """
     yield from _check_diffraction_alias(arrays)
     yield from _check_diffraction(key, arrays[key], layout)
-    yield from _check_values(key, arrays[key], layout)
+    yield from _check_values(key, arrays[key], layout, arrays.get("mask"), in_memory)
     yield from _check_coordinate_pair(arrays, ("xcoords", "ycoords"), count, "R11", "R12")
     yield from _check_probe(arrays.get("probeGuess"), size)
-    yield from _check_object(arrays.get("objectGuess"))
+    yield from _check_object(arrays.get("objectGuess"), (2,) if in_memory else (2, 3))
     yield from _check_labels(arrays.get("Y"), count, size, layout)
     yield from _check_mask(arrays.get("mask"), count, size, layout)
     yield from _check_scan_index(arrays.get("scan_index"), count)
@@ -122,7 +155,9 @@ def _check_diffraction(key: str, array: AnyArray, layout: DiffractionLayout) -> 
         yield "R7", f"{key} of shape {shape} is empty; expected at least one pattern"
 
 
-def _check_values(key: str, array: AnyArray, layout: DiffractionLayout) -> Broken:
+def _check_values(
+    key: str, array: AnyArray, layout: DiffractionLayout, mask: AnyArray | None, in_memory: bool
+) -> Broken:
     if layout.measurement is None and array.dtype.kind in "iu":
         yield (
             "R8",
@@ -130,15 +165,47 @@ def _check_values(key: str, array: AnyArray, layout: DiffractionLayout) -> Broke
         )
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.size == 0:
         return
+    is_amplitude = layout.measurement != "counts"
+    largest = MAX_MODULUS if is_amplitude else MAX_COUNTS
     low, high = array.min(), array.max()  # either is NaN where any value is: one pass instead of a mask
+    if low >= 0 and 0 < high <= largest:
+        return
+    array = _set_uncounted_to_zero(array, layout, mask, gaps=not in_memory)
+    low, high = array.min(), array.max()
     if not np.isfinite(low) or not np.isfinite(high):
         places = _format_count_and_indices(~np.isfinite(array))
         yield "R9", f"{key} has {places} not finite; set such pixels to 0 and mask them"
-    elif low < 0:
+    elif high > largest:
+        yield "R9", f"{key} has values up to {high:g}, which overflow float32; expected at most {largest:g}"
+    elif low < 0 and (in_memory or _has_negative_signal(array, float(low), float(high), is_amplitude)):
         places = _format_count_and_indices(array < 0)
         yield "R10", f"{key} has {places} negative, down to {low:g}; expected measured values, which are not negative"
     elif high <= 0:
         yield "R10", f"{key} is zero everywhere; expected at least one photon"
+
+
+def _set_uncounted_to_zero(
+    array: NDArray[Any], layout: DiffractionLayout, mask: AnyArray | None, *, gaps: bool
+) -> NDArray[Any]:
+    """Return the patterns with 0 on masked pixels and (optionally) on gaps, whose values are not read."""
+    size, count = compute_stack_size(array, layout)
+    if size is None or not count:
+        return array
+    frames = move_pattern_axis_first(array, layout, count)
+    counting = ~find_gap_pixels(frames) if gaps else np.ones(frames.shape[1:], bool)
+    if isinstance(mask, np.ndarray) and mask.dtype.kind in "biuf":
+        known = move_pattern_axis_first(mask, layout, count)
+        if known.shape in (frames.shape, frames.shape[1:]):
+            counting = counting & (known != 0)
+    return np.where(counting, frames, frames.dtype.type(0))
+
+
+def _has_negative_signal(array: NDArray[Any], low: float, high: float, is_amplitude: bool) -> bool:
+    """Return True if values below zero are more than rounding errors of amplitudes, or noise of a subtracted dark."""
+    if is_amplitude:
+        return -low > MAX_NEGATIVE_AMPLITUDE * high
+    negative = -float(np.minimum(array, 0).sum(dtype=np.float64))
+    return negative > MAX_NEGATIVE_FRACTION * float(np.maximum(array, 0).sum(dtype=np.float64))
 
 
 def _format_count_and_indices(bad: NDArray[np.bool_]) -> str:
@@ -156,6 +223,8 @@ def _check_coordinate_pair(
         array = arrays.get(key)
         if array is None:
             continue
+        if array.shape == () and count == 1 and array.dtype.kind in "fiu":
+            array = array.reshape(1) if isinstance(array, np.ndarray) else array._replace(shape=(1,))
         if len(array.shape) != 1 or array.dtype.kind not in "fiu":
             yield shape_rule, f"{key} is {array.dtype} of shape {array.shape}; expected (n,) real, in pixels"
         elif count is not None and array.shape[0] != count:
@@ -163,6 +232,27 @@ def _check_coordinate_pair(
             yield shape_rule, f"{key} has {problem}: {array.shape[0]} for {count} patterns; expected one per pattern"
         elif isinstance(array, np.ndarray) and not np.isfinite(array).all():
             yield value_rule, f"{key} has {_format_count_and_indices(~np.isfinite(array))} not finite"
+        elif isinstance(array, np.ndarray) and array.size and _compute_max_modulus(array) > MAX_COORDINATE_PX:
+            yield (
+                value_rule,
+                f"{key} has coordinates up to {_compute_max_modulus(array):g}; expected object pixels, at most "
+                f"{MAX_COORDINATE_PX:g}; set `position_unit`",
+            )
+
+
+def _compute_max_modulus(array: NDArray[Any]) -> float:
+    """Return the largest modulus; of complex arrays the largest real or imaginary part."""
+    parts = (array.real, array.imag) if array.dtype.kind == "c" else (array,)
+    return max(float(np.abs(part.astype(np.float64)).max()) for part in parts)
+
+
+def _check_overflow(key: str, rule: str, array: NDArray[Any]) -> Broken:
+    largest = _compute_max_modulus(array) if array.size else 0.0
+    if largest > MAX_MODULUS:
+        yield (
+            rule,
+            f"{key} has values up to {largest:g}, whose squares overflow float32; expected {MAX_MODULUS:g} or less",
+        )
 
 
 def _check_probe(probe: AnyArray | None, size: int | None) -> Broken:
@@ -182,15 +272,19 @@ def _check_probe(probe: AnyArray | None, size: int | None) -> Broken:
             yield "R15", f"probeGuess has {_format_count_and_indices(~np.isfinite(probe))} not finite"
         elif probe.size and not probe.any():
             yield "R15", "probeGuess is zero everywhere; expected an initial guess of the illumination"
+        else:
+            yield from _check_overflow("probeGuess", "R15", probe)
 
 
-def _check_object(obj: AnyArray | None) -> Broken:
+def _check_object(obj: AnyArray | None, ranks: tuple[int, ...]) -> Broken:
     if obj is None:
         return
-    if obj.dtype.kind != "c" or len(obj.shape) != 2 or 0 in obj.shape:
+    if obj.dtype.kind != "c" or len(obj.shape) not in ranks or 0 in obj.shape:
         yield "R16", f"objectGuess is {obj.dtype} of shape {obj.shape}; expected complex, (rows, columns)"
     elif isinstance(obj, np.ndarray) and not np.isfinite(obj).all():
         yield "R16", f"objectGuess has {_format_count_and_indices(~np.isfinite(obj))} not finite"
+    elif isinstance(obj, np.ndarray):
+        yield from _check_overflow("objectGuess", "R16", obj)
 
 
 def _check_labels(labels: AnyArray | None, count: int | None, size: int | None, layout: DiffractionLayout) -> Broken:
@@ -202,6 +296,8 @@ def _check_labels(labels: AnyArray | None, count: int | None, size: int | None, 
         yield "R17", f"Y is {labels.dtype} of shape {labels.shape}; expected complex object patches, {expected}"
     elif isinstance(labels, np.ndarray) and not np.isfinite(labels).all():
         yield "R17", f"Y has {_format_count_and_indices(~np.isfinite(labels))} not finite"
+    elif isinstance(labels, np.ndarray):
+        yield from _check_overflow("Y", "R17", labels)
 
 
 def _check_mask(mask: AnyArray | None, count: int | None, size: int | None, layout: DiffractionLayout) -> Broken:

@@ -1,6 +1,7 @@
 """Scan files in NPZ format: read, check against ``specs/data_contracts.md``, convert, and write."""
 
 import json
+import logging
 import tokenize
 import zipfile
 import zlib
@@ -16,9 +17,11 @@ from ptycho_torch.config.base import AxisOrder, Measurement
 from ptycho_torch.core.errors import ContractError, DataError
 from ptycho_torch.core.files import atomic_write
 from ptycho_torch.data.conversion import make_scan_from_arrays
-from ptycho_torch.data.layout import ArrayHeader
-from ptycho_torch.data.required_rules import format_pickle_message
+from ptycho_torch.data.layout import SCAN_KEYS, ArrayHeader
+from ptycho_torch.data.required_rules import format_pickle_message, is_read_key
 from ptycho_torch.data.scan import Scan, check_scan, require_scan, scan_to_arrays
+
+logger = logging.getLogger(__name__)
 
 SCHEMA = "ptycho_torch scan"
 SCHEMA_VERSION = 1
@@ -145,8 +148,11 @@ def read_npz_scan(
         ContractError: the file breaks a MUST of ``specs/data_contracts.md``, whose number the error carries.
     """
     path = Path(path)
+    objects = [key for key, header in read_headers(path).items() if header.dtype.hasobject and not is_read_key(key)]
+    for key in objects:
+        logger.warning("%s: %s holds Python objects (pickle) and is passed over without being loaded", path, key)
     return make_scan_from_arrays(
-        read_arrays(path),
+        read_arrays(path, [key for key in SCAN_KEYS if key not in objects]),
         name=str(path),
         axis_order=axis_order,
         measurement=measurement,

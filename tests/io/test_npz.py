@@ -187,7 +187,8 @@ def test_invalid_scan_is_not_written_and_existing_file_remains(tmp_path: Path) -
     path = tmp_path / "scan.npz"
     path.write_bytes(b"old")
     scan = make_full_scan()
-    scan.amplitudes[0, 0, 0] = np.nan
+    assert scan.mask is not None
+    scan.amplitudes[tuple(np.argwhere(scan.mask)[0])] = np.nan
     with pytest.raises(ContractError):
         save_scan(path, scan)
     assert path.read_bytes() == b"old"
