@@ -33,7 +33,7 @@ from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.initialization import InitialObject, make_initial_probe, read_initial_object
 from ptycho_torch.engines.pipeline import Pipeline, PipelineRun
-from ptycho_torch.evaluation.half_split import HalfScanCorrelation, correlate_half_scans, read_pixel_size
+from ptycho_torch.evaluation.half_split import HalfScanCorrelation, correlate_half_scans
 from ptycho_torch.io.inputs import read_positions
 from ptycho_torch.io.reconstruction import check_result_paths, load_reconstruction
 from ptycho_torch.io.scan import load_scan
@@ -97,7 +97,7 @@ def reconstruct(config: ReconstructConfig, observer: Observer | None = None, com
     )
     half_scan = None
     if completed and halves:
-        half_scan = _correlate_half_scans(halves, scan, observer)
+        half_scan = _correlate_half_scans(halves, observer)
         completed = half_scan is not None
         clock.record("half scans")
     result = add_provenance(pipeline.make_reconstruction(), "reconstruct", config, scan)
@@ -193,12 +193,12 @@ def _warn_shared_start(config: ReconstructConfig, stages: Sequence[EngineOptions
         )
 
 
-def _correlate_half_scans(halves: Sequence[PipelineRun], scan: Scan, observer: Observer) -> HalfScanCorrelation | None:
+def _correlate_half_scans(halves: Sequence[PipelineRun], observer: Observer) -> HalfScanCorrelation | None:
     """Reconstruct both halves and correlate them; return None if ctrl-C interrupted the run."""
     if not all(half.run(observer) for half in halves):
         return None
     first, second = (half.make_reconstruction() for half in halves)
-    return correlate_half_scans(first, second, read_pixel_size(scan))
+    return correlate_half_scans(first, second)
 
 
 def _collect_run_settings(config: ReconstructConfig, scan: Scan, photons_per_unit: float) -> dict[str, Any]:

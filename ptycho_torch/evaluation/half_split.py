@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.grouping import Indices, make_compact_batches
 from ptycho_torch.data.reconstruction import Reconstruction
-from ptycho_torch.data.scan import Scan
 from ptycho_torch.evaluation.alignment import OverlapRegion, align, compute_covered_region
 from ptycho_torch.evaluation.frc import (
     MIN_SQUARE_SIDE_PX,
@@ -31,7 +30,7 @@ class HalfScanCorrelation(NamedTuple):
     """Shift (y, x) in pixels that was applied to the second half."""
 
     pixel_size: float | None
-    """Side of an object pixel in meters; None: unknown."""
+    """Geometric mean of the sides of an object pixel in meters; None: unknown."""
 
     def to_metrics(self) -> dict[str, Any]:
         """Return the numbers by the names of ``metrics.json``."""
@@ -67,18 +66,15 @@ def split_half_indices(positions: NDArray[np.float64], rng: np.random.Generator)
     return np.sort(np.array(first, np.int64)), np.sort(np.array(second, np.int64))
 
 
-def correlate_half_scans(
-    first: Reconstruction, second: Reconstruction, pixel_size: float | None = None
-) -> HalfScanCorrelation:
+def correlate_half_scans(first: Reconstruction, second: Reconstruction) -> HalfScanCorrelation:
     """Align ``second`` with ``first`` and correlate them where both are covered.
 
     A phase ramp, a shift and a complex factor are free in independent reconstructions and are removed first. No other
     difference is removed: where the probes or the phases differ, the correlation falls.
 
     Args:
-        first: reconstruction from one half of the positions.
+        first: reconstruction from one half of the positions; its geometry gives the resolution in nanometers.
         second: reconstruction from the other half, on the same canvas.
-        pixel_size: side of an object pixel in meters, for the resolution in nanometers.
 
     Raises:
         DataError: the canvases differ, or the largest square that both cover is too small.
@@ -99,10 +95,6 @@ def correlate_half_scans(
     reference, moved = (np.asarray(half.object, np.complex128) for half in (first, second))
     pair = OverlapRegion(moved, reference, region, first.origin_yx)
     alignment = align(pair, remove_ramp=True, remove_shift=True)
+    pixel_size = None if first.geometry is None else first.geometry.mean_object_pixel_m
     shift = (float(alignment.shift[0]), float(alignment.shift[1]))
     return HalfScanCorrelation(compute_ring_correlation(alignment.object[square], reference[square]), shift, pixel_size)
-
-
-def read_pixel_size(scan: Scan) -> float | None:
-    """Return the mean side of an object pixel of the scan in meters; None: unknown."""
-    return None if scan.geometry is None else scan.geometry.mean_object_pixel_m

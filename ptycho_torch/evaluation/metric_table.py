@@ -47,6 +47,7 @@ METRICS: dict[str, MetricInfo] = {
         "threshold; 0: always below; none: never below",
     ),
     "frc_resolution_pixels": MetricInfo("resolution", "pixels", "half a period at the FRC crossing; at best 1"),
+    "frc_resolution_nm": MetricInfo("resolution", "nm", "the resolution by the truth in nanometers"),
     "half_scan_resolution_pixels": MetricInfo(
         "resolution, half scans",
         "pixels",
@@ -84,6 +85,7 @@ METRICS: dict[str, MetricInfo] = {
         "covered share", "", "share of the canvas with at least a tenth of the highest coverage"
     ),
     "covered_pixels": MetricInfo("covered pixels", "", "number of pixels of the covered region"),
+    "object_pixel_nm": MetricInfo("object pixel", "nm", "sides (y, x) of an object pixel"),
     "compared_pixels": MetricInfo("compared pixels", "", "number of covered pixels that lie on the truth"),
     "removed_scale": MetricInfo("scale removed", "", "modulus of the complex factor c"),
     "removed_phase_rad": MetricInfo("phase removed", "rad", "phase of the complex factor c"),

@@ -138,6 +138,7 @@ def score_against_truth(
         reconstruction, _require_object(truth), remove_ramp=remove_ramp, remove_shift=remove_shift
     )
     metrics = comparison.to_metrics()
+    metrics |= _convert_resolution(metrics["frc_resolution_pixels"], reconstruction)
     calibration = compute_calibration(reconstruction, comparison)
     if calibration is not None:
         metrics |= calibration.to_metrics()
@@ -238,14 +239,24 @@ def collect_metrics(reconstruction: Reconstruction, evaluation: EvaluationResult
             "validation_loss": held_out.loss,
             "validation_patterns": len(held_out.indices),
         }
+    object_pixel_m = None if reconstruction.geometry is None else reconstruction.geometry.object_pixel_m
+    if object_pixel_m is not None:
+        metrics["object_pixel_nm"] = [side * 1e9 for side in object_pixel_m]
     if evaluation.comparison is not None:
         metrics |= evaluation.comparison.to_metrics()
+        metrics |= _convert_resolution(metrics["frc_resolution_pixels"], reconstruction)
     if reconstruction.uncertainty is not None:
         metrics["uncertainty_median"] = np.median(reconstruction.uncertainty[region])
     if evaluation.calibration is not None:
         metrics |= evaluation.calibration.to_metrics()
     finite = {name: convert_to_finite(value) for name, value in metrics.items()}
     return finite | (evaluation.verdict.to_metrics() if evaluation.verdict is not None else {})
+
+
+def _convert_resolution(pixels: float | None, reconstruction: Reconstruction) -> dict[str, float | None]:
+    """Return the resolution in nanometers by its name, if the object pixel is known."""
+    side = None if reconstruction.geometry is None else reconstruction.geometry.mean_object_pixel_m
+    return {} if side is None else {"frc_resolution_nm": None if pixels is None else pixels * side * 1e9}
 
 
 def select_example_patterns(

@@ -16,6 +16,7 @@ from ptycho_torch.core.annotations import Figure
 from ptycho_torch.core.errors import ConfigError
 
 INK_COLOR = "#80868f"  # contrast of at least 3.5 on white and on near-black
+SCALE_BAR_GID = "scale bar"  # mark of the text of a scale bar, which has a ground of its own
 REPORT_DPI = 80
 NOTEBOOK_DPI = 100
 
@@ -97,7 +98,8 @@ def encode_figure(figure: Figure) -> bytes:
     for axis in figure.axes:
         axis.tick_params(which="both", colors=INK_COLOR)
         legend = axis.get_legend()
-        texts = [axis.title, axis.xaxis.label, axis.yaxis.label, *axis.texts, *(legend.get_texts() if legend else ())]
+        labels = [text for text in axis.texts if text.get_gid() != SCALE_BAR_GID]
+        texts = [axis.title, axis.xaxis.label, axis.yaxis.label, *labels, *(legend.get_texts() if legend else ())]
         for text in texts:
             text.set_color(INK_COLOR)
         for spine in axis.spines.values():

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from ptycho_torch.core.annotations import Figure
 from ptycho_torch.core.errors import DataError
+from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.evaluation.alignment import OverlapRegion, Region, compute_covered_region
 from ptycho_torch.evaluation.metrics import TruthComparison
 from ptycho_torch.evaluation.uncertainty_calibration import UncertaintyCalibration, compute_expected_shares
 from ptycho_torch.plotting.canvas import add_colorbar, add_legend, encode_pixels, prepare_axes
+from ptycho_torch.plotting.scale_bar import draw_scale_bar
 
 PHASE_COLORMAP = "twilight"
 _OUTSIDE_COLOR = (0.5, 0.5, 0.5, 0.15)  # a tint, so that the edge of a white or black object is visible
@@ -36,6 +38,9 @@ class CroppedObject(NamedTuple):
     origin_yx: tuple[int, int]
     """Object coordinates of pixel [0, 0]."""
 
+    object_pixel_m: tuple[float, float] | None = None
+    """Sides (y, x) of a pixel in meters; None: unknown."""
+
 
 def crop_to_covered_region(reconstruction: Reconstruction) -> CroppedObject:
     """Return the covered part of a reconstruction, multiplied by the phase that makes its mean real and positive."""
@@ -43,7 +48,12 @@ def crop_to_covered_region(reconstruction: Reconstruction) -> CroppedObject:
     crop = compute_bounding_box(region)
     region, obj = region[crop], np.asarray(reconstruction.object[crop], np.complex128)
     corner = reconstruction.origin_yx + [axis.start for axis in crop]
-    return CroppedObject(obj * np.exp(-1j * compute_mean_phase(obj, region)), region, (int(corner[0]), int(corner[1])))
+    phased = obj * np.exp(-1j * compute_mean_phase(obj, region))
+    return CroppedObject(phased, region, (int(corner[0]), int(corner[1])), _get_object_pixel(reconstruction.geometry))
+
+
+def _get_object_pixel(geometry: Geometry | None) -> tuple[float, float] | None:
+    return None if geometry is None else geometry.object_pixel_m
 
 
 def compute_mean_phase(obj: NDArray[np.complex128], region: Region) -> float:
@@ -113,7 +123,7 @@ def plot_probe(reconstruction: Reconstruction, axes: Any = None) -> Figure:
     modes = len(reconstruction.probe)
     figure, (panels,) = prepare_axes(axes, 1, modes, (3.4 * modes + 1.0, 3.9))
     for mode, axis in enumerate(panels):
-        _draw_probe_mode(axis, reconstruction.probe, mode)
+        _draw_probe_mode(axis, reconstruction.probe, mode, _get_object_pixel(reconstruction.geometry))
     return figure
 
 
@@ -143,7 +153,7 @@ def plot_scan(scan: Scan, axes: Any = None) -> Figure:
         right.set_axis_off()
         right.set_title("probe unknown")
     else:
-        _draw_probe_mode(right, scan.probe, _find_strongest_mode(scan.probe))
+        _draw_probe_mode(right, scan.probe, _find_strongest_mode(scan.probe), _get_object_pixel(scan.geometry))
     return figure
 
 
@@ -158,17 +168,18 @@ def _compute_mean_pattern(scan: Scan) -> NDArray[np.float64]:
     return np.asarray(scale * np.where(count > 0, total / np.maximum(count, 1), np.nan), np.float64)
 
 
-def plot_truth_comparison(comparison: TruthComparison, axes: Any = None) -> Figure:
+def plot_truth_comparison(comparison: TruthComparison, axes: Any = None, geometry: Geometry | None = None) -> Figure:
     """Draw truth, reconstruction and their difference, amplitude above phase.
 
     Args:
         comparison: the reconstruction, aligned with the truth.
         axes: six matplotlib axes to draw on, row by row; None: a new figure.
+        geometry: pixel sizes, for scale bars; None: unknown.
     """
     pair = comparison.overlap_region
     crop = compute_bounding_box(pair.region)
     truth, rec = pair.truth[crop], comparison.alignment.object[crop]
-    view = _crop_overlap(pair, crop)
+    view = _crop_overlap(pair, crop, geometry)
     region = view.region
     phase_factor = np.exp(-1j * compute_mean_phase(truth, region))
     figure, panels = prepare_axes(axes, 2, 3, (11.4, 7.0))
@@ -207,16 +218,19 @@ def plot_uncertainty(reconstruction: Reconstruction, axes: Any = None) -> Figure
     return figure
 
 
-def plot_calibration(calibration: UncertaintyCalibration, pair: OverlapRegion, axes: Any = None) -> Figure:
+def plot_calibration(
+    calibration: UncertaintyCalibration, pair: OverlapRegion, axes: Any = None, geometry: Geometry | None = None
+) -> Figure:
     """Draw estimated standard deviation, true error, and the share of pixels with an error within k σ.
 
     Args:
         calibration: the uncertainty and the error, in units of the truth.
         pair: the overlap that both belong to.
         axes: three matplotlib axes to draw on; None: a new figure.
+        geometry: pixel sizes, for scale bars; None: unknown.
     """
     crop = compute_bounding_box(pair.region)
-    view = _crop_overlap(pair, crop)
+    view = _crop_overlap(pair, crop, geometry)
     uncertainty, error = calibration.uncertainty[crop], calibration.error[crop]
     figure, ((left, middle, right),) = prepare_axes(axes, 1, 3, (13.2, 4.2))
     most = max(_compute_upper_limit(uncertainty, view.region), _compute_upper_limit(error, view.region))
@@ -252,7 +266,9 @@ def plot_illumination(reconstruction: Reconstruction, axes: Any = None) -> Figur
         left.contour(*grid, region.astype(float), [0.5], colors="white", linewidths=0.8)
     left.set_title("coverage (photons per pixel), covered region outlined")
     add_colorbar(left, mappable)
-    _draw_probe_mode(right, reconstruction.probe, _find_strongest_mode(reconstruction.probe))
+    object_pixel_m = _get_object_pixel(reconstruction.geometry)
+    draw_scale_bar(left, object_pixel_m)
+    _draw_probe_mode(right, reconstruction.probe, _find_strongest_mode(reconstruction.probe), object_pixel_m)
     return figure
 
 
@@ -298,18 +314,22 @@ def _find_strongest_mode(probe: NDArray[np.complexfloating]) -> int:
     return int(np.sum(np.abs(probe) ** 2, axis=(1, 2)).argmax())
 
 
-def _draw_probe_mode(axis: Any, probe: NDArray[np.complexfloating], mode: int) -> None:
-    """Draw one mode of a probe (M, N, N), with its share of the power in the title."""
+def _draw_probe_mode(
+    axis: Any, probe: NDArray[np.complexfloating], mode: int, object_pixel_m: tuple[float, float] | None
+) -> None:
+    """Draw one mode of a probe (M, N, N), with its share of the power in the title and a scale bar."""
     powers = np.sum(np.abs(probe) ** 2, axis=(1, 2))
     share = float(powers[mode] / powers.sum()) if powers.sum() > 0 else 0.0
     axis.imshow(convert_complex_to_rgb(probe[mode]))
     axis.set_title(f"probe mode {mode + 1} of {len(powers)} ({share:.0%} of the power)")
+    draw_scale_bar(axis, object_pixel_m)
 
 
-def _crop_overlap(pair: OverlapRegion, crop: tuple[slice, slice]) -> CroppedObject:
+def _crop_overlap(pair: OverlapRegion, crop: tuple[slice, slice], geometry: Geometry | None) -> CroppedObject:
     """Return the truth of an overlap, cropped."""
     corner = pair.origin_yx + [axis.start for axis in crop]
-    return CroppedObject(pair.truth[crop], pair.region[crop], (int(corner[0]), int(corner[1])))
+    origin = (int(corner[0]), int(corner[1]))
+    return CroppedObject(pair.truth[crop], pair.region[crop], origin, _get_object_pixel(geometry))
 
 
 def _compute_upper_limit(values: NDArray[np.floating], region: Region) -> float:
@@ -325,6 +345,7 @@ def _draw_image(axis: Any, values: NDArray[np.floating], title: str, view: Cropp
     mappable = axis.imshow(np.ma.masked_array(values, ~view.region), extent=extent, interpolation="nearest", **style)
     axis.set_title(title)
     _label_axes(axis)
+    draw_scale_bar(axis, view.object_pixel_m)
     add_colorbar(axis, mappable)
 
 

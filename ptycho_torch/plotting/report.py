@@ -32,6 +32,8 @@ _HEADLINE_METRICS = (
     "nrmse",
     "phase_ssim",
     "frc_resolution_pixels",
+    "frc_resolution_nm",
+    "object_pixel_nm",
     "patterns",
     "photons_per_pattern",
 )

@@ -18,7 +18,7 @@ def make_report_images(reconstruction: Reconstruction, evaluation: EvaluationRes
             encode_figure(figures.plot_object(reconstruction)),
             "The covered region, axes in object pixels. The mean over the region is real: the global phase is free.",
         ),
-        *_make_truth_images(evaluation),
+        *_make_truth_images(reconstruction, evaluation),
         ReportImage(
             "Illumination",
             encode_figure(figures.plot_illumination(reconstruction)),
@@ -69,7 +69,7 @@ def make_half_scan_image(correlation: HalfScanCorrelation) -> ReportImage:
     return ReportImage("Half-scan Fourier ring correlation", encode_figure(figure), caption, wide=False)
 
 
-def _make_truth_images(evaluation: EvaluationResult) -> list[ReportImage]:
+def _make_truth_images(reconstruction: Reconstruction, evaluation: EvaluationResult) -> list[ReportImage]:
     """Return truth, reconstruction and errors, where there is a truth."""
     if evaluation.comparison is None:
         return []
@@ -77,7 +77,7 @@ def _make_truth_images(evaluation: EvaluationResult) -> list[ReportImage]:
         "After the best complex factor and the ramp and shift that the table lists as removed. "
         "Range of the errors: 99th percentile."
     )
-    figure = figures.plot_truth_comparison(evaluation.comparison)
+    figure = figures.plot_truth_comparison(evaluation.comparison, geometry=reconstruction.geometry)
     return [ReportImage("Against the truth", encode_figure(figure), caption)]
 
 
@@ -85,7 +85,9 @@ def _make_uncertainty_images(reconstruction: Reconstruction, evaluation: Evaluat
     """Return the estimated standard deviation, with the true error where there is a truth."""
     if evaluation.calibration is not None and evaluation.comparison is not None:
         caption = "Estimated standard deviation and true error on one scale, and the share of pixels within k σ."
-        figure = figures.plot_calibration(evaluation.calibration, evaluation.comparison.overlap_region)
+        figure = figures.plot_calibration(
+            evaluation.calibration, evaluation.comparison.overlap_region, geometry=reconstruction.geometry
+        )
         return [ReportImage("Uncertainty against the error", encode_figure(figure), caption)]
     if reconstruction.uncertainty is not None:
         caption = "The root of the expected squared distance of the complex object from the truth."

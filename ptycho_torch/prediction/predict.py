@@ -119,6 +119,7 @@ def predict_scan(
         probe=predictor.probe.detach().cpu().numpy(),
         positions=positions,
         photons_per_unit=photons_per_unit,
+        geometry=scan.geometry,
         history=history or {},
         metadata=metadata or {},
     )

@@ -13,6 +13,7 @@ from helpers import finish_pipeline
 from ptycho_torch.config.engines import LSQML, PIE, EngineOptions, NetworkEngine
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.core.observer import SilentObserver
+from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.data.holdout import draw_holdout_pixels
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.pipeline import Pipeline, PipelineRun, predict
@@ -234,3 +235,17 @@ def test_earlier_result_of_the_whole_scan_starts_a_part_by_its_source_indices(sc
     np.testing.assert_array_equal(run.state.positions.numpy(), moved.positions[chosen])
     assert moved.intensities is not None
     np.testing.assert_array_equal(run.state.intensities.numpy(), moved.intensities[chosen])
+
+
+def test_results_of_engines_networks_and_halves_have_the_geometry_of_the_scan(scan: Scan, model_folder: Path) -> None:
+    geometry = Geometry(object_pixel_m=(1e-8, 2e-8), wavelength_m=1e-10)
+    known = replace(scan, geometry=geometry)
+    run = Pipeline(PIE(epochs=1)).start(known)
+    halves = run.split(np.random.default_rng(0))
+    results = [finish_pipeline(each).make_reconstruction() for each in (run, *halves)]
+    results.append(load_model(model_folder).predict(known))
+    for result in results:
+        assert result.geometry == geometry
+        assert result.scores(known)["object_pixel_nm"] == pytest.approx([10, 20])
+    metrics = correlate_half_scans(*results[1:3]).to_metrics()
+    assert metrics["half_scan_resolution_nm"] == pytest.approx(metrics["half_scan_resolution_pixels"] * 10 * 2**0.5)

@@ -9,9 +9,10 @@ import pytest
 from scipy.spatial import cKDTree
 
 from ptycho_torch.core.errors import DataError
+from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.evaluation.half_split import correlate_half_scans, read_pixel_size, split_half_indices
+from ptycho_torch.evaluation.half_split import correlate_half_scans, split_half_indices
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,8 @@ def test_the_crossing_is_the_frequency_above_which_the_halves_differ(whole: Reco
         replace(whole, object=(1 + 0.1 * np.fft.ifft2(np.where(radius < cutoff, common, noise))).astype(np.complex64))
         for noise in own
     ]
-    result = correlate_half_scans(*halves, pixel_size=2e-8)
+    geometry = Geometry(object_pixel_m=(2e-8, 2e-8))
+    result = correlate_half_scans(*(replace(half, geometry=geometry) for half in halves))
     metrics = result.to_metrics()
     assert metrics["half_scan_crossing_cycles_per_pixel"] == pytest.approx(cutoff, abs=0.04)
     assert metrics["half_scan_fixed_crossing_cycles_per_pixel"] == pytest.approx(cutoff, abs=0.04)
@@ -86,20 +88,3 @@ def test_different_canvases_and_sparse_scans_raise(whole: Reconstruction) -> Non
     coverage[20:24] = 1
     with pytest.raises(DataError, match="too sparse"):
         correlate_half_scans(whole, replace(whole, coverage=coverage))
-
-
-@pytest.mark.parametrize(
-    ("metadata", "expected"),
-    [
-        ({"pixel_size": 3e-8}, 3e-8),
-        ({"converted": {"pixel_size": 5e-9}}, 5e-9),
-        ({"converted": {"pixel_size": None}}, None),
-        ({"pixel_size": "large", "converted": "yes"}, None),
-        ({"pixel_size": 0}, None),
-        ({}, None),
-    ],
-)
-def test_the_pixel_size_is_read_from_the_metadata(
-    simulated_case: Any, metadata: dict[str, Any], expected: float | None
-) -> None:
-    assert read_pixel_size(replace(simulated_case.scan, metadata=metadata)) == expected

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.evaluation.half_split import correlate_half_scans
 from ptycho_torch.evaluation.metric_table import METRICS, format_value
 from ptycho_torch.evaluation.scores import UNTABULATED_METRICS, collect_metrics, evaluate_result
@@ -80,7 +81,8 @@ def test_text_is_escaped() -> None:
 
 def test_every_metric_is_defined(simulated_case: Any) -> None:
     uncertainty = np.full(simulated_case.reconstruction.object.shape, 0.1, np.float32)
-    reconstruction = replace(simulated_case.reconstruction, uncertainty=uncertainty)
+    geometry = Geometry(object_pixel_m=(1e-8, 2e-8))
+    reconstruction = replace(simulated_case.reconstruction, uncertainty=uncertainty, geometry=geometry)
     evaluation = evaluate_result(
         reconstruction,
         simulated_case.scan,
@@ -89,7 +91,8 @@ def test_every_metric_is_defined(simulated_case: Any) -> None:
         validation=simulated_case.scan.positions[:, 0].argsort()[:5],
     )
     metrics = collect_metrics(reconstruction, evaluation)
-    halves = correlate_half_scans(simulated_case.reconstruction, simulated_case.reconstruction, pixel_size=1e-8)
+    assert metrics["object_pixel_nm"] == pytest.approx([10, 20])
+    halves = correlate_half_scans(reconstruction, reconstruction)
     assert make_half_scan_image(halves).png.startswith(b"\x89PNG")
     metrics |= halves.to_metrics()
     held_out = {"held_out_deviance", "held_out_deviance_floor", "held_out_pixels"}
