@@ -15,6 +15,7 @@ from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.layout import ArrayHeader
 from ptycho_torch.io.container import InputFile, open_input
 from ptycho_torch.io.hdf5 import Hdf5File, check_array_size
+from ptycho_torch.io.mat import CLASS_DTYPES, Mat5File
 from ptycho_torch.io.npz import read_arrays, read_arrays_from_stream, read_headers
 
 
@@ -79,6 +80,23 @@ class Hdf5Store(ArrayStore):
         return self.tree.read(path)
 
 
+class Mat5Store(ArrayStore):
+    """The numeric arrays of a MATLAB file of version 5 by name, axes in MATLAB's order."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = Mat5File(path)
+
+    def list_headers(self) -> dict[str, ArrayHeader]:
+        return {
+            name: ArrayHeader(variable.shape, variable.dtype, False)
+            for name, variable in self.file.variables.items()
+            if variable.kind in CLASS_DTYPES
+        }
+
+    def read(self, key: str) -> NDArray[Any]:
+        return self.file.read(key)
+
+
 def make_store(file: InputFile) -> ArrayStore | None:
     """Return the arrays of an open file; None if the kind of the file holds no arrays by key."""
     if file.kind == "npz":
@@ -89,6 +107,8 @@ def make_store(file: InputFile) -> ArrayStore | None:
         return MemoryStore({"array": read_npy(file.path)})
     if file.kind == "hdf5":
         return Hdf5Store(file.tree)
+    if file.kind == "mat5":
+        return Mat5Store(file.path)
     return None
 
 

@@ -1,7 +1,7 @@
 """Read MATLAB files of version 5 (also 6 and 7) and 7.3 through one interface, with arrays in MATLAB's axis order.
 
-The sizes that a file declares are checked before anything is read. Objects, function handles and cell arrays are
-refused; nothing in a file is ever executed.
+Files of version 5 are parsed here and not with SciPy, whose reader ends the process on some damaged files. The sizes
+that a file declares are checked before anything is read. Objects, function handles and cell arrays are refused.
 """
 
 import math
@@ -10,6 +10,7 @@ import struct
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -32,6 +33,17 @@ MAX_VARIABLES = 100_000
 TYPE_MATRIX = 14
 TYPE_COMPRESSED = 15
 
+ELEMENT_DTYPES = {
+    1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8",
+}  # fmt: skip
+"""Types of stored numbers by their number in the file."""
+
+CLASS_DTYPES = {
+    "double": "f8", "single": "f4", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4",
+    "uint32": "u4", "int64": "i8", "uint64": "u8",
+}  # fmt: skip
+"""Classes of numeric arrays; numbers may be stored in a smaller type."""
+
 CLASS_NAMES = {
     1: "cell array", 2: "structure", 3: "object", 4: "text", 5: "sparse array", 6: "double", 7: "single", 8: "int8",
     9: "uint8", 10: "int16", 11: "uint16", 12: "int32", 13: "uint32", 14: "int64", 15: "uint64",
@@ -39,23 +51,7 @@ CLASS_NAMES = {
 }  # fmt: skip
 """Classes of variables by their number in the file."""
 
-NUMERIC_CLASSES = frozenset(name for number, name in CLASS_NAMES.items() if 6 <= number <= 15)
-
-FAILURES = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    RuntimeError,
-    MemoryError,
-    OverflowError,
-    EOFError,
-    AttributeError,
-    zlib.error,
-    struct.error,
-)
-"""Errors that damaged files cause in the reader of SciPy."""
+COMPLEX_FLAG = 0x0800
 
 
 class MatVariable(NamedTuple):
@@ -67,7 +63,30 @@ class MatVariable(NamedTuple):
     shape: tuple[int, ...]
 
     n_bytes: int
-    """Size in memory."""
+    """Size of its element in memory."""
+
+    is_complex: bool
+
+    body: int
+    """Byte of the element at which its content begins, after the name."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """dtype of the array of a numeric class."""
+        dtype = np.dtype(CLASS_DTYPES[self.kind])
+        return np.result_type(dtype, np.complex64) if self.is_complex else dtype
+
+
+class _Place(NamedTuple):
+    """Place of a variable in the file."""
+
+    position: int
+    """Byte of its tag."""
+
+    n_bytes: int
+    """Bytes in the file."""
+
+    compressed: bool
 
 
 class MatFile(ABC):
@@ -126,58 +145,110 @@ class Mat73File(MatFile):
 
 
 class Mat5File(MatFile):
-    """A MATLAB file of version 5, read with SciPy."""
+    """A MATLAB file of version 5."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.variables = list_mat5_variables(path)
-        self._values: dict[str, Any] = {}
+        self._order = "<"
+        self._places: dict[str, _Place] = {}
+        self._elements: dict[str, memoryview] = {}
+        self.variables: dict[str, MatVariable] = {}
+        with self._convert_failures("its list of variables"), open(path, "rb") as stream:
+            self._list_variables(stream)
 
     def has(self, name: str) -> bool:
-        first, *members = name.split(".")
-        if first not in self.variables:
-            return False
-        if not members:
-            return True
-        value = self._load(first)
-        for member in members:
-            value = _get_member(value, member)
-            if value is None:
-                return False
-        return True
+        return name in self.variables or ("." in name and self._find(name) is not None)
 
     def read(self, name: str, kinds: str = "biufc") -> NDArray[Any]:
-        first, *members = name.split(".")
+        first = name.split(".")[0]
         if first not in self.variables:
             found = ", ".join(self.variables) or "nothing"
             raise DataError(f"{self.path}: there is no {name} (found {found}); expected an array")
-        variable = self.variables[first]
-        if variable.kind not in NUMERIC_CLASSES and not (members and variable.kind == "structure"):
-            expected = "a structure" if members else "numbers"
-            raise DataError(f"{self.path}: {name}: {first} is a {variable.kind}; expected {expected}")
-        value = self._load(first)
+        found_element = self._find(name)
+        if found_element is None:
+            raise DataError(f"{self.path}: there is no {name}; {first} is a {self.variables[first].kind}")
+        element, variable = found_element
+        if variable.kind not in CLASS_DTYPES:
+            raise DataError(f"{self.path}: {name} is a {variable.kind}; expected numbers")
+        if math.prod(variable.shape) > variable.n_bytes:
+            raise DataError(
+                f"{self.path}: {name} has the declared shape {variable.shape} in {variable.n_bytes} bytes; expected at "
+                "least one byte per element; copy the file again"
+            )
+        with self._convert_failures(name):
+            values = _read_numbers(element, variable, self._order)
+        if values.dtype.kind not in kinds:
+            raise DataError(
+                f"{self.path}: {name} is {values.dtype}; expected {'complex' if kinds == 'c' else 'real'} numbers"
+            )
+        return values
+
+    def _find(self, name: str) -> tuple[memoryview, MatVariable] | None:
+        """Return the element of a variable or member, without tag, and its declaration; None if there is none."""
+        first, *members = name.split(".")
+        if first not in self.variables:
+            return None
+        element, variable = self._load(first), self.variables[first]
         for member in members:
-            value = _get_member(value, member)
-        if not isinstance(value, np.ndarray) or value.dtype.kind not in kinds or type(value) is not np.ndarray:
-            found = str(value.dtype) if isinstance(value, np.ndarray) else "missing"
-            raise DataError(f"{self.path}: {name} is {found}; expected numbers")
-        return value
+            with self._convert_failures(name):
+                found = _find_member(element, variable, member, self._order)
+            if found is None:
+                return None
+            element, variable = found
+        return element, variable
 
-    def _load(self, name: str) -> Any:
-        """Return the variable ``name`` as SciPy reads it."""
-        if name not in self._values:
-            from scipy.io import loadmat
-            from scipy.io.matlab import MatReadError
+    def _load(self, name: str) -> memoryview:
+        """Return the element of a variable, without tag."""
+        if name not in self._elements:
+            place, size = self._places[name], self.variables[name].n_bytes
+            check_array_size(f"{self.path}: {name}", (size,), np.dtype(np.uint8))
+            with self._convert_failures(name), open(self.path, "rb") as stream:
+                stream.seek(place.position + 8)
+                content = stream.read(place.n_bytes)
+                if place.compressed:
+                    content = zlib.decompressobj().decompress(content, size + 8)[8:]
+                if len(content) < size:
+                    raise ValueError(f"{len(content)} of {size} bytes")
+            self._elements[name] = memoryview(content)
+        return self._elements[name]
 
-            variable = self.variables[name]
-            check_array_size(f"{self.path}: {name}", (variable.n_bytes,), np.dtype(np.uint8))
-            try:
-                self._values[name] = loadmat(str(self.path), variable_names=[name], struct_as_record=True)[name]
-            except (MatReadError, *FAILURES) as error:
-                raise DataError(
-                    f"{self.path}: {name} cannot be read ({_shorten(error)}); the file may be damaged; copy it again"
-                ) from error
-        return self._values[name]
+    def _list_variables(self, stream: BinaryIO) -> None:
+        size = os.fstat(stream.fileno()).st_size
+        header = stream.read(HEADER_BYTES)
+        if header[126:128] not in (b"IM", b"MI"):
+            raise ValueError("no byte order in its header")
+        self._order = "<" if header[126:128] == b"IM" else ">"
+        position = HEADER_BYTES
+        while position < size:
+            if len(self.variables) > MAX_VARIABLES:
+                raise ValueError(f"more than {MAX_VARIABLES} variables")
+            stream.seek(position)
+            kind, n_bytes = struct.unpack(self._order + "II", stream.read(8))
+            if position + 8 + n_bytes > size:
+                raise ValueError(f"a variable of {n_bytes} bytes at byte {position} ends after the end of the file")
+            content, compressed, full = stream.read(min(n_bytes, PREVIEW_BYTES)), kind == TYPE_COMPRESSED, n_bytes
+            if compressed:
+                content = zlib.decompressobj().decompress(content, PREVIEW_BYTES)
+                kind, full = struct.unpack_from(self._order + "II", content)
+                content = content[8:]
+            if kind != TYPE_MATRIX:
+                raise ValueError(f"an element of the unknown type {kind} at byte {position}")
+            if full:
+                name, variable = _parse_declaration(memoryview(content), full, self._order)
+                if name:
+                    self.variables[name] = variable
+                    self._places[name] = _Place(position, n_bytes, compressed)
+            position += 8 + n_bytes
+
+    @contextmanager
+    def _convert_failures(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, IndexError, struct.error, zlib.error, MemoryError, OverflowError) as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise DataError(
+                f"{self.path}: {name} cannot be read ({reason}); the MATLAB file is truncated or damaged; copy it again"
+            ) from error
 
 
 def open_mat(file: InputFile) -> MatFile | None:
@@ -187,86 +258,72 @@ def open_mat(file: InputFile) -> MatFile | None:
     return None if file.hdf5 is None else Mat73File(file.hdf5)
 
 
-def list_mat5_variables(path: Path) -> dict[str, MatVariable]:
-    """Return the variables of a MATLAB file of version 5 by name, from their headers alone.
-
-    Raises:
-        DataError: the file is truncated or damaged.
-    """
-    found: dict[str, MatVariable] = {}
-    try:
-        with open(path, "rb") as stream:
-            for name, variable in _iterate_variables(stream):
-                if len(found) > MAX_VARIABLES:
-                    raise DataError(f"{path}: more than {MAX_VARIABLES} variables; expected a scan file")
-                found[name] = variable
-    except (OSError, ValueError, struct.error, zlib.error, UnicodeDecodeError, IndexError) as error:
-        raise DataError(
-            f"{path}: the MATLAB file is truncated or damaged ({_shorten(error)}); copy it again"
-        ) from error
-    return found
+def _read_tag(element: memoryview, place: int, order: str) -> tuple[int, int, int, int]:
+    """Return type, first byte, number of bytes of the data of a tag, and the place of the next tag."""
+    kind, count = struct.unpack_from(order + "II", element, place)
+    if kind >> 16:  # up to 4 bytes of data inside the tag
+        kind, count = kind & 0xFFFF, kind >> 16
+        if count > 4:
+            raise ValueError(f"a short element of {count} bytes")
+        return kind, place + 4, count, place + 8
+    following = place + 8 + count
+    return kind, place + 8, count, following if kind == TYPE_COMPRESSED else following + -count % 8
 
 
-def _iterate_variables(stream: BinaryIO) -> Iterator[tuple[str, MatVariable]]:
-    size = os.fstat(stream.fileno()).st_size
-    header = stream.read(HEADER_BYTES)
-    if header[126:128] not in (b"IM", b"MI"):
-        raise ValueError("no byte order in its header")
-    order = "<" if header[126:128] == b"IM" else ">"
-    position = HEADER_BYTES
-    while position < size:
-        stream.seek(position)
-        kind, n_bytes = struct.unpack(order + "II", stream.read(8))
-        if position + 8 + n_bytes > size:
-            raise ValueError(f"a variable of {n_bytes} bytes at byte {position} ends after the end of the file")
-        content = stream.read(min(n_bytes, PREVIEW_BYTES))
-        if kind == TYPE_COMPRESSED:
-            content = zlib.decompressobj().decompress(content, PREVIEW_BYTES)
-            kind, full = struct.unpack_from(order + "II", content)
-            content = content[8:]
-        else:
-            full = n_bytes
-        if kind == TYPE_MATRIX and full:
-            name, variable = _parse_variable(content, order, full)
-            if name:
-                yield name, variable
-        elif kind != TYPE_MATRIX:
-            raise ValueError(f"an element of the unknown type {kind} at byte {position}")
-        position += 8 + n_bytes
-
-
-def _parse_variable(content: bytes, order: str, n_bytes: int) -> tuple[str, MatVariable]:
-    """Return name and declaration of a variable from the first bytes of its element, without tag."""
-    (flags,) = struct.unpack_from(order + "I", content, 8)
+def _parse_declaration(element: memoryview, n_bytes: int, order: str) -> tuple[str, MatVariable]:
+    """Return name and declaration of a variable from its element, or from the first bytes of it, without tag."""
+    (flags,) = struct.unpack_from(order + "I", element, 8)
     kind = CLASS_NAMES.get(flags & 0xFF, "object")
-    if kind == "object":
-        return "", MatVariable(kind, (), n_bytes)
-    (length,) = struct.unpack_from(order + "I", content, 20)
+    if flags & 0xFF == 17:  # MATLAB's own objects have no shape and no name here
+        return "", MatVariable(kind, (), n_bytes, False, 0)
+    _, start, length, place = _read_tag(element, 16, order)
     if length % 4 or length > PREVIEW_BYTES // 2:
         raise ValueError(f"a variable of {length // 4} axes")
-    shape = struct.unpack_from(f"{order}{length // 4}i", content, 24)
-    place = 24 + (length + 7) // 8 * 8
-    tag, count = struct.unpack_from(order + "II", content, place)
-    if tag >> 16:  # a name of up to 4 bytes, inside its tag
-        count, start = tag >> 16, place + 4
-    else:
-        start = place + 8
-    name = content[start : start + count].decode("latin-1")
-    if len(name) != count or min(shape, default=0) < 0:
+    shape = struct.unpack_from(f"{order}{length // 4}i", element, start)
+    _, start, length, body = _read_tag(element, place, order)
+    name = bytes(element[start : start + length]).decode("latin-1")
+    if len(name) != length or min(shape, default=0) < 0:
         raise ValueError("a variable of impossible name or shape")
-    return name, MatVariable(kind, tuple(shape), n_bytes)
+    return name, MatVariable(kind, tuple(shape), n_bytes, bool(flags & COMPLEX_FLAG), body)
 
 
-def _get_member(value: Any, name: str) -> Any:
-    """Return a member of a structure as SciPy reads it; None if there is none."""
-    if type(value) is not np.ndarray or value.dtype.names is None or name not in value.dtype.names or not value.size:
+def _find_member(
+    element: memoryview, variable: MatVariable, name: str, order: str
+) -> tuple[memoryview, MatVariable] | None:
+    """Return the element and the declaration of a member of the first structure of an array; None if it is missing."""
+    if variable.kind != "structure" or not math.prod(variable.shape):
         return None
-    return value.reshape(-1)[0][name]
+    _, start, _, place = _read_tag(element, variable.body, order)
+    (length,) = struct.unpack_from(order + "i", element, start)
+    _, start, count, place = _read_tag(element, place, order)
+    if length <= 0:
+        raise ValueError(f"names of members of {length} bytes")
+    for index in range(count // length):
+        kind, content, size, place_after = _read_tag(element, place, order)
+        text = bytes(element[start + index * length : start + (index + 1) * length])
+        if text.partition(b"\0")[0].decode("latin-1") == name:
+            if kind != TYPE_MATRIX or content + size > len(element):
+                raise ValueError(f"the member {name} ends after the end of its structure")
+            if not size:
+                return None
+            member = element[content : content + size]
+            return member, _parse_declaration(member, size, order)[1]
+        place = place_after
+    return None
+
+
+def _read_numbers(element: memoryview, variable: MatVariable, order: str) -> NDArray[Any]:
+    """Return the numbers of an array in its class, axes in MATLAB's order."""
+    dtype = np.dtype(CLASS_DTYPES[variable.kind])
+    place, parts = variable.body, []
+    for _ in range(2 if variable.is_complex else 1):
+        kind, start, count, place = _read_tag(element, place, order)
+        if kind not in ELEMENT_DTYPES or start + count > len(element):
+            raise ValueError(f"numbers of the type {kind} in {count} bytes")
+        stored = np.frombuffer(element[start : start + count], order + ELEMENT_DTYPES[kind])
+        parts.append(stored.astype(dtype).reshape(variable.shape, order="F"))
+    return parts[0] + 1j * parts[1] if variable.is_complex else parts[0]
 
 
 def _to_path(name: str) -> str:
     return "/" + name.replace(".", "/")
-
-
-def _shorten(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

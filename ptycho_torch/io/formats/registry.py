@@ -10,6 +10,7 @@ from ptycho_torch.io.formats.emd import EmdFormat
 from ptycho_torch.io.formats.empad import EmpadFormat
 from ptycho_torch.io.formats.fold_slice import FoldSliceFormat
 from ptycho_torch.io.formats.generic import GenericFormat
+from ptycho_torch.io.formats.nsls_mat import NslsMatFormat
 from ptycho_torch.io.formats.phaser import PhaserFormat
 from ptycho_torch.io.formats.ptychodus_patterns import PtychodusPatternsFormat
 from ptycho_torch.io.formats.ptychodus_product import PtychodusProductFormat
@@ -17,6 +18,8 @@ from ptycho_torch.io.formats.ptyd import PtydFormat
 from ptycho_torch.io.formats.ptydy import PtydyFormat
 from ptycho_torch.io.formats.ptyr import PtyrFormat
 from ptycho_torch.io.formats.ptyrad import PtyradFormat
+from ptycho_torch.io.formats.shelves_prepared import ShelvesPreparedFormat
+from ptycho_torch.io.formats.shelves_result import ShelvesResultFormat
 
 FORMATS: tuple[Format, ...] = (
     PtydFormat(),
@@ -29,6 +32,9 @@ FORMATS: tuple[Format, ...] = (
     PtydyFormat(),
     PtyradFormat(),
     PhaserFormat(),
+    ShelvesResultFormat(),
+    ShelvesPreparedFormat(),
+    NslsMatFormat(),
     EmpadFormat(),
     GenericFormat(),
 )
