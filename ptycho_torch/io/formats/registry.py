@@ -12,20 +12,29 @@ from ptycho_torch.io.formats.fold_slice import FoldSliceFormat
 from ptycho_torch.io.formats.generic import GenericFormat
 from ptycho_torch.io.formats.nsls_mat import NslsMatFormat
 from ptycho_torch.io.formats.phaser import PhaserFormat
+from ptycho_torch.io.formats.ptychodus_exports import PtychodusTrainingFormat, PtychoPinnFormat
 from ptycho_torch.io.formats.ptychodus_patterns import PtychodusPatternsFormat
 from ptycho_torch.io.formats.ptychodus_product import PtychodusProductFormat
+from ptycho_torch.io.formats.ptychovit import PtychoVitFormat
 from ptycho_torch.io.formats.ptyd import PtydFormat
 from ptycho_torch.io.formats.ptydy import PtydyFormat
+from ptycho_torch.io.formats.ptylab import PtyLabFormat
 from ptycho_torch.io.formats.ptyr import PtyrFormat
 from ptycho_torch.io.formats.ptyrad import PtyradFormat
 from ptycho_torch.io.formats.shelves_prepared import ShelvesPreparedFormat
 from ptycho_torch.io.formats.shelves_result import ShelvesResultFormat
+from ptycho_torch.io.formats.xptycho import XptychoFormat
 
 FORMATS: tuple[Format, ...] = (
     PtydFormat(),
     PtyrFormat(),
     PtychodusProductFormat(),
+    PtychoVitFormat(),
     PtychodusPatternsFormat(),
+    PtychodusTrainingFormat(),
+    PtychoPinnFormat(),
+    PtyLabFormat(),
+    XptychoFormat(),
     CanonicalFormat(),
     FoldSliceFormat(),
     EmdFormat(),
