@@ -88,7 +88,7 @@ class PtyLabFormat(Format):
 
 
 def _orient(tree: Hdf5File, patterns: NDArray[Any], report: InputReport) -> NDArray[Any]:
-    """Return the patterns transposed, then flipped, as the code 0 to 7 of the file tells."""
+    """Return the patterns transposed, then flipped, by the code 0 to 7 of the file."""
     if not tree.has("/orientation"):
         return patterns
     code = tree.read_number("/orientation")
