@@ -19,7 +19,9 @@ def require_single_scan(scan: Scan) -> None:
 
 def split_scans(scan: Scan) -> list[Scan]:
     """Return each scan of a file of several, by ascending number; a single scan is returned as it is."""
-    numbers = [] if scan.scan_index is None else np.unique(scan.scan_index)
-    if scan.scan_index is None or len(numbers) < 2:
+    if scan.scan_index is None:
+        return [scan]
+    numbers = np.unique(scan.scan_index)
+    if len(numbers) < 2:
         return [scan]
     return [scan.select(np.flatnonzero(scan.scan_index == number)) for number in numbers]

@@ -16,8 +16,10 @@ from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.measurement_model import ProbeObjectView
 from ptycho_torch.engines.probe_estimation import estimate_curvature, estimate_width
 from ptycho_torch.engines.state import Measurement, ReconstructionState, make_vacuum_state
+from ptycho_torch.io.container import recognize_kind
 from ptycho_torch.io.inputs import read_probe
 from ptycho_torch.io.npz import read_arrays
+from ptycho_torch.io.scan import read_result_parts
 from ptycho_torch.physics.batch import scale_probe_to_photons
 from ptycho_torch.physics.forward import from_patches
 from ptycho_torch.physics.noise import fit_amplitude_scale, select_scale_patterns
@@ -231,11 +233,18 @@ def _parse_sigma(spec: str, value: str) -> float:
 
 
 def read_initial_object(path: Path) -> InitialObject:
-    """Read the object of a reconstruction, or ``objectGuess`` of a scan file with the origin (0, 0).
+    """Read the object of a reconstruction, or that of a scan file of any format with the origin (0, 0).
 
     Raises:
         DataError: The file has no finite object of two axes.
     """
+    if recognize_kind(path) != "npz":
+        parts = read_result_parts(path)
+        if parts.object is None:
+            raise DataError(
+                f"{path}: no object (format {parts.report.format}); expected an object; check `init_object`"
+            )
+        return InitialObject(np.squeeze(parts.object), np.zeros(2, np.int64))
     arrays = read_arrays(path)
     obj = arrays.get("object", arrays.get("objectGuess"))
     if obj is None or obj.ndim != 2 or not np.isfinite(obj).all():

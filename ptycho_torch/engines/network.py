@@ -125,6 +125,10 @@ class NetworkStage(Stage):
     def get_positions(self, scan: Scan, device: torch.device) -> NDArray[np.float64]:
         return self.calibrate(scan, None, device).apply_positions(scan).positions
 
+    def get_probe(self, scan: Scan, photons_per_unit: float | None, device: torch.device) -> NDArray[Any] | None:
+        probe: NDArray[Any] = self.calibrate(scan, photons_per_unit, device).probe.detach().cpu().numpy()
+        return probe
+
     def compute_reach(self, scan: Scan, initial: NDArray[np.float64], device: torch.device) -> float:
         learned = np.abs(self.get_positions(scan, device) - initial).max(initial=0.0)
         return float(learned) + compute_extra_margin(self.position_bound)

@@ -139,18 +139,15 @@ class Pipeline:
             raise ConfigError(f"`holdout` is {holdout}; expected a fraction from 0 to {MAX_HOLDOUT_FRACTION}")
         if seed < 0:
             raise ConfigError(f"`seed` is {seed}; expected a number of at least 0")
-        options = self.stages
-        if scan.probe is None and init_probe is None and not isinstance(initial, Reconstruction):
-            init_probe, options = _estimate_probe(seed), _update_probe(self.stages)
-            if not isinstance(self.stages[0], NetworkEngine):
-                log.warning(
-                    "%s: no probe; a Gaussian with the width and curvature of the patterns is the initial probe, and "
-                    "every iterative engine updates it; set `init_probe` to a better one",
-                    scan.source or "the scan",
-                )
+        lacks_probe = scan.probe is None and init_probe is None and not isinstance(initial, Reconstruction)
+        options = _update_probe(self.stages) if lacks_probe else self.stages
         stages = [make_stage(each) for each in options]
         cpu_only = any(stage.requires_cpu for stage in stages)
         where = process_group.select_device("cpu" if cpu_only else device)
+        if lacks_probe:
+            init_probe = stages[0].get_probe(scan, photons_per_unit, where)
+        if lacks_probe and init_probe is None:
+            init_probe = _estimate_probe(scan, seed)
         scale = stages[0].select_photon_scale(scan, photons_per_unit, where)
         centers = stages[0].select_centers(scan, where)
         part = scan if len(centers) == len(scan) else scan.select(centers)
@@ -188,9 +185,14 @@ class Pipeline:
         )
 
 
-def _estimate_probe(seed: int) -> Callable[[Scan], NDArray[np.complex64]]:
-    """Return a function that estimates the probe of a scan from its patterns."""
-    return lambda scan: make_gaussian_probe(scan, None, np.random.default_rng(seed))
+def _estimate_probe(scan: Scan, seed: int) -> Callable[[Scan], NDArray[np.complex64]]:
+    """Return a function that estimates the probe of a scan without one, and log a warning."""
+    log.warning(
+        "%s: no probe; a Gaussian with the width and curvature of the patterns is the initial probe, and every "
+        "iterative engine updates it; set `init_probe` to a better one",
+        scan.source or "the scan",
+    )
+    return lambda visible: make_gaussian_probe(visible, None, np.random.default_rng(seed))
 
 
 def _update_probe(stages: Sequence[EngineOptions]) -> tuple[EngineOptions, ...]:

@@ -123,6 +123,17 @@ class Stage(ABC):
         del device
         return scan.positions
 
+    def get_probe(self, scan: Scan, photons_per_unit: float | None, device: torch.device) -> NDArray[Any] | None:
+        """Return the probe (M, N, N) of the stage itself for a scan without one; None: the stage has none.
+
+        Args:
+            scan: the scan to reconstruct.
+            photons_per_unit: the value of the setting; None: not set.
+            device: device of the pipeline.
+        """
+        del scan, photons_per_unit, device
+        return None
+
     def describe(self, given: StageInput) -> dict[str, Any]:
         """Return metadata of the result; JSON."""
         del given

@@ -51,6 +51,12 @@ GENERAL_CAUSES = (
 """Causes without evidence of their own, the most frequent first."""
 
 
+NETWORK_CAUSE = Cause(
+    0.1, "the network is trained too briefly, or on other samples: more epochs, or an engine after the network (`then`)"
+)
+"""The most frequent cause of a difference for the result of a network."""
+
+
 class Verdict(NamedTuple):
     """The verdict on a result."""
 
@@ -84,7 +90,7 @@ def judge_result(reconstruction: Reconstruction, scan: Scan, error: FourierError
     if error.r >= NO_IMAGE_R:
         worse = "worse than an empty model, which has R 1" if error.r > 1 else "no better than an empty model"
         causes = find_causes(reconstruction, scan, error, photons_per_unit)
-        return Verdict("no image", f"no image: R {error.r:.4g} is {worse}", _rank(causes))
+        return Verdict("no image", f"no image: R {error.r:.4g} is {worse}", _rank(causes, reconstruction))
     if ratio < BELOW_FLOOR_RATIO * _compute_expected_ratio(reconstruction, scan, error):
         return Verdict(
             "below the noise floor",
@@ -93,16 +99,19 @@ def judge_result(reconstruction: Reconstruction, scan: Scan, error: FourierError
         )
     if ratio <= AT_FLOOR_RATIO:
         return Verdict("at the noise floor", f"{found}: the model explains the patterns up to counting noise", ())
-    causes = _rank(find_causes(reconstruction, scan, error, photons_per_unit))
+    ranked = _rank(find_causes(reconstruction, scan, error, photons_per_unit), reconstruction)
     if ratio <= FAR_RATIO or error.r <= MAX_MODEL_ERROR_R:
         text = f"{found}: the model explains {1 - error.r:.2%} of the intensity, and not all of the rest is noise"
-        return Verdict("above the noise floor", text, causes)
+        return Verdict("above the noise floor", text, ranked)
     text = f"{found}: the patterns contradict the model, and the image is likely to be wrong"
-    return Verdict("far above the noise floor", text, causes)
+    return Verdict("far above the noise floor", text, ranked)
 
 
-def _rank(causes: list[Cause]) -> tuple[str, ...]:
-    ranked = sorted([*causes, *GENERAL_CAUSES], key=lambda cause: -cause.share)
+def _rank(causes: list[Cause], reconstruction: Reconstruction) -> tuple[str, ...]:
+    by_network = str(reconstruction.metadata.get("method", "")).startswith("network")
+    ranked = sorted(
+        [*causes, *GENERAL_CAUSES, *([NETWORK_CAUSE] if by_network else [])], key=lambda cause: -cause.share
+    )
     return tuple(cause.text for cause in ranked[:MAX_CAUSES])
 
 
@@ -115,7 +124,7 @@ def _compute_expected_ratio(reconstruction: Reconstruction, scan: Scan, error: F
     if scan.mask is not None:
         amplitudes = amplitudes * (scan.mask if scan.mask.ndim == 2 else scan.mask[error.indices])
     unknowns = 2 * (compute_covered_region(reconstruction).sum() + reconstruction.probe.size)
-    return 1 - min(MAX_FITTED_SHARE, float(unknowns) / max(np.count_nonzero(amplitudes), 1))
+    return 1 - min(MAX_FITTED_SHARE, float(unknowns) / max(int(np.count_nonzero(amplitudes)), 1))
 
 
 def _list_causes_below(ratio: float, photons_per_unit: float) -> tuple[str, ...]:
