@@ -122,17 +122,18 @@ def _require_far_field(parts: ScanParts, settings: InputSettings, name: str) -> 
 
 def _pair_patterns(parts: ScanParts, settings: InputSettings, name: str) -> ScanParts:
     """Return the parts with one position per pattern, for the selected frames."""
-    if parts.patterns is None:
-        raise DataError(
-            f"{name}: no patterns in the file (format {parts.report.format}); expected diffraction patterns; set "
-            "`patterns_file` or `diffraction_key`"
-        )
-    if parts.positions is None:
-        hints = (each.partition(": ")[2] for each in parts.report.missing if each.startswith("positions: "))
-        raise DataError(
-            f"{name}: no scan positions in the file (format {parts.report.format}); expected one per pattern; "
-            f"{next(hints, 'set `positions_file` or `positions_key`')}"
-        )
+    for part, label, default in (
+        ("patterns", "patterns", "set `patterns_file` or `diffraction_key`"),
+        ("positions", "scan positions", "set `positions_file` or `positions_key`"),
+    ):
+        if getattr(parts, part) is None:
+            hints = (each.partition(": ")[2] for each in parts.report.missing if each.startswith(f"{part}: "))
+            raise DataError(
+                f"{name}: no {label} in the file (format {parts.report.format}); expected one per position; "
+                f"{next(hints, default)}"
+            )
+    assert parts.patterns is not None  # checked above
+    assert parts.positions is not None
     patterns = parts.patterns
     if patterns.ndim != 3 or 0 in patterns.shape or patterns.dtype.kind not in "biuf":
         raise ContractError(

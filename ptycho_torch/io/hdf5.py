@@ -130,6 +130,12 @@ class Hdf5File:
         node = self._find_node(path)
         return sorted(node) if node is not None and not hasattr(node, "dtype") else []
 
+    def list_groups(self, path: str = "/") -> list[str]:
+        """Return the paths of the member groups of a group; links that lead to no group are left out."""
+        children = [f"{path.rstrip('/')}/{name}" for name in self.list_members(path)]
+        nodes = ((child, self._find_node(child, strict=False)) for child in children)
+        return [child for child, node in nodes if node is not None and not hasattr(node, "dtype")]
+
     def walk_datasets(self) -> Iterator[str]:
         """Iterate over the paths of all datasets that can be read, without following a link into a parent group."""
         visited = 0
@@ -309,28 +315,29 @@ class Hdf5File:
         A link that leaves the folder raises, or counts as missing without ``strict``.
         """
         try:
-            return self._resolve(path, 0)
+            return self._resolve(path, 0, path)
         except DataError:
             if strict:
                 raise
             return None
 
-    def _resolve(self, path: str, depth: int) -> Any:
+    def _resolve(self, path: str, depth: int, origin: str) -> Any:
+        """Return the node at ``path``, which ``depth`` links have led to from the path ``origin``."""
         if depth > MAX_LINK_DEPTH:
-            raise DataError(f"{self.path}: {path} is a chain of more than {MAX_LINK_DEPTH} links; expected a dataset")
+            raise DataError(f"{self.path}: {origin} is a chain of more than {MAX_LINK_DEPTH} links; expected a dataset")
         node, place = self._handle, ""
         for name in PurePosixPath(path).parts:
             if name in ("/", "."):
                 continue
             if hasattr(node, "dtype"):
                 return None
-            node = self._follow(node, name, place, depth)
+            node = self._follow(node, name, place, depth, origin)
             if node is None:
                 return None
             place = f"{place}/{name}"
         return node
 
-    def _follow(self, group: Any, name: str, place: str, depth: int) -> Any:
+    def _follow(self, group: Any, name: str, place: str, depth: int, origin: str) -> Any:
         """Return the member ``name`` of ``group``; None if it is missing."""
         import h5py
 
@@ -340,9 +347,9 @@ class Hdf5File:
             return None
         if isinstance(link, h5py.SoftLink):
             target = link.path if link.path.startswith("/") else f"{group.name.rstrip('/')}/{link.path}"
-            return self._owner(group)._resolve(target, depth + 1)
+            return self._owner(group)._resolve(target, depth + 1, origin)
         if isinstance(link, h5py.ExternalLink):
-            return self._owner(group)._open_external(link.filename, path)._resolve(link.path, depth + 1)
+            return self._owner(group)._open_external(link.filename, path)._resolve(link.path, depth + 1, origin)
         return _guard(self.path, path, lambda: group[name])
 
     def _owner(self, group: Any) -> "Hdf5File":

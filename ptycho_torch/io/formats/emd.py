@@ -15,6 +15,9 @@ from ptycho_torch.io.parts import InputReport, ScanParts
 
 LEGACY_ROOTS = ("/4DSTEM_experiment", "/4DSTEM", "/4D-STEM_data")
 
+MAX_GROUPS = 20
+"""Largest number of members of a group that are tested for the attribute of EMD."""
+
 CALIBRATION_NAMES = ("R_pixel_size", "R_pixel_units", "Q_pixel_size", "Q_pixel_units", "QR_rotation", "QR_flip")
 
 
@@ -30,9 +33,9 @@ class EmdFormat(Format):
             return False
         if "emd_group_type" in tree.get_attributes() or tree.find(*LEGACY_ROOTS):
             return True
-        groups = [f"/{name}" for name in tree.list_members()]
-        groups += [f"{group}/{name}" for group in groups for name in tree.list_members(group)]
-        return any(tree.is_group(each) and "emd_group_type" in tree.get_attributes(each) for each in groups[:100])
+        groups = tree.list_groups()[:MAX_GROUPS]
+        groups += [child for group in groups for child in tree.list_groups(group)[:MAX_GROUPS]]
+        return any("emd_group_type" in tree.get_attributes(each) for each in groups)
 
     def read(self, file: InputFile, settings: InputSettings) -> ScanParts:
         tree, report = file.tree, InputReport(self.name)
@@ -79,7 +82,7 @@ def _read_calibration(tree: Hdf5File, path: str) -> Calibration:
 
 def _read_axes(tree: Hdf5File, group: str) -> Calibration:
     """Return the steps of the axes of an array, from the datasets ``dim0`` to ``dim3`` or ``dim1`` to ``dim4``."""
-    first = 0 if tree.has(f"{group}/dim0") else 1
+    first = 1 if tree.has(f"{group}/dim4") and not tree.has(f"{group}/dim0") else 0
     steps: list[float | None] = []
     units: list[str | None] = []
     for axis in range(4):

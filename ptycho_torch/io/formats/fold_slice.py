@@ -20,6 +20,9 @@ from ptycho_torch.io.parts import InputReport, ScanParts
 MAX_SCAN_RANGE_M = 0.1
 """Largest range of scan positions in meters; a larger one is in ångströms."""
 
+POSITION_PATHS = ("/ppY", "/ppX")
+"""Row and column coordinates."""
+
 PATTERN_SUFFIX = "_dp"
 POSITION_SUFFIX = "_para"
 
@@ -36,7 +39,7 @@ class FoldSliceFormat(Format):
         tree = file.hdf5
         if tree is None:
             return False
-        if tree.has("/ppX") and tree.has("/ppY"):
+        if tree.find(*POSITION_PATHS):
             return True
         others = ("/probe_position_x_m", "/positions", "/encoder")
         if not tree.is_dataset("/dp") or tree.find(*others):
@@ -50,7 +53,7 @@ class FoldSliceFormat(Format):
     def read(self, file: InputFile, settings: InputSettings) -> ScanParts:
         tree, report = file.tree, InputReport(self.name)
         parts: dict[str, Any] = {}
-        if tree.has("/ppX"):
+        if tree.find(*POSITION_PATHS):
             parts |= _read_positions(tree, report)
         if tree.has("/dp"):
             parts["patterns"] = self._read_patterns(tree, settings, report)
@@ -97,12 +100,12 @@ def list_pair(path: Path) -> list[Path]:
 
 def _has_fold_slice_positions(path: Path) -> bool:
     with open_input(path) as file:
-        return file.hdf5 is not None and file.hdf5.has("/ppX")
+        return file.hdf5 is not None and file.hdf5.find(*POSITION_PATHS) is not None
 
 
 def _read_positions(tree: Hdf5File, report: InputReport) -> dict[str, Any]:
     """Return positions, their unit, and the geometry of a ``*_para.hdf5``."""
-    columns = [tree.read(path, kinds="iuf", ndim=(1, 2)).astype(np.float64).reshape(-1) for path in ("/ppY", "/ppX")]
+    columns = [tree.read(path, kinds="iuf", ndim=(1, 2)).astype(np.float64).reshape(-1) for path in POSITION_PATHS]
     if len(columns[0]) != len(columns[1]):
         raise DataError(
             f"{tree.path}: /ppY has {len(columns[0])} values and /ppX {len(columns[1])}; expected equal numbers"

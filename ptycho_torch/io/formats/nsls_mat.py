@@ -24,14 +24,19 @@ class NslsMatFormat(Format):
 
     def matches(self, file: InputFile) -> bool:
         mat = open_mat(file) if file.kind in ("mat5", "hdf5") else None
-        return mat is not None and mat.has("det_data") and (mat.has("pos_xy") or mat.has("det_pixel_size"))
+        return mat is not None and sum(mat.has(name) for name in ("det_data", "pos_xy", "det_pixel_size")) > 1
 
     def read(self, file: InputFile, settings: InputSettings) -> ScanParts:
         mat, report = open_mat(file), InputReport(self.name)
         if mat is None:
             raise DataError(f"{file.path}: this is a file of the kind {file.kind}; expected a MATLAB file")
         positions = _read_positions(mat, report) if mat.has("pos_xy") else None
-        patterns = _read_patterns(mat, None if positions is None else len(positions), report)
+        patterns = None
+        if mat.has("det_data"):
+            patterns = _read_patterns(mat, None if positions is None else len(positions), report)
+        for name, label in (("det_data", "patterns"), ("pos_xy", "positions")):
+            if not mat.has(name):
+                report.missing.append(f"{label}: {name} is not in the file; set `{label}_file`")
         if mat.has("prb"):
             report.assumptions.append("prb and obj are not read: the place of the positions on obj is unknown")
         return ScanParts(

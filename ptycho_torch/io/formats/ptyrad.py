@@ -88,7 +88,7 @@ class PtyradFormat(Format):
 
 def _find_layout(tree: Hdf5File) -> _Paths | None:
     """Return the places of the quantities; None if the file is of another program."""
-    return next((each for each in LAYOUTS if tree.has(each.corners) and tree.has(each.probe)), None)
+    return next((each for each in LAYOUTS if tree.find(each.corners, each.probe)), None)
 
 
 def _read_positions(tree: Hdf5File, paths: _Paths, size: int, report: InputReport) -> NDArray[np.float64]:
