@@ -23,7 +23,7 @@ class PtychodusTrainingFormat(Format):
     title = "Ptychodus training file (.h5)"
 
     def matches(self, file: InputFile) -> bool:
-        return list_members(file) >= {"patterns", "probe_position_x_px", "probe_position_y_px"}
+        return not list_members(file).isdisjoint({"probe_position_x_px", "probe_position_y_px"})
 
     def read(self, file: InputFile, settings: InputSettings) -> ScanParts:
         report = InputReport(self.name)

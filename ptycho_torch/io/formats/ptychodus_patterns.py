@@ -26,7 +26,7 @@ class PtychodusPatternsFormat(Format):
 
     def matches(self, file: InputFile) -> bool:
         names = list_members(file)
-        return names >= {"patterns", "indexes"} and "probe_position_x_px" not in names
+        return "indexes" in names and not names.isdisjoint({"patterns", "bad_pixels"})
 
     def list_partners(self, path: Path) -> Sequence[Path]:
         return list_diffraction_files(path)

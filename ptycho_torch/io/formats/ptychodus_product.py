@@ -68,7 +68,7 @@ class PtychodusProductFormat(Format):
 
     def matches(self, file: InputFile) -> bool:
         names = list_members(file)
-        if not names >= ARRAY_NAMES:
+        if names.isdisjoint(ARRAY_NAMES):
             return False
         facts = names if file.hdf5 is None else set(file.hdf5.get_attributes("/"))
         return not facts.isdisjoint(ENERGY_NAMES)

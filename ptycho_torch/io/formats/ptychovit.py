@@ -18,7 +18,6 @@ from ptycho_torch.io.export import compute_photons, make_object_canvas, require_
 from ptycho_torch.io.formats.base import Format
 from ptycho_torch.io.formats.fold_slice import list_pair
 from ptycho_torch.io.formats.ptychodus_product import (
-    ARRAY_NAMES,
     compute_centered_origin,
     compute_half_pixel,
     read_object,
@@ -26,6 +25,8 @@ from ptycho_torch.io.formats.ptychodus_product import (
 )
 from ptycho_torch.io.hdf5 import Hdf5File
 from ptycho_torch.io.parts import InputReport, ScanParts
+
+POSITION_NAMES = {"probe_position_y_m", "probe_position_x_m"}
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class PtychoVitFormat(Format):
             return False
         if tree.is_dataset("/dp"):
             return any(each.is_file() and _holds_positions(each) for each in list_pair(file.path))
-        return set(tree.list_members("/")) >= ARRAY_NAMES
+        return _has_parameters(tree)
 
     def list_partners(self, path: Path) -> Sequence[Path]:
         return list_pair(path)
@@ -53,7 +54,7 @@ class PtychoVitFormat(Format):
         parts: dict[str, Any] = {}
         if tree.has("/dp"):
             parts |= _read_patterns(tree, settings, report)
-        if tree.has("/probe_position_x_m"):
+        if _has_parameters(tree):
             parts |= _read_parameters(file, report)
         if not parts:
             raise DataError(
@@ -85,7 +86,12 @@ class PtychoVitFormat(Format):
 
 def _holds_positions(path: Path) -> bool:
     with open_input(path) as file:
-        return file.hdf5 is not None and file.hdf5.has("/probe_position_x_m")
+        return file.hdf5 is not None and _has_parameters(file.hdf5)
+
+
+def _has_parameters(tree: Hdf5File) -> bool:
+    names = set(tree.list_members("/"))
+    return not names.isdisjoint(POSITION_NAMES) and not names.isdisjoint({"probe", "object"})
 
 
 def _read_patterns(tree: Hdf5File, settings: InputSettings, report: InputReport) -> dict[str, Any]:

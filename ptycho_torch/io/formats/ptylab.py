@@ -34,7 +34,8 @@ class PtyLabFormat(Format):
     writes_scans = True
 
     def matches(self, file: InputFile) -> bool:
-        return file.hdf5 is not None and file.hdf5.has("/ptychogram") and file.hdf5.has("/encoder")
+        names = set() if file.hdf5 is None else set(file.hdf5.list_members("/"))
+        return "ptychogram" in names or names >= {"encoder", "zo", "dxd"}
 
     def read(self, file: InputFile, settings: InputSettings) -> ScanParts:
         tree, report = file.tree, InputReport(self.name)
