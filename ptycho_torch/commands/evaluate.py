@@ -20,6 +20,7 @@ from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.core.files import make_output_dir
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
+from ptycho_torch.data.scan_numbers import require_single_scan
 from ptycho_torch.evaluation.matching import match_patterns
 from ptycho_torch.evaluation.metric_table import METRICS, format_value
 from ptycho_torch.evaluation.scores import apply_refined_positions, evaluate_result
@@ -75,6 +76,8 @@ def _load_references(config: EvaluateConfig) -> tuple[Scan | None, NDArray[Any] 
     settings = collect_input_settings(config)
     scans = {path: load_scan(path, **settings) for path in (config.scan, config.truth) if path is not None}
     scan = None if config.scan is None else scans[config.scan]
+    if scan is not None:
+        require_single_scan(scan)
     truth = None if config.truth is None else scans[config.truth].truth
     if config.truth is not None and truth is None:
         raise DataError(

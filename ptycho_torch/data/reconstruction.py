@@ -82,10 +82,11 @@ class Reconstruction:
         return format_summary_html(*self._summarize())
 
     def save(self, path: str | Path) -> None:
-        """Write the reconstruction to ``path`` (NPZ). The file appears whole or not at all.
+        """Write the reconstruction to ``path``. The file appears whole or not at all.
 
         Args:
-            path: file to write; an existing file is replaced.
+            path: file to write; an existing file is replaced. The suffix selects the format: ``.npz`` keeps everything,
+                others are those of other programs.
         """
         call_deferred("ptycho_torch.io.reconstruction:save_reconstruction", path, self)
 

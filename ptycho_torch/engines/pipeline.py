@@ -37,6 +37,10 @@ HOLDOUT_SEED_KEY = (0, 1)
 
 MAX_HOLDOUT_FRACTION = 0.5
 
+MAX_EXTENT_RATIO = 1.25
+"""Ratio of the extents of initial positions and of those of the scan, and its inverse, beyond which a warning is
+logged."""
+
 
 class Pipeline:
     """Engines that run one after the other on one scan.
@@ -171,6 +175,7 @@ class Pipeline:
             device=where,
             margin=margin,
         )
+        _warn_other_extent(state.positions.numpy(), part.positions)
         return PipelineRun(
             part,
             scale,
@@ -200,6 +205,17 @@ def _update_probe(stages: Sequence[EngineOptions]) -> tuple[EngineOptions, ...]:
     return tuple(
         replace(stage, update_probe=True) if isinstance(stage, IterativeOptions) else stage for stage in stages
     )
+
+
+def _warn_other_extent(initial: NDArray[np.float64], positions: NDArray[np.float64]) -> None:
+    """Log a warning if the initial positions extend much more or less than those of the scan."""
+    spread, expected = (float(np.linalg.norm(each.std(0))) for each in (initial, positions))
+    if expected > 0 and not 1 / MAX_EXTENT_RATIO < spread / expected < MAX_EXTENT_RATIO:
+        log.warning(
+            "the initial positions extend over %.3g times the field of the scan; they may be in another object "
+            "pixel, as before a crop; check `init_positions`",
+            spread / expected,
+        )
 
 
 def _match_initial(initial: Reconstruction, scan: Scan, part: Scan, centers: Indices) -> Reconstruction:

@@ -50,7 +50,7 @@ MIN_CENTER_OFFSET_PX = 0.5
 """Smallest distance in pixels between the mean pattern and the far field of the probe that is reported."""
 
 MIN_FALL_OF_R = 0.1
-"""Relative decrease of R over the last tenth of the epochs, above which a fit has not converged."""
+"""Relative decrease of R over the last fifth of the epochs, above which a fit has not converged."""
 
 
 class Cause(NamedTuple):
@@ -140,7 +140,7 @@ def find_causes(
 
 def _test_convergence(reconstruction: Reconstruction) -> Cause | None:
     r = [value for value in reconstruction.history.get("r", []) if np.isfinite(value)]
-    back = max(1, len(r) // 10)
+    back = max(1, len(r) // 5)
     if len(r) < 2 or not r[-1 - back] > 0:
         return None
     fall = 1 - r[-1] / r[-1 - back]

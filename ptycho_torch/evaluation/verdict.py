@@ -39,17 +39,8 @@ MAX_FITTED_SHARE = 0.8
 MAX_CAUSES = 4
 """Number of causes in a verdict."""
 
-GENERAL_CAUSES = (
-    Cause(
-        0.04,
-        "the positions have errors, or their axes do not belong to the detector's: set `update_positions`, and "
-        "check `swap_xy`, `flip_y`, `flip_x` and `transpose` by an orientation search",
-    ),
-    Cause(0.03, "the probe is not that of the scan: set `update_probe`, and further `probe_modes`"),
-    Cause(0.02, "the photon scale or the measured quantity is wrong: check `photons_per_unit` and `measurement`"),
-)
-"""Causes without evidence of their own, the most frequent first."""
-
+UNCHANGED_PROBE_CORRELATION = 0.9999
+"""Correlation of the probe of a result with that of the scan above which the probe was not updated."""
 
 NETWORK_CAUSE = Cause(
     0.1, "the network is trained too briefly, or on other samples: more epochs, or an engine after the network (`then`)"
@@ -90,7 +81,7 @@ def judge_result(reconstruction: Reconstruction, scan: Scan, error: FourierError
     if error.r >= NO_IMAGE_R:
         worse = "worse than an empty model, which has R 1" if error.r > 1 else "no better than an empty model"
         causes = find_causes(reconstruction, scan, error, photons_per_unit)
-        return Verdict("no image", f"no image: R {error.r:.4g} is {worse}", _rank(causes, reconstruction))
+        return Verdict("no image", f"no image: R {error.r:.4g} is {worse}", _rank(causes, reconstruction, scan))
     if ratio < BELOW_FLOOR_RATIO * _compute_expected_ratio(reconstruction, scan, error):
         return Verdict(
             "below the noise floor",
@@ -99,7 +90,7 @@ def judge_result(reconstruction: Reconstruction, scan: Scan, error: FourierError
         )
     if ratio <= AT_FLOOR_RATIO:
         return Verdict("at the noise floor", f"{found}: the model explains the patterns up to counting noise", ())
-    ranked = _rank(find_causes(reconstruction, scan, error, photons_per_unit), reconstruction)
+    ranked = _rank(find_causes(reconstruction, scan, error, photons_per_unit), reconstruction, scan)
     if ratio <= FAR_RATIO or error.r <= MAX_MODEL_ERROR_R:
         text = f"{found}: the model explains {1 - error.r:.2%} of the intensity, and not all of the rest is noise"
         return Verdict("above the noise floor", text, ranked)
@@ -107,12 +98,37 @@ def judge_result(reconstruction: Reconstruction, scan: Scan, error: FourierError
     return Verdict("far above the noise floor", text, ranked)
 
 
-def _rank(causes: list[Cause], reconstruction: Reconstruction) -> tuple[str, ...]:
-    by_network = str(reconstruction.metadata.get("method", "")).startswith("network")
-    ranked = sorted(
-        [*causes, *GENERAL_CAUSES, *([NETWORK_CAUSE] if by_network else [])], key=lambda cause: -cause.share
-    )
+def _rank(causes: list[Cause], reconstruction: Reconstruction, scan: Scan) -> tuple[str, ...]:
+    ranked = sorted([*causes, *_list_general_causes(reconstruction, scan)], key=lambda cause: -cause.share)
     return tuple(cause.text for cause in ranked[:MAX_CAUSES])
+
+
+def _list_general_causes(reconstruction: Reconstruction, scan: Scan) -> list[Cause]:
+    """Return causes without evidence of their own, as far as the result leaves them open; the most frequent first."""
+    axes = "the axes of the positions do not belong to those of the detector: check `swap_xy`, `flip_y`, `flip_x` and "
+    axes += "`transpose` by an orientation search"
+    if reconstruction.metadata.get("positions") == "refined":
+        positions = Cause(0.025, f"{axes}, or raise `position_bound`")
+    else:
+        positions = Cause(0.04, f"the positions have errors: set `update_positions`; or {axes}")
+    if _is_probe_of_scan(reconstruction, scan):
+        probe = Cause(0.03, "the probe is not that of the scan: set `update_probe`, and further `probe_modes`")
+    else:
+        probe = Cause(0.03, "the illumination is not fully coherent, or vibrates: set more `probe_modes`")
+    scale = Cause(
+        0.02, "the photon scale or the measured quantity is wrong: check `photons_per_unit` and `measurement`"
+    )
+    by_network = str(reconstruction.metadata.get("method", "")).startswith("network")
+    return [positions, probe, scale, *([NETWORK_CAUSE] if by_network else [])]
+
+
+def _is_probe_of_scan(reconstruction: Reconstruction, scan: Scan) -> bool:
+    """Return True if the probe of the result is that of the scan up to a factor."""
+    if scan.probe is None or scan.probe.shape != reconstruction.probe.shape:
+        return False
+    first, second = (probe.astype(np.complex128).ravel() for probe in (scan.probe, reconstruction.probe))
+    norms = np.linalg.norm(first) * np.linalg.norm(second)
+    return bool(abs(np.vdot(first, second)) > UNCHANGED_PROBE_CORRELATION * norms)
 
 
 def _compute_expected_ratio(reconstruction: Reconstruction, scan: Scan, error: FourierError) -> float:

@@ -249,3 +249,12 @@ def test_results_of_engines_networks_and_halves_have_the_geometry_of_the_scan(sc
         assert result.scores(known)["object_pixel_nm"] == pytest.approx([10, 20])
     metrics = correlate_half_scans(*results[1:3]).to_metrics()
     assert metrics["half_scan_resolution_nm"] == pytest.approx(metrics["half_scan_resolution_pixels"] * 10 * 2**0.5)
+
+
+@pytest.mark.parametrize(("factor", "warned"), [(0.5, True), (1.05, False), (2.0, True)])
+def test_initial_positions_of_another_object_pixel_give_a_warning(
+    scan: Scan, caplog: pytest.LogCaptureFixture, factor: float, warned: bool
+) -> None:
+    with caplog.at_level("WARNING"):
+        Pipeline(PIE(epochs=1)).start(scan, init_positions=factor * scan.positions)
+    assert ("another object pixel" in caplog.text.replace("\n", " ")) is warned
