@@ -10,8 +10,12 @@ from .config.engines import Gradient as Gradient
 from .config.engines import NetworkEngine as NetworkEngine
 from .core.errors import PtychoError as PtychoError
 from .core.progress import ProgressObserver as ProgressObserver
+from .data.orientation import Orientation as Orientation
+from .data.orientation_search import OrientationSearch as OrientationSearch
+from .data.orientation_search import apply_orientation as apply_orientation
 from .data.reconstruction import Reconstruction as Reconstruction
 from .data.scan import Scan as Scan
+from .engines.orientation import find_orientation as find_orientation
 from .engines.pipeline import Pipeline as Pipeline
 from .io.reconstruction import load_reconstruction as load_reconstruction
 from .io.scan import load_scan as load_scan

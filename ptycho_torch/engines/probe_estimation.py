@@ -48,22 +48,77 @@ def estimate_curvature(scan: Scan, rng: np.random.Generator) -> float:
         scan: Patterns and positions; its probe is ignored.
         rng: Selects the pairs if there are more than needed.
     """
-    pairs = _select_pairs(scan, rng)
-    if len(pairs) == 0:
-        log.info("no two positions have a distance suitable to estimate the probe curvature; using 0")
-        return 0.0
-    candidates = np.linspace(-MAX_MAGNIFICATION, MAX_MAGNIFICATION, 121)
-    correlations = _correlate_shadows(scan, pairs, candidates)
-    best = int(correlations.argmax())
-    if correlations[best] < MIN_CORRELATION:
-        log.info("no moving shadow in the patterns (correlation %.2f); using no probe curvature", correlations[best])
-        return 0.0
-    magnification = candidates[best]
-    if 0 < best < len(candidates) - 1:
-        before, peak, after = correlations[best - 1 : best + 2]
-        magnification += (after - before) / (2 * (2 * peak - before - after)) * (candidates[1] - candidates[0])
-    log.info("magnification of the shadows: %.3f (correlation %.2f)", magnification, correlations[best])
-    return float(2 * np.pi * magnification / scan.size)
+    return MovingShadows(scan, rng).estimate_curvature()
+
+
+class MovingShadows:
+    """Cross-correlations of pairs of patterns, from which the curvature follows for any linear map of the positions.
+
+    Args:
+        scan: Patterns and positions; its probe is ignored.
+        rng: Selects the pairs if there are more than needed.
+    """
+
+    def __init__(self, scan: Scan, rng: np.random.Generator) -> None:
+        self.size = scan.size
+        pairs = _select_pairs(scan, rng)
+        self._displacements = scan.positions[pairs[:, 1]] - scan.positions[pairs[:, 0]]
+        self._members, inverse = np.unique(pairs, return_inverse=True)
+        self._pairs = inverse.reshape(pairs.shape)
+        if len(pairs):
+            self._shadows, self._block = _compute_shadows(scan, self._members)
+        self._correlations: list[NDArray[np.float32]] | None = None
+
+    def estimate_curvature(self, linear_map: NDArray[np.float64] | None = None) -> float:
+        """Return the curvature, as :func:`estimate_curvature`, for positions mapped by ``linear_map`` (2, 2)."""
+        if len(self._pairs) == 0:
+            log.info("no two positions have a distance suitable to estimate the probe curvature; using 0")
+            return 0.0
+        displacements = self._displacements if linear_map is None else self._displacements @ linear_map.T
+        candidates = np.linspace(-MAX_MAGNIFICATION, MAX_MAGNIFICATION, 121)
+        correlations = self._evaluate(displacements, candidates)
+        best = int(correlations.argmax())
+        if correlations[best] < MIN_CORRELATION:
+            log.info(
+                "no moving shadow in the patterns (correlation %.2f); using no probe curvature", correlations[best]
+            )
+            return 0.0
+        magnification = candidates[best]
+        if 0 < best < len(candidates) - 1:
+            before, peak, after = correlations[best - 1 : best + 2]
+            magnification += (after - before) / (2 * (2 * peak - before - after)) * (candidates[1] - candidates[0])
+        log.info("magnification of the shadows: %.3f (correlation %.2f)", magnification, correlations[best])
+        return float(2 * np.pi * magnification / self.size)
+
+    def _evaluate(self, displacements: NDArray[np.float64], candidates: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the mean correlation of the shadows of all pairs at each magnification, (len(candidates),)."""
+        from scipy.ndimage import map_coordinates
+
+        side = self._shadows.shape[-1]
+        total = np.zeros(len(candidates))
+        start = 0
+        for correlation in self._correlate():
+            part = displacements[start : start + len(correlation)] / self._block
+            start += len(correlation)
+            shifts = -candidates[:, None, None] * part  # (candidates, pairs, 2)
+            in_range = (np.abs(shifts) < side / 2).all(-1)
+            numbers = np.broadcast_to(np.arange(len(part)), in_range.shape)
+            # Linear interpolation, periodic: negative shifts are at the far end.
+            values = map_coordinates(correlation, [numbers, *np.moveaxis(shifts, -1, 0)], order=1, mode="grid-wrap")
+            total += np.where(in_range, values, 0).sum(1)
+        return total / len(self._pairs)
+
+    def _correlate(self) -> list[NDArray[np.float32]]:
+        """Return the cross-correlations of the pairs in chunks (m, padded, padded), computed at the first call."""
+        from scipy import fft
+
+        if self._correlations is None:
+            padded = fft.next_fast_len(2 * self._shadows.shape[-1], real=True)
+            self._correlations = []
+            for chunk in np.array_split(self._pairs, -(-len(self._pairs) // PAIRS_PER_CHUNK)):
+                left, right = (fft.rfft2(self._shadows[which], s=(padded, padded)) for which in chunk.T)
+                self._correlations.append(fft.irfft2(left.conj() * right, s=(padded, padded)))
+        return self._correlations
 
 
 def estimate_width(scan: Scan, curvature: float) -> float:
@@ -104,30 +159,6 @@ def _select_pairs(scan: Scan, rng: np.random.Generator) -> NDArray[np.intp]:
         distant = np.array(others, np.intp)[np.hypot(*offsets.T) >= MIN_PAIR_DISTANCE_FRACTION * scan.size]
         pairs += [(anchor, other) for other in rng.permutation(distant)[:MAX_PAIRS_PER_ANCHOR]]
     return rng.permutation(np.array(pairs, np.intp).reshape(-1, 2))[:MAX_PAIRS]
-
-
-def _correlate_shadows(scan: Scan, pairs: NDArray[np.intp], candidates: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean correlation of the shadows of all pairs at each candidate magnification, (len(candidates),)."""
-    from scipy import fft
-    from scipy.ndimage import map_coordinates
-
-    members, inverse = np.unique(pairs, return_inverse=True)
-    shadows, block = _compute_shadows(scan, members)
-    side = shadows.shape[-1]
-    padded = fft.next_fast_len(2 * side, real=True)
-    first, second = inverse.reshape(pairs.shape).T
-    moves = (scan.positions[pairs[:, 1]] - scan.positions[pairs[:, 0]]) / block
-    total = np.zeros(len(candidates))
-    for part in np.array_split(np.arange(len(pairs)), -(-len(pairs) // PAIRS_PER_CHUNK)):
-        left, right = (fft.rfft2(shadows[which[part]], s=(padded, padded)) for which in (first, second))
-        correlation = fft.irfft2(left.conj() * right, s=(padded, padded))
-        shifts = -candidates[:, None, None] * moves[part]  # (candidates, pairs, 2)
-        in_range = (np.abs(shifts) < side / 2).all(-1)
-        numbers = np.broadcast_to(np.arange(len(part)), in_range.shape)
-        # Linear interpolation, periodic: negative shifts are at the far end.
-        values = map_coordinates(correlation, [numbers, *np.moveaxis(shifts, -1, 0)], order=1, mode="grid-wrap")
-        total += np.where(in_range, values, 0).sum(1)
-    return total / len(pairs)
 
 
 def _compute_shadows(scan: Scan, members: NDArray[np.intp]) -> tuple[NDArray[np.float32], int]:
