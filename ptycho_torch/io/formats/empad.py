@@ -54,7 +54,7 @@ class EmpadFormat(Format):
                 raise DataError(f"{file.path}: raw_file is {raw.name}, which does not exist; copy it to {raw.parent}")
         metadata = metadata or find_metadata(raw)
         report = InputReport(self.name)
-        frames = _read_frames(raw, metadata, report)
+        frames = _read_frames(raw, metadata, settings, report)
         return _make_parts(frames, metadata, settings, report)
 
 
@@ -71,7 +71,9 @@ def _fits(metadata: EmpadMetadata, path: Path) -> bool:
     return metadata.shape[0] * metadata.shape[1] in _list_frame_counts(path).values()
 
 
-def _read_frames(path: Path, metadata: EmpadMetadata, report: InputReport) -> NDArray[np.float32]:
+def _read_frames(
+    path: Path, metadata: EmpadMetadata, settings: InputSettings, report: InputReport
+) -> NDArray[np.float32]:
     """Return the frames (n, 128, 128), oriented, without footers."""
     counts = _list_frame_counts(path)
     expected = None if metadata.shape is None else metadata.shape[0] * metadata.shape[1]
@@ -88,9 +90,10 @@ def _read_frames(path: Path, metadata: EmpadMetadata, report: InputReport) -> ND
             )
         )
     shape = (counts[rows], rows, SIDE_PX)
-    check_array_size(str(path), shape, np.dtype(np.float32))
-    try:
-        frames = np.fromfile(path, "<f4", shape[0] * shape[1] * shape[2]).reshape(shape)[:, :SIDE_PX]
+    if settings.frames is None:
+        check_array_size(str(path), shape, np.dtype(np.float32))
+    try:  # the frames that `frames` leaves out are never read
+        frames = np.asarray(np.memmap(path, "<f4", "r", shape=shape))[:, :SIDE_PX]
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); copy it again") from error
     flip_rows, flip_columns, transpose = metadata.flips

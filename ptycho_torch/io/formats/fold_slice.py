@@ -68,8 +68,9 @@ class FoldSliceFormat(Format):
         patterns = tree.read("/dp", kinds="biuf", ndim=(2, 3))
         patterns = patterns.reshape(-1, *patterns.shape[-2:])
         if self._has_matlab_axes(tree.path, settings, report):
-            patterns = patterns.swapaxes(1, 2)
-        report.add("patterns", "/dp", "counts", "axes (n, kx, ky) exchanged to (n, ky, kx)")
+            report.add("patterns", "/dp", "counts", "axes (n, kx, ky) exchanged to (n, ky, kx)")
+            return patterns.swapaxes(1, 2)
+        report.add("patterns", "/dp", "counts")
         return patterns
 
     def _has_matlab_axes(self, path: Path, settings: InputSettings, report: InputReport) -> bool:
@@ -83,9 +84,11 @@ class FoldSliceFormat(Format):
             return True
         if _has_fold_slice_positions(given):
             return True
+        if _has_positions(given, "/probe_position_x_m"):  # those of PtychoViT, whose patterns have rows first
+            return False
         raise ConfigError(
             f"{path}: /dp may have the axes (n, kx, ky) of MATLAB or (n, ky, kx); expected a *_para.hdf5 beside the "
-            "file, which decides; set `format` to fold_slice for (n, kx, ky), or to generic with `measurement` counts"
+            "file, which decides; set `format` to fold_slice for (n, kx, ky) or to ptychovit for (n, ky, kx)"
         )
 
 
@@ -99,8 +102,12 @@ def list_pair(path: Path) -> list[Path]:
 
 
 def _has_fold_slice_positions(path: Path) -> bool:
+    return _has_positions(path, *POSITION_PATHS)
+
+
+def _has_positions(path: Path, *places: str) -> bool:
     with open_input(path) as file:
-        return file.hdf5 is not None and file.hdf5.find(*POSITION_PATHS) is not None
+        return file.hdf5 is not None and file.hdf5.find(*places) is not None
 
 
 def _read_positions(tree: Hdf5File, report: InputReport) -> dict[str, Any]:

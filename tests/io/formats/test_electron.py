@@ -193,6 +193,13 @@ def test_empad_reads_raw_or_xml(tmp_path: Path, footer: int) -> None:
         load_scan(xml)
 
 
+def test_empad_reads_selected_frames(tmp_path: Path) -> None:
+    raw, whole = write_empad(tmp_path), write_xml(tmp_path)
+    scan = load_scan(raw, pixel_size=PIXEL_A * 1e-10, frames="2:11:3")
+    expected = load_scan(whole, pixel_size=PIXEL_A * 1e-10).amplitudes[2:11:3]
+    np.testing.assert_array_equal(scan.amplitudes, expected)
+
+
 def test_empad_takes_the_shape_of_the_scan_from_its_name(tmp_path: Path) -> None:
     raw = write_empad(tmp_path, f"scan_x{COLUMNS}_y{ROWS}.raw")
     with pytest.raises(DataError, match="`position_scale`"):

@@ -1,5 +1,6 @@
 """Pairs ``*_dp.hdf5`` and ``*_para.hdf5`` as MATLAB writes them."""
 
+import dataclasses
 from pathlib import Path
 
 import h5py
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 
 from ptycho_torch.core.errors import ConfigError, DataError
-from ptycho_torch.io.scan import load_scan, read_input
+from ptycho_torch.data.geometry import Geometry
+from ptycho_torch.io.scan import load_scan, read_input, save_scan
 
 STEP_M = 1e-8
 
@@ -79,6 +81,17 @@ def test_patterns_alone_require_a_file_that_decides_their_axes(tmp_path, positio
     assert (scan.amplitudes[:, 3, 11] > 30).all()
     with pytest.raises(DataError, match="no scan positions"):
         load_scan(path)
+
+
+def test_positions_of_ptychovit_decide_that_the_rows_come_first(tmp_path, scan):
+    amplitudes = np.zeros_like(scan.amplitudes)
+    amplitudes[:, 3, 11] = np.sqrt(np.arange(1, len(scan) + 1) * 100)
+    geometry = Geometry(wavelength_m=1e-10, distance_m=1.0, object_pixel_m=(STEP_M, STEP_M))
+    stored = dataclasses.replace(scan, amplitudes=amplitudes, photons_per_unit=1.0, geometry=geometry)
+    path = tmp_path / "scan_dp.hdf5"
+    save_scan(path, stored, format="ptychovit")
+    para = (tmp_path / "scan_para.hdf5").rename(tmp_path / "elsewhere.hdf5")
+    np.testing.assert_allclose(load_scan(path, positions_file=para).amplitudes, amplitudes, rtol=1e-6)
 
 
 def test_unequal_numbers_of_coordinates_are_refused(tmp_path, positions):
