@@ -1,0 +1,113 @@
+"""Damaged and hostile files of every format end in a typed error that names the path inside the file, in seconds."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cases import Case
+from test_all_formats import CASES
+
+from ptycho_torch.core.errors import PtychoError
+from ptycho_torch.io.scan import load_scan
+
+TIME_LIMIT_S = 5.0
+
+HDF5_CASES = [case for case in CASES if case.patterns_path]
+
+
+def write_case(case: Case, folder: Path) -> Path:
+    return case.write(folder, case.make_truth(case.sizes[0]))
+
+
+def load_within_limit(path: Path, settings: dict[str, Any]) -> str:
+    """Return the message of the error that reading ends in."""
+    start = time.perf_counter()
+    with pytest.raises(PtychoError) as caught:
+        load_scan(path, **settings)
+    assert time.perf_counter() - start < TIME_LIMIT_S
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.3, 0.97])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_truncated_file_is_refused(case: Case, fraction: float, tmp_path: Path) -> None:
+    path = write_case(case, tmp_path)
+    if not path.is_file():
+        pytest.skip("a folder")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(fraction * len(content))])
+    assert str(path) in load_within_limit(path, case.settings)
+
+
+def remove(group: Any, name: str) -> None:
+    del group[name]
+
+
+def store_five_axes(group: Any, name: str) -> None:
+    values = np.asarray(group[name])
+    del group[name]
+    group[name] = values.reshape(1, 1, 1, 1, -1)
+
+
+def store_text(group: Any, name: str) -> None:
+    del group[name]
+    group[name] = "forty-two"
+
+
+def link_in_a_circle(group: Any, name: str) -> None:
+    import h5py
+
+    del group[name]
+    group[name] = h5py.SoftLink(f"{group.name.rstrip('/')}/circle")
+    group["circle"] = h5py.SoftLink(f"{group.name.rstrip('/')}/{name}")
+
+
+def link_to_an_absolute_path(group: Any, name: str) -> None:
+    import h5py
+
+    del group[name]
+    group[name] = h5py.ExternalLink("/etc/hostname", "/data")
+
+
+def link_to_a_parent_folder(group: Any, name: str) -> None:
+    import h5py
+
+    del group[name]
+    group[name] = h5py.ExternalLink("../secret.h5", "/data")
+
+
+def declare_a_huge_size(group: Any, name: str) -> None:
+    rank = max(len(group[name].shape), 1)
+    del group[name]
+    shape = {1: (10**15,), 2: (10**10, 10**5), 3: (10**6, 10**5, 10**5), 4: (10**3, 10**3, 10**5, 10**5)}[rank]
+    group.create_dataset(name, shape, np.float32, chunks=(1,) * (rank - 1) + (64,))
+
+
+Damage = Callable[[Any, str], None]
+DAMAGES: dict[str, Damage] = {
+    "missing": remove,
+    "of five axes": store_five_axes,
+    "text": store_text,
+    "a link in a circle": link_in_a_circle,
+    "a link to an absolute path": link_to_an_absolute_path,
+    "a link to a parent folder": link_to_a_parent_folder,
+    "of a huge declared size": declare_a_huge_size,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("part", ["patterns", "positions"])
+@pytest.mark.parametrize("case", HDF5_CASES, ids=lambda case: case.name)
+def test_a_damaged_dataset_is_refused_by_its_path(case: Case, part: str, damage: Damage, tmp_path: Path) -> None:
+    import h5py
+
+    path = write_case(case, tmp_path)
+    file, _, place = getattr(case, f"{part}_path").rpartition(":")
+    with h5py.File(path.parent / file if file else path, "a") as handle:
+        group, _, name = place.rpartition("/")
+        damage(handle[group or "/"], name)
+    message = load_within_limit(path, case.settings)
+    assert name in message
