@@ -140,6 +140,12 @@ def _merge_partner(path: Path, parts: ScanParts, options: InputSettings) -> Scan
                 parts.positions is None and other.positions is not None
             ):
                 parts = parts.merge(other)
+            else:
+                name = "patterns" if parts.patterns is None else "positions"
+                hint = f"{name}: {candidate.name}, beside the file, holds none; set `{name}_file`"
+                parts.report.missing.insert(0, hint)
+        if parts.patterns is not None and parts.positions is not None:
+            break
     return parts
 
 

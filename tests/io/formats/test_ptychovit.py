@@ -84,3 +84,12 @@ def test_a_written_pair_needs_a_name_of_the_pair(tmp_path: Path) -> None:
     save_scan(tmp_path / "other_para.hdf5", scan, format="ptychovit")
     loaded = load_scan(tmp_path / "other_dp.hdf5")
     np.testing.assert_allclose(loaded.positions, scan.positions)
+
+
+def test_a_partner_without_patterns_is_named(tmp_path: Path) -> None:
+    write_pair(tmp_path)
+    with h5py.File(tmp_path / "scan_dp.hdf5", "a") as file:
+        del file["dp"]
+        file["frames"] = make_counts()[0, 0]
+    with pytest.raises(DataError, match=r"scan_dp\.hdf5, beside the file, holds none; set `patterns_file`"):
+        load_scan(tmp_path / "scan_para.hdf5")
