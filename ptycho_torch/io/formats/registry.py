@@ -5,11 +5,15 @@ from pathlib import Path
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.io.container import InputFile
 from ptycho_torch.io.formats.base import Format
+from ptycho_torch.io.formats.beamlines import BeamlineFormat
 from ptycho_torch.io.formats.canonical import CanonicalFormat
+from ptycho_torch.io.formats.cxi import CxiFormat
+from ptycho_torch.io.formats.eiger import EigerFormat
 from ptycho_torch.io.formats.emd import EmdFormat
 from ptycho_torch.io.formats.empad import EmpadFormat
 from ptycho_torch.io.formats.fold_slice import FoldSliceFormat
 from ptycho_torch.io.formats.generic import GenericFormat
+from ptycho_torch.io.formats.nexus import NexusFormat
 from ptycho_torch.io.formats.nsls_mat import NslsMatFormat
 from ptycho_torch.io.formats.phaser import PhaserFormat
 from ptycho_torch.io.formats.ptychodus_exports import PtychodusTrainingFormat, PtychoPinnFormat
@@ -26,6 +30,8 @@ from ptycho_torch.io.formats.shelves_result import ShelvesResultFormat
 from ptycho_torch.io.formats.xptycho import XptychoFormat
 
 FORMATS: tuple[Format, ...] = (
+    NexusFormat(),
+    CxiFormat(),
     PtydFormat(),
     PtyrFormat(),
     PtychodusProductFormat(),
@@ -45,6 +51,8 @@ FORMATS: tuple[Format, ...] = (
     ShelvesPreparedFormat(),
     NslsMatFormat(),
     EmpadFormat(),
+    EigerFormat(),
+    BeamlineFormat(),
     GenericFormat(),
 )
 """Formats from the most to the least specific test; the first that matches reads a file."""

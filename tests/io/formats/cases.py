@@ -167,6 +167,9 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of reading."""
 
+    positions_name: str = ""
+    """Name of the file of the positions beside the file that is read; empty: the format finds it."""
+
     probe: bool = True
     """The file holds the probe, up to a complex factor."""
 
@@ -192,6 +195,11 @@ class Case:
     def make_truth(self, size: int) -> Truth:
         """Return the scan that the file stores."""
         return make_truth(size, self.kind, self.electrons)
+
+    def get_settings(self, path: Path) -> dict[str, Any]:
+        """Return the settings of reading the file at ``path``."""
+        added = {"positions_file": path.parent / self.positions_name} if self.positions_name else {}
+        return self.settings | added
 
     @property
     def format_name(self) -> str:

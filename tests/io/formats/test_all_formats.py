@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import Case, compute_misfit, predict_counts, save_as
+from cases_beamlines import CASES as BEAMLINE_CASES
 
 from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.io.container import open_input
@@ -14,6 +15,7 @@ from ptycho_torch.io.scan import InputScan, read_input
 
 CASES = [
     Case("npz", save_as("scan.npz")),
+    *BEAMLINE_CASES,
 ]
 
 PARAMETERS = [pytest.param(case, size, id=f"{case.name}-{size}") for case in CASES for size in case.sizes]
@@ -33,7 +35,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
     def load_case(case: Case, size: int) -> InputScan:
         if (case.name, size) not in loaded:
             path = case.write(tmp_path_factory.mktemp("format"), case.make_truth(size))
-            loaded[case.name, size] = read_input(path, **case.settings)
+            loaded[case.name, size] = read_input(path, **case.get_settings(path))
         return loaded[case.name, size]
 
     return load_case
