@@ -2,7 +2,6 @@
 
 import bz2
 import io
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,22 +16,12 @@ from ptycho_torch.io.container import InputFile, open_input
 from ptycho_torch.io.hdf5 import Hdf5File, check_array_size
 from ptycho_torch.io.mat import CLASS_DTYPES, Mat5File
 from ptycho_torch.io.npz import read_arrays, read_arrays_from_stream, read_headers
+from ptycho_torch.io.store import ArrayStore
+from ptycho_torch.io.tiff_store import TiffStore, list_series
+from ptycho_torch.io.zarr_store import ZarrStore, is_zarr
 
-
-class ArrayStore(ABC):
-    """The arrays of a file by key."""
-
-    @abstractmethod
-    def list_headers(self) -> dict[str, ArrayHeader]:
-        """Return shape and dtype of every array by key."""
-
-    @abstractmethod
-    def read(self, key: str) -> NDArray[Any]:
-        """Read the array ``key``.
-
-        Raises:
-            DataError: the array cannot be read.
-        """
+MATLAB_73 = b"MATLAB 7.3"
+"""First bytes of a MATLAB file of version 7.3."""
 
 
 class NpzStore(ArrayStore):
@@ -80,6 +69,17 @@ class Hdf5Store(ArrayStore):
         return self.tree.read(path)
 
 
+class Mat73Store(Hdf5Store):
+    """The datasets of a MATLAB file of version 7.3 by path, axes in MATLAB's order as in version 5."""
+
+    def list_headers(self) -> dict[str, ArrayHeader]:
+        headers = super().list_headers()
+        return {key: ArrayHeader(header.shape[::-1], header.dtype, False) for key, header in headers.items()}
+
+    def read(self, key: str) -> NDArray[Any]:
+        return super().read(key).T
+
+
 class Mat5Store(ArrayStore):
     """The numeric arrays of a MATLAB file of version 5 by name, axes in MATLAB's order."""
 
@@ -106,10 +106,23 @@ def make_store(file: InputFile) -> ArrayStore | None:
     if file.kind == "npy":
         return MemoryStore({"array": read_npy(file.path)})
     if file.kind == "hdf5":
-        return Hdf5Store(file.tree)
+        return Mat73Store(file.tree) if _is_matlab(file.path) else Hdf5Store(file.tree)
     if file.kind == "mat5":
         return Mat5Store(file.path)
+    if file.kind == "tiff":
+        return TiffStore([file.path])
+    if file.kind == "folder":
+        if is_zarr(file.path):
+            return ZarrStore(file.path)
+        series = list_series(file.path)
+        return TiffStore(series) if series else None
     return None
+
+
+def _is_matlab(path: Path) -> bool:
+    """Return True if an HDF5 file starts with the text that MATLAB writes."""
+    with open(path, "rb") as stream:
+        return stream.read(len(MATLAB_73)) == MATLAB_73
 
 
 def _read_bz2(path: Path) -> dict[str, NDArray[Any]]:

@@ -20,10 +20,11 @@ from ptycho_torch.data.layout import (
     read_metadata,
 )
 from ptycho_torch.data.required_rules import format_pickle_message
-from ptycho_torch.io.arrays import ArrayStore, make_store
+from ptycho_torch.io.arrays import make_store
 from ptycho_torch.io.container import InputFile
 from ptycho_torch.io.formats.base import Format
 from ptycho_torch.io.parts import InputReport, ScanParts
+from ptycho_torch.io.store import ArrayStore
 
 PATTERN_KEYS = ("diffraction", "diff3d", "data")
 PROBE_KEYS = ("probeGuess", "probe")

@@ -27,6 +27,7 @@ from ptycho_torch.io.formats.ptyr import PtyrFormat
 from ptycho_torch.io.formats.ptyrad import PtyradFormat
 from ptycho_torch.io.formats.shelves_prepared import ShelvesPreparedFormat
 from ptycho_torch.io.formats.shelves_result import ShelvesResultFormat
+from ptycho_torch.io.formats.table import TableFormat
 from ptycho_torch.io.formats.xptycho import XptychoFormat
 
 FORMATS: tuple[Format, ...] = (
@@ -53,6 +54,7 @@ FORMATS: tuple[Format, ...] = (
     EmpadFormat(),
     EigerFormat(),
     BeamlineFormat(),
+    TableFormat(),
     GenericFormat(),
 )
 """Formats from the most to the least specific test; the first that matches reads a file."""

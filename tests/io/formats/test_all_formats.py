@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from cases import Case, compute_misfit, predict_counts, save_as
 from cases_beamlines import CASES as BEAMLINE_CASES
+from cases_generic import CASES as GENERIC_CASES
 
 from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.io.container import open_input
@@ -16,6 +17,7 @@ from ptycho_torch.io.scan import InputScan, read_input
 CASES = [
     Case("npz", save_as("scan.npz")),
     *BEAMLINE_CASES,
+    *GENERIC_CASES,
 ]
 
 PARAMETERS = [pytest.param(case, size, id=f"{case.name}-{size}") for case in CASES for size in case.sizes]
