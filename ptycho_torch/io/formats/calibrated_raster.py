@@ -43,6 +43,9 @@ class Calibration:
     transposed: bool = False
     """True if the axes of the detector are exchanged before the rotation."""
 
+    center: tuple[float, float] | None = None
+    """Pixel (row, column) of the undiffracted beam, mean of all patterns."""
+
 
 def read_calibration(values: Mapping[str, Any], path: str) -> Calibration | None:
     """Return the calibration of py4DSTEM's names; None if there is none.
@@ -61,9 +64,30 @@ def read_calibration(values: Mapping[str, Any], path: str) -> Calibration | None
         _get_text(values, "R_pixel_units"),
         detector_step,
         _get_text(values, "Q_pixel_units"),
-        parse_number(values.get("QR_rotation")) or 0.0,
+        _get_rotation(values),
         bool(parse_number(values.get("QR_flip"))),
+        _get_center(values),
     )
+
+
+def _get_rotation(values: Mapping[str, Any]) -> float:
+    """Return the rotation of the scan to the detector in radians."""
+    radians, degrees = (parse_number(values.get(name)) for name in ("QR_rotation", "QR_rotation_degrees"))
+    return radians if radians is not None else math.radians(degrees or 0.0)
+
+
+def _get_center(values: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return the center of the beam from its coordinates, or the mean of its maps over the scan."""
+    center = []
+    for name in ("qx0", "qy0"):
+        value = next((values[each] for each in (f"{name}_mean", name) if each in values), None)
+        numbers = value if isinstance(value, np.ndarray) and value.dtype.kind in "iuf" else parse_number(value)
+        finite = np.asarray([] if numbers is None else numbers, np.float64)
+        finite = finite[np.isfinite(finite)]
+        if not finite.size:
+            return None
+        center.append(float(finite.mean()))
+    return center[0], center[1]
 
 
 def _get_text(values: Mapping[str, Any], name: str) -> str | None:
@@ -102,12 +126,15 @@ def make_raster_parts(
         )
     elif calibration.detector_unit in ("mrad", "rad"):
         report.missing.append("object pixel: set `voltage_kv`, or `pixel_size`")
+    if calibration.center is not None:
+        report.add("center", calibration.path, "pixel", "({:.2f}, {:.2f})".format(*calibration.center))
     positions, unit = _make_positions(shape, calibration, settings, report)
     return ScanParts(
         patterns=patterns.reshape(-1, *patterns.shape[-2:]),
         measurement="counts",
         positions=positions,
         position_unit=unit,
+        center=calibration.center,
         geometry=make_electron_geometry(wavelength_m, side),
         report=report,
     )

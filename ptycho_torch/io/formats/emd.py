@@ -18,7 +18,10 @@ LEGACY_ROOTS = ("/4DSTEM_experiment", "/4DSTEM", "/4D-STEM_data")
 MAX_GROUPS = 20
 """Largest number of members of a group that are tested for the attribute of EMD."""
 
-CALIBRATION_NAMES = ("R_pixel_size", "R_pixel_units", "Q_pixel_size", "Q_pixel_units", "QR_rotation", "QR_flip")
+CALIBRATION_NAMES = (
+    "R_pixel_size", "R_pixel_units", "Q_pixel_size", "Q_pixel_units", "QR_rotation", "QR_rotation_degrees", "QR_flip",
+    "qx0_mean", "qy0_mean", "qx0", "qy0",
+)  # fmt: skip
 
 
 class EmdFormat(Format):

@@ -90,8 +90,19 @@ def test_emd_rotation_turns_the_scan_and_a_transposed_detector_exchanges_its_axe
     steps = np.diff(plain.positions, axis=0)
     np.testing.assert_allclose(np.diff(turned.positions, axis=0), np.stack([steps[:, 1], -steps[:, 0]], 1), atol=1e-9)
     assert any("-90" in each for each in report.assumptions)
+    same = load_scan(write_emd(tmp_path / "degrees.h5", QR_rotation_degrees=90.0))
+    np.testing.assert_allclose(same.positions, turned.positions, atol=1e-9)
     swapped = load_scan(write_emd(tmp_path / "swapped.h5", QR_flip=True))
     np.testing.assert_allclose(np.diff(swapped.positions, axis=0), steps[:, ::-1], atol=1e-9)
+
+
+def test_emd_center_of_the_beam_moves_the_window(tmp_path: Path) -> None:
+    maps = {"qx0": np.full((ROWS, COLUMNS), SIZE // 2 + 2.2), "qy0": np.full((ROWS, COLUMNS), SIZE // 2 - 1.0)}
+    scan = load_scan(write_emd(tmp_path / "scan.h5", **maps))
+    counts = make_counts().reshape(-1, SIZE, SIZE)
+    np.testing.assert_allclose(np.square(scan.amplitudes[:, :-2, 1:]), counts[:, 2:, :-1], rtol=1e-5)
+    assert scan.mask is not None
+    assert not scan.mask[-2:].any()
 
 
 @pytest.mark.parametrize("group", ["4DSTEM_experiment/data/datacubes/datacube_0", "experiment/cube"])
