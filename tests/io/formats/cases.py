@@ -165,7 +165,7 @@ class Case:
     """Name of the format that the content of the file selects; empty: the first word of ``name``."""
 
     settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of reading."""
+    """Settings of reading; paths are relative to the folder of the file."""
 
     positions_name: str = ""
     """Name of the file of the positions beside the file that is read; empty: the format finds it."""
@@ -176,8 +176,8 @@ class Case:
     object: bool = True
     """The file holds the object, and the place of the positions on it."""
 
-    mask: bool = True
-    """The file holds the mask."""
+    mask: bool | int = True
+    """The file holds the mask; a number is the width in pixels of a border that is masked instead."""
 
     geometry: tuple[str, ...] = ALL_GEOMETRY
     """Quantities of the geometry that are in the file or in ``settings``."""
@@ -198,8 +198,17 @@ class Case:
 
     def get_settings(self, path: Path) -> dict[str, Any]:
         """Return the settings of reading the file at ``path``."""
-        added = {"positions_file": path.parent / self.positions_name} if self.positions_name else {}
-        return self.settings | added
+        added = {"positions_file": Path(self.positions_name)} if self.positions_name else {}
+        settings = self.settings | added
+        return {name: path.parent / each if isinstance(each, Path) else each for name, each in settings.items()}
+
+    def make_mask(self, size: int) -> NDArray[np.bool_]:
+        """Return the mask that the scan of the file has."""
+        if self.mask is True:
+            return self.make_truth(size).mask
+        mask = np.zeros((size, size), bool)
+        mask[self.mask : size - self.mask, self.mask : size - self.mask] = True
+        return mask
 
     @property
     def format_name(self) -> str:

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from cases import Case, compute_misfit, predict_counts, save_as
 from cases_beamlines import CASES as BEAMLINE_CASES
+from cases_electron import ELECTRON_CASES
 from cases_generic import CASES as GENERIC_CASES
+from cases_matlab import MATLAB_CASES
 
 from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.io.container import open_input
@@ -18,6 +20,8 @@ CASES = [
     Case("npz", save_as("scan.npz")),
     *BEAMLINE_CASES,
     *GENERIC_CASES,
+    *MATLAB_CASES,
+    *ELECTRON_CASES,
 ]
 
 PARAMETERS = [pytest.param(case, size, id=f"{case.name}-{size}") for case in CASES for size in case.sizes]
@@ -85,9 +89,7 @@ def test_counts_and_photons_are_exact(case: Case, size: int, load: Load) -> None
 def test_mask_leaves_out_the_defective_pixels_and_no_others(case: Case, size: int, load: Load) -> None:
     scan = load(case, size).scan
     mask = np.ones((size, size), bool) if scan.mask is None else scan.mask
-    np.testing.assert_array_equal(
-        mask, np.broadcast_to(case.make_truth(size).mask if case.mask else np.True_, mask.shape)
-    )
+    np.testing.assert_array_equal(mask, np.broadcast_to(case.make_mask(size), mask.shape))
 
 
 @pytest.mark.parametrize(("case", "size"), PARAMETERS)

@@ -15,7 +15,13 @@ from ptycho_torch.io.scan import load_scan
 
 TIME_LIMIT_S = 5.0
 
-HDF5_CASES = [case for case in CASES if case.patterns_path]
+DATASETS = [
+    pytest.param(case, part, id=f"{case.name}-{part}")
+    for case in CASES
+    for part in ("patterns", "positions")
+    if getattr(case, f"{part}_path")
+]
+"""Cases with the part whose path is known."""
 
 
 def write_case(case: Case, folder: Path) -> Path:
@@ -99,8 +105,7 @@ DAMAGES: dict[str, Damage] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-@pytest.mark.parametrize("part", ["patterns", "positions"])
-@pytest.mark.parametrize("case", HDF5_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(("case", "part"), DATASETS)
 def test_a_damaged_dataset_is_refused_by_its_path(case: Case, part: str, damage: Damage, tmp_path: Path) -> None:
     import h5py
 

@@ -7,6 +7,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from cases_electron import XML
 
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.data.geometry import compute_electron_wavelength
@@ -156,15 +157,6 @@ def test_ptydy_gives_raster_and_wavelength(tmp_path: Path, rank: int) -> None:
 
 # EMPAD
 
-XML = """<?xml version="1.0"?>
-<root name="scan"><raw_file filename="C:\\data\\{name}" width="128" height="130"/>
-<scan_parameters mode="search"><scan_resolution_x>9</scan_resolution_x></scan_parameters>
-<scan_parameters mode="acquire"><scan_resolution_x>{columns}</scan_resolution_x>
-<scan_resolution_y>{rows}</scan_resolution_y><scan_size>1</scan_size></scan_parameters>
-<iom_measurements><scan_rotation>{rotation}</scan_rotation><high_voltage>200000</high_voltage>
-<nominal_camera_length>0.3</nominal_camera_length>
-<full_scan_field_of_view><x>{field}</x><y>{field}</y></full_scan_field_of_view></iom_measurements></root>"""
-
 
 def write_empad(folder: Path, name: str = "acquisition.raw", footer: int = 2) -> Path:
     """Write frames whose rows are reversed, with footers."""
@@ -178,7 +170,7 @@ def write_empad(folder: Path, name: str = "acquisition.raw", footer: int = 2) ->
 def write_xml(folder: Path, name: str = "acquisition.raw", text: str = XML, rotation: float = 0.0) -> Path:
     path = folder / "acquisition.xml"
     field = STEP_A * 1e-10 * max(ROWS, COLUMNS)
-    path.write_text(text.format(name=name, rows=ROWS, columns=COLUMNS, field=field, rotation=rotation))
+    path.write_text(text.format(name=name, rows=ROWS, columns=COLUMNS, width=field, height=field, rotation=rotation))
     return path
 
 

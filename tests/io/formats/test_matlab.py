@@ -6,7 +6,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from scipy.io import savemat
+from cases_matlab import write_mat
 
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.io.mat import Mat5File
@@ -15,32 +15,6 @@ from ptycho_torch.io.scan import load_scan, read_input
 
 SIZE = 16
 PIXEL_M, WAVELENGTH_M = 2e-8, 1.4e-10
-
-
-def write_mat73(path: Path, values: dict[str, Any]) -> Path:
-    """Write variables as MATLAB 7.3 does: reversed axes, complex compounds, structures as groups."""
-    with h5py.File(path, "w", userblock_size=512) as file:
-        for name, value in values.items():
-            members = (
-                {f"{name}/{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
-            )
-            for place, each in members.items():
-                array = np.atleast_2d(each).T
-                if array.dtype.kind == "c":
-                    compound = np.empty(array.shape, [("real", "<f8"), ("imag", "<f8")])
-                    compound["real"], compound["imag"] = array.real, array.imag
-                    array = compound
-                file[place] = array
-    with open(path, "r+b") as stream:
-        stream.write(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM")
-    return path
-
-
-def write_mat(path: Path, values: dict[str, Any], version: str) -> Path:
-    if version == "7.3":
-        return write_mat73(path, values)
-    savemat(path, values, do_compression=version == "7")
-    return path
 
 
 def make_result(layers: int = 1, size: int = SIZE) -> dict[str, Any]:
