@@ -33,7 +33,7 @@ class FoldSliceFormat(Format):
     """Patterns in ``dp`` and positions in ``ppX``, ``ppY``, in two files of one name."""
 
     name = "fold_slice"
-    title = "pair *_dp.hdf5 and *_para.hdf5 of fold_slice (MATLAB)"
+    title = "pair *_dp.hdf5 and *_para.hdf5 of fold_slice (MATLAB) and Ptychodus"
 
     def matches(self, file: InputFile) -> bool:
         tree = file.hdf5
@@ -67,29 +67,38 @@ class FoldSliceFormat(Format):
     def _read_patterns(self, tree: Hdf5File, settings: InputSettings, report: InputReport) -> NDArray[Any]:
         patterns = tree.read("/dp", kinds="biuf", ndim=(2, 3))
         patterns = patterns.reshape(-1, *patterns.shape[-2:])
-        if self._has_matlab_axes(tree.path, settings, report):
+        if self._has_exchanged_axes(tree.path, settings, report):
+            patterns = patterns.swapaxes(1, 2)
             report.add("patterns", "/dp", "counts", "axes (n, kx, ky) exchanged to (n, ky, kx)")
-            return patterns.swapaxes(1, 2)
-        report.add("patterns", "/dp", "counts")
+        else:
+            report.add("patterns", "/dp", "counts", "axes (n, ky, kx)")
         return patterns
 
-    def _has_matlab_axes(self, path: Path, settings: InputSettings, report: InputReport) -> bool:
-        """Return True if the patterns are in MATLAB's axis order, as the file of positions decides."""
+    def _has_exchanged_axes(self, path: Path, settings: InputSettings, report: InputReport) -> bool:
+        """Return True if the patterns have the axes (n, kx, ky), as the radiation decides.
+
+        Files of electrons are written by MATLAB and not transposed by fold_slice. Files of X-rays are written in C
+        order: fold_slice transposes them for its X-ray detectors, and Ptychodus reads and writes them as they are.
+        """
         given = settings.positions_file
-        if settings.format == self.name or self._find_partner(path) is not None:
-            return True
-        if given is None:
-            report.assumptions.append("/dp: written by MATLAB, (n, kx, ky); no *_para.hdf5 is beside the file")
-            logger.warning("%s: %s", path, report.assumptions[-1])
-            return True
-        if _has_fold_slice_positions(given):
-            return True
-        if _has_positions(given, "/probe_position_x_m"):  # those of PtychoViT, whose patterns have rows first
+        partner = self._find_partner(path) if given is None else given
+        if partner is not None and _has_fold_slice_positions(partner):
+            with open_input(partner) as file:
+                return _has_electrons(_read_coordinates(file.tree))
+        if given is not None and _has_positions(given, "/probe_position_x_m"):  # of PtychoViT, with rows first
             return False
-        raise ConfigError(
-            f"{path}: /dp may have the axes (n, kx, ky) of MATLAB or (n, ky, kx); expected a *_para.hdf5 beside the "
-            "file, which decides; set `format` to fold_slice for (n, kx, ky) or to ptychovit for (n, ky, kx)"
+        if settings.voltage_kv is not None or settings.energy_ev is not None:
+            return settings.voltage_kv is not None
+        if given is not None and settings.format != self.name:
+            raise ConfigError(
+                f"{path}: /dp may have the axes (n, kx, ky) of MATLAB or (n, ky, kx); expected a *_para.hdf5 beside "
+                "the file, which decides; set `voltage_kv` for (n, kx, ky) or `energy_ev` for (n, ky, kx)"
+            )
+        report.assumptions.append(
+            "/dp: electrons, with the axes (n, kx, ky) of MATLAB; `energy_ev` selects (n, ky, kx)"
         )
+        logger.warning("%s: %s", path, report.assumptions[-1])
+        return True
 
 
 def list_pair(path: Path) -> list[Path]:
@@ -110,18 +119,28 @@ def _has_positions(path: Path, *places: str) -> bool:
         return file.hdf5 is not None and file.hdf5.find(*places) is not None
 
 
-def _read_positions(tree: Hdf5File, report: InputReport) -> dict[str, Any]:
-    """Return positions, their unit, and the geometry of a ``*_para.hdf5``."""
+def _read_coordinates(tree: Hdf5File) -> NDArray[np.float64]:
+    """Return the scan positions (row, column) of a ``*_para.hdf5`` as stored."""
     columns = [tree.read(path, kinds="iuf", ndim=(1, 2)).astype(np.float64).reshape(-1) for path in POSITION_PATHS]
     if len(columns[0]) != len(columns[1]):
         raise DataError(
             f"{tree.path}: /ppY has {len(columns[0])} values and /ppX {len(columns[1])}; expected equal numbers"
         )
-    positions = np.stack(columns, 1)
-    finite = positions[np.isfinite(positions).all(1)]
-    if not len(finite):
+    if not np.isfinite(columns).all(0).any():
         raise DataError(f"{tree.path}: /ppX and /ppY hold no finite position; expected one per pattern")
-    electrons = bool(np.ptp(finite, axis=0).max() > MAX_SCAN_RANGE_M)
+    return np.stack(columns, 1)
+
+
+def _has_electrons(positions: NDArray[np.float64]) -> bool:
+    """Return True if the coordinates are in ångströms, by their range."""
+    finite = positions[np.isfinite(positions).all(1)]
+    return bool(np.ptp(finite, axis=0).max() > MAX_SCAN_RANGE_M)
+
+
+def _read_positions(tree: Hdf5File, report: InputReport) -> dict[str, Any]:
+    """Return positions, their unit, and the geometry of a ``*_para.hdf5``."""
+    positions = _read_coordinates(tree)
+    electrons = _has_electrons(positions)
     report.add("positions", "/ppY, /ppX", "Å" if electrons else "m", "(row, column) = (ppY, ppX)")
     report.assumptions.append(
         f"/ppX, /ppY: {'ångströms' if electrons else 'meters'}, by their range; files differ in the signs of the "

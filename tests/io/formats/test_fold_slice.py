@@ -1,4 +1,4 @@
-"""Pairs ``*_dp.hdf5`` and ``*_para.hdf5`` as MATLAB writes them."""
+"""Pairs ``*_dp.hdf5`` and ``*_para.hdf5``: electrons as MATLAB writes them, X-rays in C order."""
 
 import dataclasses
 from pathlib import Path
@@ -20,7 +20,7 @@ def _write_pair(folder: Path, positions: np.ndarray, *, shape: tuple[int, ...] =
     counts = rng.poisson(5, (len(positions), 16, 16)).astype(np.float32)
     counts[:, 3, 11] = rng.poisson(1500, len(positions))
     with h5py.File(folder / "data_roi0_dp.hdf5", "w") as file:
-        file["dp"] = counts.swapaxes(1, 2)
+        file["dp"] = counts.swapaxes(1, 2) if np.ptp(positions) > 1 else counts
     with h5py.File(folder / "data_roi0_para.hdf5", "w") as file:
         file["ppY"], file["ppX"] = positions[:, 0].reshape(shape), positions[:, 1].reshape(shape)
         for name, value in para.items():
@@ -55,6 +55,7 @@ def test_electrons_have_lengths_in_angstrom(tmp_path, positions):
     scan, report = read_input(path)
     assert scan.geometry.radiation == "electron"
     assert scan.geometry.wavelength_m == pytest.approx(1.97e-12)
+    assert (scan.amplitudes[:, 3, 11] > 30).all()
     assert scan.geometry.object_pixel_m == pytest.approx((0.25e-10, 0.25e-10))
     np.testing.assert_allclose(np.diff(scan.positions, axis=0), np.diff(positions, axis=0) / STEP_M, atol=1e-9)
     assert any("ångströms" in each for each in report.assumptions)
@@ -69,16 +70,18 @@ def test_voltage_and_object_pixel_may_be_settings(tmp_path, positions):
     assert scan.geometry.wavelength_m == pytest.approx(4.176e-12, rel=1e-3)
 
 
-def test_patterns_alone_require_a_file_that_decides_their_axes(tmp_path, positions):
+def test_patterns_alone_require_a_fact_that_decides_their_axes(tmp_path, positions):
     path = _write_pair(tmp_path, positions, dx=STEP_M)
     para = (tmp_path / "data_roi0_para.hdf5").rename(tmp_path / "elsewhere.hdf5")
     table = tmp_path / "positions.npz"
     np.savez(table, positions=positions)
+    settings = {"positions_file": table, "position_unit": "meter", "pixel_size": STEP_M}
     assert (load_scan(path, positions_file=para).amplitudes[:, 3, 11] > 30).all()
-    with pytest.raises(ConfigError, match="`format` to fold_slice"):
-        load_scan(path, positions_file=table, position_unit="meter", pixel_size=STEP_M)
-    scan = load_scan(path, positions_file=table, position_unit="meter", pixel_size=STEP_M, format="fold_slice")
-    assert (scan.amplitudes[:, 3, 11] > 30).all()
+    with pytest.raises(ConfigError, match="`voltage_kv` for"):
+        load_scan(path, **settings)
+    assert (load_scan(path, **settings, energy_ev=8000.0).amplitudes[:, 3, 11] > 30).all()
+    assert (load_scan(path, **settings, voltage_kv=80.0).amplitudes[:, 11, 3] > 30).all()
+    assert (load_scan(path, **settings, format="fold_slice").amplitudes[:, 11, 3] > 30).all()
     with pytest.raises(DataError, match="no scan positions"):
         load_scan(path)
 
