@@ -76,3 +76,15 @@ def real_file() -> Callable[[str], Path]:
         return path
 
     return get
+
+
+@pytest.fixture(scope="session")
+def check_peer() -> Callable[[str, Path, int], float]:
+    """Let a program read a file and return the relative error of its patterns; see `write_peer_files.py`."""
+
+    def check(name: str, path: Path, side: int) -> float:
+        outcome = run_peer(name, str(path), str(side))
+        assert outcome.returncode == 0, outcome.stderr[-2000:]
+        return float(outcome.stdout.splitlines()[-1])
+
+    return check

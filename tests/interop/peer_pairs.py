@@ -5,7 +5,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 from numpy.typing import NDArray
-from peer_xray import Intensities, make_ptychodus_input, require_frames, restore_origin
+from peer_xray import (
+    Intensities,
+    make_ptychodus_dataset,
+    make_ptychodus_input,
+    require_frames,
+    restore_origin,
+)
 from truth import DETECTOR_PIXEL_M, DISTANCE_M, PHOTON_ENERGY_EV, Truth, compute_intensities
 
 
@@ -27,6 +33,35 @@ def write_ptycho_fm(folder: Path, truth: Truth) -> Path:
     )
     reconstructor.export_training_data(folder / f"ptychofm_{truth.side}.hdf5", make_ptychodus_input(truth))
     return folder / f"ptychofm_{truth.side}_para.hdf5"
+
+
+def write_fold_slice(folder: Path, truth: Truth) -> Path:
+    """Write the patterns of a fold_slice pair with ptychodus, and the parameters that ptychodus reads beside them."""
+    from ptychodus.plugins.h5_diffraction_file import H5DiffractionFileWriter
+
+    path = folder / f"fold_slice_{truth.side}_dp.hdf5"
+    dataset = make_ptychodus_dataset(truth, np.zeros((truth.side, truth.side), bool))
+    H5DiffractionFileWriter(data_path="/dp").write(path, dataset)
+    with h5py.File(path.with_name(f"fold_slice_{truth.side}_para.hdf5"), "w") as file:
+        file["ppY"], file["ppX"] = (truth.positions.T - 40) * truth.object_pixel_m
+        file["lambda"], file["dx"] = truth.wavelength_m, truth.object_pixel_m
+    return path
+
+
+def simulate_fold_slice(path: Path, truth: Truth) -> Intensities:
+    """Read the pair with ptychodus and compute the patterns by the forward model of its products."""
+    from ptychodus.api.probe_positions import ProbePositionSequence
+    from ptychodus.plugins.fold_slice.position_file import FoldSlicePositionFileReader, read_fold_slice_parameters
+    from ptychodus.plugins.h5_diffraction_file import H5DiffractionFileReader
+
+    para = path.with_name(path.name.replace("_dp", "_para"))
+    dataset = H5DiffractionFileReader(data_path="/dp", detector_pixel_size_m=75e-6).read(path)
+    require_frames(np.concatenate([array.get_patterns() for array in dataset]), truth)
+    read: ProbePositionSequence = FoldSlicePositionFileReader().read(para)
+    meters = np.stack([read.get_coordinates_y_m(), read.get_coordinates_x_m()], axis=1)
+    pixel = read_fold_slice_parameters(para).object_pixel_size_m
+    positions = restore_origin(meters / pixel, truth)
+    return compute_intensities(truth.obj, truth.probe, np.round(positions))
 
 
 def write_ptychovit(folder: Path, truth: Truth) -> Path:

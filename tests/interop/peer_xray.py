@@ -146,9 +146,10 @@ def simulate_ptychodus(path: Path, truth: Truth) -> Intensities:
     from ptychodus.api.simulate.diffraction import generate_diffraction_data
 
     product = io.load_product(path)
-    assembled = io.load_diffraction_data(path.with_name("diffraction.h5"))
-    order = np.argsort(assembled.get_indexes())
-    require_frames(assembled.get_patterns()[order], truth)
+    diffraction = path.with_name("diffraction.h5")
+    if diffraction.exists():  # a result has none
+        assembled = io.load_diffraction_data(diffraction)
+        require_frames(assembled.get_patterns()[np.argsort(assembled.get_indexes())], truth)
     return normalize(generate_diffraction_data(product)._patterns, truth)
 
 

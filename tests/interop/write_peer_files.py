@@ -43,6 +43,7 @@ FILES = {
     "ptychodus_npz": PeerFile("ptychodus", "ptychodus", "peer_xray"),
     "ptychodus_training": PeerFile("ptychodus", "ptychodus", "peer_xray"),
     "ptychodus_ptychopinn": PeerFile("ptychodus", "ptychodus", "peer_xray"),
+    "fold_slice": PeerFile("ptychodus", "ptychodus", "peer_pairs"),
     "ptycho_fm": PeerFile("ptychodus", "ptychodus", "peer_pairs", simulator="ptychovit"),
     "ptychovit": PeerFile("ptycho.interop.ptychovit", "", "peer_pairs"),
     "nexus": PeerFile("nxptycho", "", "peer_pairs"),
