@@ -15,8 +15,12 @@ from typing import Any
 from ptycho_torch.commands.base import Invocation
 from ptycho_torch.config.data import DescribeConfig
 from ptycho_torch.config.input import collect_input_settings
+from ptycho_torch.core.deferred import call_deferred
+from ptycho_torch.core.observer import Observer
+from ptycho_torch.data.orientation_search import OrientationSearch
 from ptycho_torch.data.profile import Profile
 from ptycho_torch.io.profile import profile_scan_file
+from ptycho_torch.io.scan import load_scan
 
 
 def describe(
@@ -138,12 +142,23 @@ def _format_contract(profile: Profile) -> Iterator[str]:
         yield "  can be loaded: no MUST is broken"
 
 
+def find_file_orientation(config: DescribeConfig, observer: Observer) -> OrientationSearch:
+    """Return the orientation of the detector against the scan positions of ``config.file``."""
+    scan = load_scan(config.file, **collect_input_settings(config))
+    # Deferred, because the description alone needs no torch.
+    search: OrientationSearch = call_deferred(
+        "ptycho_torch.engines.orientation:find_orientation", scan, observer=observer
+    )
+    return search
+
+
 def run(config: DescribeConfig, invocation: Invocation) -> int:
     """Run the command and return the exit code."""
-    del invocation
     profile = describe(config.file, stats=config.stats, **collect_input_settings(config))
+    search = find_file_orientation(config, invocation.observer) if config.orientation and profile.valid else None
     if config.json:
-        print(json.dumps(profile.as_dict(), indent=2, sort_keys=True, allow_nan=False))
+        content = profile.as_dict() | ({} if search is None else {"orientation": search.to_dict()})
+        print(json.dumps(content, indent=2, sort_keys=True, allow_nan=False))
     else:
-        print(format_profile(profile))
+        print(format_profile(profile) + ("" if search is None else f"\n\n{search!r}"))
     return 0 if profile.valid else 1

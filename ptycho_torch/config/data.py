@@ -81,6 +81,11 @@ class DescribeConfig(ScanReadOptions):
     file: Path = option(MISSING, "scan file of any supported format to describe", group="Files", positional=True)
     json: bool = option(False, "print JSON; the same file gives the same bytes", group="Output")
     stats: bool = option(True, "read the arrays; with --no_stats, read only their headers", group="Output")
+    orientation: bool = option(
+        False,
+        "find flips and transpose of the detector, rotation and scale of the positions by short reconstructions",
+        group="Output",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +103,12 @@ class ConvertConfig(ScanReadOptions):
     )
     output_format: str | None = option(
         None, "name of the format to write, as in docs/formats.md", group="Files", default_help="by the suffix"
+    )
+    orientation: Literal["given", "auto"] = option(
+        "given",
+        "given: by the settings; auto: also find flips and transpose of the detector, rotation and scale of the "
+        "positions by short reconstructions, and apply them",
+        group="Patterns",
     )
 
 

@@ -116,7 +116,7 @@ class Comparison:
         """Run the search and return its result."""
         start = self.searcher.search()
         others = self.searcher.find_others(start)[:MAX_OTHERS]
-        with self.searcher.observe("comparison of orientations", 16 + len(others)):
+        with self.searcher.observe("comparison of orientations", 24 + len(others)):
             ranked = self._rank_others(start, others)
             probe = self._compare_probes(start)
             winner = self._refine(start, probe)

@@ -75,19 +75,19 @@ class MovingShadows:
             log.info("no two positions have a distance suitable to estimate the probe curvature; using 0")
             return 0.0
         displacements = self._displacements if linear_map is None else self._displacements @ linear_map.T
+        level = logging.INFO if linear_map is None else logging.DEBUG  # maps are tried by the dozen
         candidates = np.linspace(-MAX_MAGNIFICATION, MAX_MAGNIFICATION, 121)
         correlations = self._evaluate(displacements, candidates)
         best = int(correlations.argmax())
-        if correlations[best] < MIN_CORRELATION:
-            log.info(
-                "no moving shadow in the patterns (correlation %.2f); using no probe curvature", correlations[best]
-            )
+        peak = correlations[best]
+        if peak < MIN_CORRELATION:
+            log.log(level, "no moving shadow in the patterns (correlation %.2f); using no probe curvature", peak)
             return 0.0
         magnification = candidates[best]
         if 0 < best < len(candidates) - 1:
-            before, peak, after = correlations[best - 1 : best + 2]
+            before, _, after = correlations[best - 1 : best + 2]
             magnification += (after - before) / (2 * (2 * peak - before - after)) * (candidates[1] - candidates[0])
-        log.info("magnification of the shadows: %.3f (correlation %.2f)", magnification, correlations[best])
+        log.log(level, "magnification of the shadows: %.3f (correlation %.2f)", magnification, peak)
         return float(2 * np.pi * magnification / self.size)
 
     def _evaluate(self, displacements: NDArray[np.float64], candidates: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -3,12 +3,17 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ptycho_torch.io.scan import load_scan
+from ptycho_torch.commands.convert import convert as run_convert
+from ptycho_torch.config.data import ConvertConfig
+from ptycho_torch.data.orientation import Orientation
+from ptycho_torch.io.scan import load_scan, save_scan
+from ptycho_torch.simulation.scan import simulate_scan
 
 
 def convert(folder: Path, *words: str | Path) -> "subprocess.CompletedProcess[str]":
@@ -71,3 +76,14 @@ def test_measured_siemens_star_is_converted(tmp_path: Path) -> None:
     assert scan.photons_per_unit == 1
     total = np.square(scan.amplitudes, dtype=np.float64).sum((1, 2)).mean()
     assert total == pytest.approx(461_000, rel=0.01)
+
+
+@pytest.mark.slow
+def test_the_orientation_is_found_and_applied(tmp_path: Path) -> None:
+    scan = simulate_scan("tiny", seed=3, size=33, probe="zernike", object="texture")
+    stored = replace(
+        scan, amplitudes=np.ascontiguousarray(Orientation(True, False, True).inverse.apply(scan.amplitudes))
+    )
+    save_scan(tmp_path / "stored.npz", stored)
+    run_convert(ConvertConfig(source=tmp_path / "stored.npz", destination=tmp_path / "scan.npz", orientation="auto"))
+    np.testing.assert_array_equal(load_scan(tmp_path / "scan.npz").amplitudes, scan.amplitudes)
