@@ -26,13 +26,13 @@ from ptycho_torch.config.engines import ENGINES, PIE, EngineOptions, NetworkEngi
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.photons import photon_scale
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.initialization import make_gaussian_probe
 from ptycho_torch.engines.pipeline import PipelineRun
 from ptycho_torch.engines.state import make_vacuum_state
 from ptycho_torch.evaluation.alignment import fit_complex_scale
 from ptycho_torch.evaluation.fourier_error import compute_fourier_error
 from ptycho_torch.evaluation.metrics import compare_with_truth
 from ptycho_torch.io.scan import load_scan, save_scan
+from ptycho_torch.models.probe_estimation import make_gaussian_probe
 from ptycho_torch.physics.batch import scale_probe_to_photons
 from ptycho_torch.simulation.probes import make_incoherent_modes
 from ptycho_torch.simulation.scan import simulate_measurement

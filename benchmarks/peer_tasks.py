@@ -11,11 +11,12 @@ from ptycho_torch.config.engines import LSQML, PIE, EngineOptions
 from ptycho_torch.data.photons import photon_scale
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.initialization import make_gaussian_probe, set_num_modes
+from ptycho_torch.engines.initialization import set_num_modes
 from ptycho_torch.engines.state import ReconstructionState, make_vacuum_state
 from ptycho_torch.evaluation.alignment import align, crop_to_overlap, fit_complex_scale
 from ptycho_torch.evaluation.fourier_error import compute_fourier_error
 from ptycho_torch.evaluation.metrics import compute_nrmse, make_scanned_box_mask
+from ptycho_torch.models.probe_estimation import make_gaussian_probe
 from ptycho_torch.physics.batch import scale_probe_to_photons
 from ptycho_torch.simulation.probes import make_incoherent_modes
 from ptycho_torch.simulation.scan import simulate_measurement

@@ -14,18 +14,17 @@ from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.measurement_model import ProbeObjectView
-from ptycho_torch.engines.probe_estimation import estimate_curvature, estimate_width
 from ptycho_torch.engines.state import Measurement, ReconstructionState, make_vacuum_state
 from ptycho_torch.io.container import recognize_kind
 from ptycho_torch.io.inputs import read_probe
 from ptycho_torch.io.npz import read_arrays
 from ptycho_torch.io.scan import read_result_parts
+from ptycho_torch.models.probe_estimation import make_gaussian_probe
 from ptycho_torch.physics.batch import scale_probe_to_photons
 from ptycho_torch.physics.forward import from_patches
 from ptycho_torch.physics.noise import fit_amplitude_scale, select_scale_patterns
 from ptycho_torch.physics.probe import orthogonalize_modes
 from ptycho_torch.simulation.probes import make_incoherent_modes
-from ptycho_torch.simulation.wavefields import make_pixel_grid
 
 NEW_MODE_POWER_FRACTION = 0.02
 """Power of each added incoherent mode, as a fraction of the power of the probe."""
@@ -178,24 +177,6 @@ def set_num_modes(probe: Tensor, modes: int) -> Tensor:
         added = torch.from_numpy(shapes[len(ordered) :]).to(probe)
         ordered = torch.cat([ordered, added * (NEW_MODE_POWER_FRACTION * power).sqrt()])
     return ordered * (power / ordered.abs().square().sum()).sqrt()
-
-
-def make_gaussian_probe(scan: Scan, sigma: float | None, rng: np.random.Generator) -> NDArray[np.complex64]:
-    """Return a Gaussian probe (1, N, N) of arbitrary power whose curvature is estimated from the patterns.
-
-    A reconstruction that starts without curvature may never recover it: the object can absorb the curvature and fit
-    the patterns nearly as well.
-
-    Args:
-        scan: Patterns and positions; its probe is ignored.
-        sigma: Standard deviation of the amplitude in pixels. Default: estimated from the width of the patterns.
-        rng: Selects the patterns that are compared.
-    """
-    curvature = estimate_curvature(scan, rng)
-    sigma = estimate_width(scan, curvature) if sigma is None else sigma
-    log.info("initial probe: Gaussian, sigma %.2f pixels, curvature %.4f rad per square pixel", sigma, curvature)
-    y, x = make_pixel_grid(scan.size)
-    return np.exp((y**2 + x**2) * (0.5j * curvature - 0.5 / sigma**2))[None].astype(np.complex64)
 
 
 def make_initial_probe(spec: str, scan: Scan, rng: np.random.Generator) -> NDArray[np.complex64]:

@@ -18,7 +18,7 @@ from ptycho_torch.data.grouping import Indices, check_group_size
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.distributed.devices import select_precision
-from ptycho_torch.engines.initialization import make_gaussian_probe, paste_object
+from ptycho_torch.engines.initialization import paste_object
 from ptycho_torch.engines.runner import History
 from ptycho_torch.engines.stage import Stage, StageInput
 from ptycho_torch.engines.state import ReconstructionState
@@ -26,6 +26,7 @@ from ptycho_torch.engines.uncertainty import add_uncertainty
 from ptycho_torch.io.inputs import read_positions
 from ptycho_torch.models.calibration import ScanCalibration, select_calibration
 from ptycho_torch.models.onnx import load_onnx_network
+from ptycho_torch.models.probe_estimation import make_gaussian_probe
 from ptycho_torch.models.saved_model import Model, load_model
 from ptycho_torch.physics.position_refinement import check_position_bound
 from ptycho_torch.prediction.predict import compute_extra_margin, predict_scan

@@ -16,10 +16,10 @@ from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.cross_validation import predict_intensity
 from ptycho_torch.engines.initialization import fit_object_scale
 from ptycho_torch.engines.measurement_model import ProbeObjectView
-from ptycho_torch.engines.probe_estimation import MovingShadows, estimate_width
 from ptycho_torch.engines.registry import make_engine
 from ptycho_torch.engines.runner import EngineRunner
 from ptycho_torch.engines.state import ReconstructionState, make_measurement, make_vacuum_state
+from ptycho_torch.models.probe_estimation import MovingShadows, estimate_width
 from ptycho_torch.physics.batch import scale_probe_to_photons
 from ptycho_torch.physics.noise import Poisson, compute_deviance_floor, make_noise_model
 from ptycho_torch.simulation.wavefields import make_pixel_grid

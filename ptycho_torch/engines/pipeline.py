@@ -20,7 +20,7 @@ from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan, require_scan
 from ptycho_torch.data.scan_numbers import require_single_scan
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from ptycho_torch.engines.initialization import make_gaussian_probe, make_initial_state
+from ptycho_torch.engines.initialization import make_initial_state
 from ptycho_torch.engines.measurement_model import compute_coverage
 from ptycho_torch.engines.registry import compute_required_margin, make_holdout, make_stage
 from ptycho_torch.engines.stage import Stage, StageInput, StageRunner
@@ -28,6 +28,7 @@ from ptycho_torch.engines.state import ReconstructionState
 from ptycho_torch.evaluation.half_split import split_half_indices
 from ptycho_torch.evaluation.matching import INDICES_KEY, SOURCE_INDEX_KEY, match_patterns, select_patterns
 from ptycho_torch.models.checkpoint import load_checkpoint, save_checkpoint
+from ptycho_torch.models.probe_estimation import make_gaussian_probe
 from ptycho_torch.models.saved_model import Model
 
 log = logging.getLogger(__name__)

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ptycho_torch.core.deferred import call_deferred
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.data.canvas_size import check_canvas_size
 from ptycho_torch.data.grouping import HoldoutSplit, Indices, draw_groups, hold_out_region
 from ptycho_torch.data.photons import PhotonScale, photon_scale
 from ptycho_torch.data.scan import Scan
+from ptycho_torch.models.probe_estimation import make_gaussian_probe
 from ptycho_torch.models.saved_model import ScanRecord
 from ptycho_torch.physics.batch import Batch, make_batch, scale_probe_to_photons
 from ptycho_torch.training.batches import PatternGroups
@@ -116,9 +116,7 @@ def estimate_training_probe(scan: Scan, photons_per_unit: float) -> Tensor:
         "updates it; set `probe` or `teacher` for a better one",
         scan.source or "the scan",
     )
-    modes = call_deferred(
-        "ptycho_torch.engines.initialization:make_gaussian_probe", scan, None, np.random.default_rng(0)
-    )
+    modes = make_gaussian_probe(scan, None, np.random.default_rng(0))
     return scale_probe_to_photons(replace(scan, probe=modes), photons_per_unit)
 
 

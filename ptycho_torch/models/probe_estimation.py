@@ -1,4 +1,4 @@
-"""Curvature and width of an unknown probe, estimated from the patterns and positions of a scan."""
+"""An unknown probe, estimated as a Gaussian with the curvature and the width of the patterns of a scan."""
 
 import logging
 
@@ -33,6 +33,25 @@ PAIRS_PER_CHUNK = 64
 """Number of pairs per chunk, which bounds the memory."""
 
 log = logging.getLogger(__name__)
+
+
+def make_gaussian_probe(scan: Scan, sigma: float | None, rng: np.random.Generator) -> NDArray[np.complex64]:
+    """Return a Gaussian probe (1, N, N) of arbitrary power whose curvature is estimated from the patterns.
+
+    A reconstruction that starts without curvature may never recover it: the object can absorb the curvature and fit
+    the patterns nearly as well.
+
+    Args:
+        scan: Patterns and positions; its probe is ignored.
+        sigma: Standard deviation of the amplitude in pixels. Default: estimated from the width of the patterns.
+        rng: Selects the patterns that are compared.
+    """
+    curvature = estimate_curvature(scan, rng)
+    sigma = estimate_width(scan, curvature) if sigma is None else sigma
+    log.info("initial probe: Gaussian, sigma %.2f pixels, curvature %.4f rad per square pixel", sigma, curvature)
+    squares = np.square(np.arange(scan.size, dtype=np.float64) - scan.size // 2)
+    probe = np.exp((squares[:, None] + squares) * (0.5j * curvature - 0.5 / sigma**2))
+    return probe[None].astype(np.complex64)
 
 
 def estimate_curvature(scan: Scan, rng: np.random.Generator) -> float:

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from ptycho_torch.config.engines import ENGINES
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.initialization import make_gaussian_probe
 from ptycho_torch.engines.pipeline import PipelineRun
-from ptycho_torch.engines.probe_estimation import estimate_curvature, estimate_width
 from ptycho_torch.engines.state import make_vacuum_state
 from ptycho_torch.evaluation.metrics import compare_with_truth
+from ptycho_torch.models.probe_estimation import estimate_curvature, estimate_width, make_gaussian_probe
 from ptycho_torch.physics.batch import scale_probe_to_photons
 from ptycho_torch.simulation.objects import OBJECTS
 from ptycho_torch.simulation.probes import make_pixel_grid
