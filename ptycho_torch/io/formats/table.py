@@ -136,17 +136,17 @@ def _parse_row(line: str, separator: str | None) -> list[float] | None:
 def _choose_columns(table: Table, settings: InputSettings, path: Path, report: InputReport) -> tuple[int, int]:
     """Return the columns of y and x: from settings, from names, otherwise by the usual order."""
     count = table.values.shape[1]
-    keys = (settings.y_key, settings.x_key)
-    if (keys[0] is None) != (keys[1] is None):
+    y_key, x_key = settings.y_key, settings.x_key
+    if (y_key is None) != (x_key is None):
         raise ConfigError(f"{path}: one of `y_key` and `x_key` is given; expected both, names or numbers from 0")
-    if keys[0] is not None and keys[1] is not None:
-        chosen = tuple(_find_column(table, key, path, name) for key, name in zip(keys, ("y_key", "x_key"), strict=True))
+    if y_key is not None and x_key is not None:
+        y, x = _find_column(table, y_key, path, "y_key"), _find_column(table, x_key, path, "x_key")
     else:
-        named = (_find_named(table, "y"), _find_named(table, "x"))
-        chosen = named if None not in named else _guess_columns(table, count, report)
-    y, x = chosen
-    assert y is not None  # chosen
-    assert x is not None
+        named_y, named_x = _find_named(table, "y"), _find_named(table, "x")
+        if named_y is None or named_x is None:
+            y, x = _guess_columns(table, count, report)
+        else:
+            y, x = named_y, named_x
     label = ", ".join(table.names[each] if table.names else f"column {each}" for each in (y, x))
     report.add("positions", label, settings.position_unit or "", "(row, column)")
     return y, x
