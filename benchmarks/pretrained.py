@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ptycho_torch.config.engines import LSQML, PIE, EngineOptions
-from ptycho_torch.data.profile import compute_probe_diameter
+from ptycho_torch.data.extent import compute_probe_diameter
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.pipeline import Pipeline

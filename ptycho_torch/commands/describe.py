@@ -44,7 +44,13 @@ def describe(
 
 def format_profile(profile: Profile) -> str:
     """Return a profile as text, one item per line."""
-    parts = [_format_arrays(profile.arrays), _format_input(profile), _format_layout(profile), _format_contract(profile)]
+    parts = [
+        _format_arrays(profile.arrays),
+        _format_input(profile),
+        _format_layout(profile),
+        _format_findings(profile),
+        _format_contract(profile),
+    ]
     blocks = ["\n".join(lines) for lines in parts]
     return profile.file + "\n" + "\n\n".join(block for block in blocks if block)
 
@@ -131,6 +137,16 @@ def _format_lengths(geometry: dict[str, Any]) -> str:
 def _format_box(box: list[float]) -> str:
     top, bottom, left, right = (f"{edge:.1f}".removesuffix(".0") for edge in box)
     return f"rows {top} to {bottom}, columns {left} to {right}"
+
+
+def _format_findings(profile: Profile) -> Iterator[str]:
+    """Yield each fault of the scan with its evidence and the setting that corrects it."""
+    if profile.photons is not None:
+        yield "  findings     " + ("faults that end in a wrong image" if profile.findings else "none")
+    for finding in profile.findings:
+        rule = f" {finding['rule']}" if finding["rule"] else ""
+        yield f"    {finding['severity']:<7} {finding['name']}{rule}: {finding['evidence']}"
+        yield f"            set {finding['setting']}"
 
 
 def _format_contract(profile: Profile) -> Iterator[str]:

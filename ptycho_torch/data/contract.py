@@ -13,6 +13,7 @@ from ptycho_torch.config.base import AxisOrder, Measurement
 from ptycho_torch.core.errors import ContractError
 from ptycho_torch.data import recommended_rules, required_rules
 from ptycho_torch.data.layout import Arrays, compute_stack_size, find_diffraction_key, find_layout
+from ptycho_torch.data.measured_quantity import resolve_measurement
 
 
 class Violation(NamedTuple):
@@ -41,6 +42,8 @@ def find_violations(
     """
     plain = {key: array for key, array in arrays.items() if not array.dtype.hasobject}
     layout = find_layout(plain, axis_order, measurement)
+    if recommendations:
+        layout = resolve_measurement(plain, layout)
     broken = [
         *_label("MUST", required_rules.check_object_arrays(arrays)),
         *_label("MUST", required_rules.check_missing_keys(arrays)),

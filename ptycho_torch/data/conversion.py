@@ -24,6 +24,7 @@ from ptycho_torch.data.layout import (
     move_pattern_axis_first,
     normalize_probe_shape,
 )
+from ptycho_torch.data.measured_quantity import REASON_DECIDED, resolve_measurement
 from ptycho_torch.data.scan import Scan
 
 WARNING_RULES = ("R1", "R24", "R26", "R27", "R29")
@@ -56,14 +57,15 @@ def make_scan_from_arrays(
     """
     violations = find_violations(arrays, axis_order, measurement)
     raise_for_violations(violations, name)
-    layout = find_layout(arrays, axis_order, measurement)
+    layout = resolve_measurement(arrays, find_layout(arrays, axis_order, measurement))
     for violation in violations:
         if violation.rule in WARNING_RULES:
             logger.warning("%s: %s", name, violation.message)
     patterns = arrays[str(find_diffraction_key(arrays))]
     count = int(compute_stack_size(patterns, layout)[1] or 0)
     declared = layout.metadata.get("photons_per_unit")
-    if photons_per_unit is None and declared is None and layout.measurement == "counts":
+    is_declared = not layout.measurement_reason.startswith(REASON_DECIDED)
+    if photons_per_unit is None and declared is None and layout.measurement == "counts" and is_declared:
         declared = 1.0
     mask, labels, truth = (arrays.get(key) for key in ("mask", "Y", "objectGuess"))
     if truth is not None and truth.ndim != 2:

@@ -19,6 +19,8 @@ from ptycho_torch.data.coordinates import (
     estimate_coordinate_scale,
     is_inside,
 )
+from ptycho_torch.data.extent import compute_median_step, compute_probe_diameter
+from ptycho_torch.data.findings import find_faults
 from ptycho_torch.data.geometry import read_geometry
 from ptycho_torch.data.layout import (
     ArrayHeader,
@@ -29,6 +31,7 @@ from ptycho_torch.data.layout import (
     find_layout,
     normalize_probe_shape,
 )
+from ptycho_torch.data.measured_quantity import resolve_measurement
 from ptycho_torch.data.photons import photon_scale
 
 GEOMETRY_RULES = {"R2", "R5", "R6", "R7", "R11", "R12", "R13", "R14", "R15"}
@@ -70,6 +73,9 @@ class Profile:
     violations: list[dict[str, str]]
     """``rule``, ``level`` (MUST, SHOULD) and ``message`` of each broken rule."""
 
+    findings: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """``name``, ``severity``, ``evidence``, ``setting`` and ``rule`` (that the fault breaks, or None) of each fault."""
+
     input: dict[str, Any] | None = None
     """``format``, ``mapping`` (``field``, ``path``, ``unit``, ``conversion``), ``assumptions`` and ``missing``, for a
     file of another format; None for a file of the contract."""
@@ -80,7 +86,9 @@ class Profile:
     @property
     def valid(self) -> bool:
         """True if the file keeps every MUST and can be loaded."""
-        return all(violation["level"] != "MUST" for violation in self.violations)
+        return all(violation["level"] != "MUST" for violation in self.violations) and not any(
+            finding["rule"] for finding in self.findings
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the profile as JSON values; numbers that are not finite become None."""
@@ -110,9 +118,9 @@ def make_profile(
     arrays: Arrays = {**headers, **loaded}
     violations = find_violations(arrays, axis_order, measurement)
     plain = {key: array for key, array in arrays.items() if not array.dtype.hasobject}
-    layout = find_layout(plain, axis_order, measurement)
+    layout = resolve_measurement(plain, find_layout(plain, axis_order, measurement))
     broken = {violation.rule for violation in violations if violation.level == "MUST"}
-    photons = None
+    photons, findings = None, []
     if stats and not broken:
         scan = make_scan_from_arrays(loaded, name=name, axis_order=axis_order, measurement=measurement)
         scale = photon_scale(scan)
@@ -121,6 +129,7 @@ def make_profile(
             "per_pattern": scale.photons_per_pattern,
             "origin": scale.origin,
         }
+        findings = find_faults(scan)
     return Profile(
         file=name,
         arrays={key: _summarize_array(array) for key, array in arrays.items()},
@@ -131,6 +140,7 @@ def make_profile(
         object=_describe_object(loaded, layout) if stats and not broken & (GEOMETRY_RULES | {"R16"}) else None,
         metadata=layout.metadata,
         violations=[{"rule": v.rule, "level": v.level, "message": v.message} for v in violations],
+        findings=[dataclasses.asdict(finding) for finding in findings],
         geometry_m=_describe_lengths(layout.metadata),
     )
 
@@ -176,37 +186,6 @@ def _describe_geometry(arrays: Mapping[str, NDArray[Any]], layout: DiffractionLa
         "probe_diameter": diameter,
         "overlap": None if step is None or not diameter else 1 - step / diameter,
     }
-
-
-def compute_median_step(positions: NDArray[np.float64]) -> float | None:
-    """Return the median distance from a position to its nearest neighbor in pixels; None for a single position.
-
-    Args:
-        positions: (n, 2) (y, x) in pixels.
-    """
-    from scipy.spatial import cKDTree
-
-    if len(positions) < 2:
-        return None
-    distances, _ = cKDTree(positions).query(positions, k=2)
-    return float(np.median(distances[:, 1]))
-
-
-def compute_probe_diameter(probe: NDArray[Any]) -> float:
-    """Return the diameter in pixels of the uniform disk whose power has the same second moment as the probe's power.
-
-    A uniform disk of radius ρ has the mean squared distance ρ²/2 from its center, so the diameter is 2√2 times the
-    root mean square distance. Modes are added in power.
-
-    Args:
-        probe: (N, N) or (M, N, N) complex.
-    """
-    power = np.square(np.abs(probe.astype(np.complex128)))
-    power = power if power.ndim == 2 else power.sum(0)
-    power = power / power.sum()
-    rows, columns = np.arange(power.shape[0])[:, None], np.arange(power.shape[1])[None, :]
-    center_y, center_x = (power * rows).sum(), (power * columns).sum()
-    return float(2 * math.sqrt(2 * (power * ((rows - center_y) ** 2 + (columns - center_x) ** 2)).sum()))
 
 
 def _describe_object(arrays: Mapping[str, NDArray[Any]], layout: DiffractionLayout) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from ptycho_torch.data.layout import (
     move_pattern_axis_first,
     normalize_stack_shape,
 )
+from ptycho_torch.data.measured_quantity import REASON_DECIDED
 from ptycho_torch.data.required_rules import is_read_key
 
 Broken = Iterator[tuple[str, str]]
@@ -102,15 +103,19 @@ def _check_gaps(key: str, arrays: Arrays, layout: DiffractionLayout) -> Broken:
 
 
 def _check_undeclared_counts(key: str, array: NDArray[Any] | ArrayHeader, layout: DiffractionLayout) -> Broken:
-    if layout.measurement_reason != REASON_FLOATING_POINT or not isinstance(array, np.ndarray) or array.size == 0:
+    undeclared = layout.measurement_reason.startswith((REASON_FLOATING_POINT, REASON_DECIDED))
+    if not undeclared or not isinstance(array, np.ndarray) or array.size == 0:
         return
     sample = array.reshape(-1)[:1000]  # decides nearly every file without a pass over the whole array
     if (sample == np.rint(sample)).all() and array.max() > 1 and (array == np.rint(array)).all():
         yield (
             "R24",
-            f"{key} holds only whole numbers up to {array.max():g}, as counts do, and is read as amplitude; "
+            f"{key} holds only whole numbers up to {array.max():g}, as counts do, and is read as {layout.measurement}; "
             "set `measurement` to choose",
         )
+    elif layout.measurement == "counts":
+        reason = layout.measurement_reason.removeprefix(REASON_DECIDED)
+        yield "R24", f"{key} is read as intensities, because {reason}; set `measurement` to choose"
 
 
 def _check_corner_origin(

@@ -163,6 +163,8 @@ def _check_values(
             "R8",
             f"{key} is {array.dtype}, which may be counts or amplitudes; set `measurement` to counts or amplitude",
         )
+    if layout.measurement is None and array.dtype.kind == "f":
+        yield "R8", f"{key} is {array.dtype}: {layout.measurement_reason}; set `measurement` to counts or amplitude"
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.size == 0:
         return
     is_amplitude = layout.measurement != "counts"

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import ConfigError
+from ptycho_torch.data.extent import compute_median_step, compute_probe_diameter
 from ptycho_torch.data.grouping import find_nearest_groups
 from ptycho_torch.data.photons import PhotonScale, photon_scale
-from ptycho_torch.data.profile import compute_median_step, compute_probe_diameter
 from ptycho_torch.data.resample import bin_scan, check_resampled_size, compute_probe_power, crop_scan
 from ptycho_torch.data.scan import Scan
 

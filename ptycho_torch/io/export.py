@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.core.files import atomic_write
 from ptycho_torch.data.geometry import Geometry
-from ptycho_torch.data.photons import RELATIVE_ROUNDING_ERROR, photon_scale
+from ptycho_torch.data.lattice import RELATIVE_ROUNDING_ERROR
+from ptycho_torch.data.photons import photon_scale
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 

@@ -1,11 +1,14 @@
 """Read a scan from a file of any supported format, and write it."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ptycho_torch.config.input import InputSettings, make_input_settings
 from ptycho_torch.core.errors import ConfigError, DataError
+from ptycho_torch.data.findings import raise_for_faults
+from ptycho_torch.data.fixes import fix_scan
 from ptycho_torch.data.scan import Scan, require_scan
 from ptycho_torch.io.assemble import assemble_scan, finish_scan
 from ptycho_torch.io.container import open_input
@@ -14,6 +17,8 @@ from ptycho_torch.io.formats.generic import GenericFormat
 from ptycho_torch.io.formats.registry import find_scan_writer, recognize_format
 from ptycho_torch.io.npz import read_npz_scan, write_npz_scan
 from ptycho_torch.io.parts import InputReport, ScanParts
+
+logger = logging.getLogger(__name__)
 
 DIRECT_SETTINGS = {
     "format", "axis_order", "measurement", "photons_per_unit", "frames", "scan_index", "fix", "energy_ev", "voltage_kv",
@@ -47,7 +52,9 @@ def load_scan(path: str | Path, **settings: Any) -> Scan:
         DataError: the file cannot be read, or lacks patterns or positions.
         ContractError: the file breaks a MUST of ``specs/data_contracts.md``, whose number the error carries.
     """
-    return read_input(path, **settings).scan
+    scan = read_input(path, **settings).scan
+    raise_for_faults(scan)
+    return scan
 
 
 def read_input(path: str | Path, **settings: Any) -> InputScan:
@@ -60,9 +67,21 @@ def read_input(path: str | Path, **settings: Any) -> InputScan:
             measurement=options.measurement,
             photons_per_unit=options.photons_per_unit,
         )
-        return InputScan(finish_scan(scan, options), InputReport("npz"))
-    parts = read_parts(path, options)
-    return InputScan(assemble_scan(parts, options, path), parts.report)
+        report = InputReport("npz")
+        scan = finish_scan(scan, options)
+    else:
+        parts = read_parts(path, options)
+        report, scan = parts.report, assemble_scan(parts, options, path)
+    return InputScan(_fix(scan, report) if options.fix else scan, report)
+
+
+def _fix(scan: Scan, report: InputReport) -> Scan:
+    """Return the scan with the faults corrected that are safe to correct; the metadata list the corrections."""
+    fixed, applied = fix_scan(scan)
+    for text in applied:
+        logger.warning("%s: %s", scan.source, text)
+    report.assumptions.extend(applied)
+    return replace(fixed, metadata=fixed.metadata | {"fixes": applied})
 
 
 def is_read_directly(path: Path, options: InputSettings) -> bool:

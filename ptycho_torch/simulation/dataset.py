@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptycho_torch.core.errors import ConfigError
-from ptycho_torch.data.profile import compute_probe_diameter
+from ptycho_torch.data.extent import compute_probe_diameter
 from ptycho_torch.physics.forward import from_object, from_vacuum
 from ptycho_torch.physics.patches import split_positions
 from ptycho_torch.simulation.detector import draw_mask, draw_poisson_counts

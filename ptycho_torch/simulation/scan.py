@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ptycho_torch.config.base import require_not_negative, require_positive
 from ptycho_torch.config.values import require_type
 from ptycho_torch.core.errors import ConfigError
-from ptycho_torch.data.profile import compute_probe_diameter
+from ptycho_torch.data.extent import compute_probe_diameter
 from ptycho_torch.data.scan import Scan, check_scan
 from ptycho_torch.physics.forward import from_object
 from ptycho_torch.simulation.objects import OBJECTS

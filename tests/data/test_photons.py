@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ptycho_torch.core.errors import DataError
-from ptycho_torch.data.photons import MAX_SAMPLED_PIXELS, estimate_lattice_factor, photon_scale
+from ptycho_torch.data.lattice import MAX_SAMPLED_PIXELS, estimate_lattice_factor
+from ptycho_torch.data.photons import photon_scale
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.scan import load_scan
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ptycho_torch.data.profile import compute_median_step, compute_probe_diameter
+from ptycho_torch.data.extent import compute_median_step, compute_probe_diameter
 
 
 @pytest.mark.parametrize("diameter", [9.0, 20.5])

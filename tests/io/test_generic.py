@@ -60,7 +60,7 @@ def test_settings_give_keys_axes_and_units(legacy_arrays: Make, write_npz: Write
         "O": arrays["objectGuess"],
         "px": arrays["xcoords"] * 2e-8,
         "py": arrays["ycoords"] * 2e-8,
-        "good": np.eye(8),
+        "good": 1 - np.eye(8),
     }
     result = convert(
         write_npz(foreign),
@@ -76,7 +76,7 @@ def test_settings_give_keys_axes_and_units(legacy_arrays: Make, write_npz: Write
     )
     np.testing.assert_allclose(result.amplitudes, np.moveaxis(arrays["diffraction"], 2, 0), rtol=1e-6)
     np.testing.assert_allclose(result.positions[:, 1], arrays["xcoords"], rtol=1e-12)
-    np.testing.assert_array_equal(result.mask, np.eye(8, dtype=bool))
+    np.testing.assert_array_equal(result.mask, ~np.eye(8, dtype=bool))
     assert result.truth is not None
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ptycho_torch.core.errors import ConfigError
-from ptycho_torch.data.profile import compute_median_step, compute_probe_diameter
+from ptycho_torch.data.extent import compute_median_step, compute_probe_diameter
 from ptycho_torch.physics.forward import from_object
 from ptycho_torch.physics.patches import check_patches_inside, split_positions
 from ptycho_torch.simulation.dataset import SimulatedBatch, SimulatedDataset, SimulatedDatasetSettings, crop_randomly

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ptycho_torch.core.errors import ConfigError
-from ptycho_torch.data.profile import compute_median_step, compute_probe_diameter
+from ptycho_torch.data.extent import compute_median_step, compute_probe_diameter
 from ptycho_torch.io.scan import load_scan
 from ptycho_torch.simulation.objects import FIXED_OBJECTS, OBJECTS
 from ptycho_torch.simulation.probes import PROBES, make_incoherent_modes

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ptycho_torch.config.input import InputSettings
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.geometry import Geometry
-from ptycho_torch.data.photons import RELATIVE_ROUNDING_ERROR
+from ptycho_torch.data.lattice import RELATIVE_ROUNDING_ERROR
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.container import InputFile, open_input
 from ptycho_torch.io.export import compute_photons, make_object_canvas, require_object_pixel, write_hdf5

@@ -1,0 +1,70 @@
+"""Correction of the faults of a scan that are safe to correct."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from ptycho_torch.core.errors import DataError
+from ptycho_torch.data.detector import combine_masks, fit_window
+from ptycho_torch.data.findings import Faults, locate_faults
+from ptycho_torch.data.scan import Scan
+
+
+def fix_scan(scan: Scan) -> tuple[Scan, list[str]]:
+    """Correct faults of a scan and return it with a list of the corrections; a scan without faults is unchanged.
+
+    Frames and positions that are outliers are left out, and ``source_index`` keeps the indices of the others. Bad and
+    saturated pixels are masked. Patterns whose zero frequency is not at N//2 are moved by whole pixels, with masked
+    pixels where the detector ends, and a probe with a corner origin is centered.
+
+    Raises:
+        DataError: no frame remains.
+    """
+    faults = locate_faults(scan)
+    scan, applied = _mask_pixels(scan, faults)
+    scan, moved = _move_center(scan, faults)
+    scan, dropped = _drop_outliers(scan, faults)
+    return scan, applied + moved + dropped
+
+
+def _mask_pixels(scan: Scan, faults: Faults) -> tuple[Scan, list[str]]:
+    applied = []
+    bad = faults.bad_pixels.combined
+    if bad.any():
+        scan = replace(scan, mask=combine_masks(scan.mask, ~bad))
+        applied.append(f"masked pixels: {faults.bad_pixels.describe()}")
+    if faults.markers is not None:
+        markers = faults.markers
+        constant = bool((markers.any(0) == markers.all(0)).all())
+        scan = replace(scan, mask=combine_masks(scan.mask, ~markers.any(0) if constant else ~markers))
+        applied.append(f"masked saturated values: {int(markers.sum())} on {int(markers.any(0).sum())} pixels")
+    return scan, applied
+
+
+def _move_center(scan: Scan, faults: Faults) -> tuple[Scan, list[str]]:
+    applied = []
+    if faults.corner_probe and scan.probe is not None:
+        scan = replace(scan, probe=np.fft.fftshift(scan.probe, axes=(-2, -1)))
+        applied.append("centered the probe, which had a corner origin")
+    if faults.center is not None:
+        center = (faults.center.row, faults.center.column)
+        amplitudes, mask = fit_window(scan.amplitudes, scan.mask, center, scan.size)
+        if mask is None or mask.any():
+            scan = replace(scan, amplitudes=np.ascontiguousarray(amplitudes), mask=mask)
+            applied.append(f"moved zero frequency from ({center[0]:.1f}, {center[1]:.1f}) to N//2")
+    return scan, applied
+
+
+def _drop_outliers(scan: Scan, faults: Faults) -> tuple[Scan, list[str]]:
+    outliers = np.union1d(faults.frames.indices, faults.positions)
+    if not len(outliers):
+        return scan, []
+    kept = np.setdiff1d(np.arange(len(scan)), outliers)
+    if not len(kept):
+        raise DataError(
+            f"{scan.source or 'scan'}: every pattern is an outlier; expected a scan with some good patterns"
+        )
+    if scan.source_index is None:
+        scan = replace(scan, source_index=np.arange(len(scan)))
+    listed = ", ".join(map(str, outliers.tolist()))
+    return scan.select(kept), [f"left out {len(outliers)} outlier patterns: {listed}"]
