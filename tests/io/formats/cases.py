@@ -187,7 +187,7 @@ class Case:
     sizes: tuple[int, ...] = (16, 15)
     patterns_path: str = ""
     """Path of the patterns, ``FILE:/path`` or ``/path`` in the file that is read, for the tests of bad files; empty:
-    not HDF5."""
+    not HDF5, or another file has them too."""
 
     positions_path: str = ""
     """Path of the positions, as ``patterns_path``."""

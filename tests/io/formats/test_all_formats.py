@@ -10,6 +10,7 @@ from cases_beamlines import CASES as BEAMLINE_CASES
 from cases_electron import ELECTRON_CASES
 from cases_generic import CASES as GENERIC_CASES
 from cases_matlab import MATLAB_CASES
+from cases_photons import PHOTON_CASES
 
 from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.io.container import open_input
@@ -22,6 +23,7 @@ CASES = [
     *GENERIC_CASES,
     *MATLAB_CASES,
     *ELECTRON_CASES,
+    *PHOTON_CASES,
 ]
 
 PARAMETERS = [pytest.param(case, size, id=f"{case.name}-{size}") for case in CASES for size in case.sizes]
