@@ -14,11 +14,13 @@ PIXEL_GEOMETRY = ("wavelength_m", "object_pixel_m")
 
 
 def write_pair(folder: Path, truth: Truth) -> Path:
-    """Write a pair of fold_slice and return the path of its patterns."""
-    length = 1e-10 if truth.geometry.radiation == "electron" else 1.0
+    """Write a pair of fold_slice and return the path of its patterns, which MATLAB wrote if they are of electrons."""
+    electrons = truth.geometry.radiation == "electron"
+    length = 1e-10 if electrons else 1.0
     y, x = truth.positions_m.T / length
     with h5py.File(folder / "data_roi0_dp.hdf5", "w") as file:
-        file["dp"] = truth.counts.astype(np.float32).swapaxes(1, 2)
+        counts = truth.counts.astype(np.float32)
+        file["dp"] = counts.swapaxes(1, 2) if electrons else counts
     with h5py.File(folder / "data_roi0_para.hdf5", "w") as file:
         file["ppX"], file["ppY"] = x, y
         file["dx"], file["lambda"] = truth.pixel_m[0] / length, (truth.geometry.wavelength_m or 0) / length
