@@ -114,9 +114,11 @@ def select_scan_index(scan: Scan, number: int) -> Scan:
 def _require_far_field(parts: ScanParts, settings: InputSettings, name: str) -> None:
     del settings
     if parts.geometry.propagation == "near_field":
+        places = [entry.path for entry in parts.report.mapping if entry.field == "propagation"]
+        evidence = f" by {places[0]}" if places else ""
         raise DataError(
-            f"{name}: the patterns are a near field; expected far-field patterns, the only propagation of the forward "
-            "model of this version"
+            f"{name}: the patterns are a near field{evidence}; expected far-field patterns, the only propagation "
+            "of the forward model of this version"
         )
 
 

@@ -33,6 +33,18 @@ def test_a_result_of_ptypy_of_2020_is_a_reconstruction(real_file: RealFile) -> N
     assert (corners + 128 <= result.object.shape).all()
 
 
+def test_the_near_field_of_cdtools_is_refused(real_file: RealFile) -> None:
+    """State the evidence, which is only the name of the file."""
+    with pytest.raises(DataError, match=r"near field by the name of the file; expected far-field patterns"):
+        pt.load_scan(real_file("PETRAIII_P25_Near_Field_Ptycho.cxi"))
+
+
+def test_the_smallest_cxi_file_lacks_only_positions(real_file: RealFile) -> None:
+    """Read its one frame of 50 × 100 pixels and name the setting that gives positions."""
+    with pytest.raises(DataError, match=r"no scan positions.*`positions_file`"):
+        pt.load_scan(real_file("minimal.cxi"))
+
+
 @pytest.mark.parametrize("name", ["dls_i08_probe.ptyr", "probe_PSI.mat"])
 def test_a_file_with_only_a_probe_is_not_taken_for_a_scan(name: str, real_file: RealFile) -> None:
     """Name the setting that gives the patterns."""

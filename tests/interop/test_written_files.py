@@ -23,6 +23,7 @@ pytestmark = pytest.mark.interop
 CheckFile = Callable[[str, Path, int], float]
 
 SCANS = (
+    ("cdtools", "scan.cxi", None),
     ("ptychodus", "product.h5", "ptychodus"),
     ("ptypy", "scan.ptyd", None),
     ("ptylab", "scan.hdf5", "ptylab"),
