@@ -60,9 +60,8 @@ def main() -> None:
         arguments.object, "structured", "spiral", arguments.size, arguments.patterns, arguments.overlap, 0.3, 2, 1e6
     )
     true = simulate_imperfect_scan(settings, Imperfections())
-    print(
-        "| engine | NRMSE | position error (px) | R (floor) | held-out deviance (floor) | CPU s |\n|---|---|---|---|---|---|"
-    )
+    print("| engine | NRMSE | position error (px) | R (floor) | held-out deviance (floor) | CPU s |")
+    print("|---" * 6 + "|", flush=True)
     for engine in arguments.engines:
         started = time.process_time()
         options = ENGINES[engine](epochs=arguments.epochs, **ALL_UNKNOWNS)  # type: ignore[arg-type]

@@ -204,6 +204,8 @@ def _correlate_half_scans(halves: Sequence[PipelineRun], observer: Observer) -> 
 def _collect_run_settings(config: ReconstructConfig, scan: Scan, photons_per_unit: float) -> dict[str, Any]:
     """Return the settings that must be equal for a resumed run to equal an uninterrupted one."""
     free = {"output_dir", "resume", "report", "half_scan_frc", "quiet", "debug", "scan", "device", "save_as"}
+    if not config.then:
+        free |= {"epochs"}  # more epochs extend the run; in a chain the stages after it depend on it
     settings = {name: value for name, value in to_plain(config).items() if name not in free}
     return settings | {"scan": f"{scan.digest()} at {photons_per_unit:.9g} photons"}
 

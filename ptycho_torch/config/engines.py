@@ -129,6 +129,14 @@ class IterativeOptions(EngineOptions):
     update_background: bool = option(
         False, "fit a background that is the same in all patterns", group="Nuisance parameters"
     )
+    position_model: Literal["free", "affine"] = option(
+        "free",
+        "free: each position by itself; affine: all positions by one scale, rotation and shear",
+        group="Positions",
+    )
+    update_intensity: bool = option(
+        False, "fit the power of the probe in each pattern, for sources that fluctuate", group="Nuisance parameters"
+    )
     background_start: float = internal(
         0.3, "fraction of the run after which the background is fitted: an earlier fit takes up errors of the object"
     )
@@ -155,7 +163,7 @@ class IterativeOptions(EngineOptions):
     @property
     def fixed_probe(self) -> bool:
         """Return True if the probe at every position stays the same during the run."""
-        return not (self.update_probe or self.update_positions)
+        return not (self.update_probe or self.update_positions or self.update_intensity)
 
     def resolve_batch_size(self, patterns: int) -> int:
         """Return the patterns per batch for a scan of so many ``patterns``."""
@@ -166,25 +174,13 @@ class IterativeOptions(EngineOptions):
 @document_settings
 @dataclass(frozen=True, kw_only=True)
 class RefinementOptions(IterativeOptions):
-    """Options of the engines that refine positions, background and intensities from their exit wave updates."""
+    """Options of the engines that refine positions from their exit wave updates."""
 
     position_method: Literal["gradient", "correlation"] = option(
         "gradient",
         "estimator of the displacements: gradient, by least squares; correlation, by cross-correlation peaks",
         group="Positions",
     )
-    position_model: Literal["free", "affine"] = option(
-        "free",
-        "free: each position by itself; affine: all positions by one scale, rotation and shear",
-        group="Positions",
-    )
-    update_intensity: bool = option(
-        False, "fit the power of the probe in each pattern, for sources that fluctuate", group="Nuisance parameters"
-    )
-
-    @property
-    def fixed_probe(self) -> bool:
-        return super().fixed_probe and not self.update_intensity
 
 
 def _require_momentum(momentum: float | None) -> None:

@@ -78,11 +78,15 @@ def estimate_noise_floor(
         state: the estimate, whose rates determine the noise.
         patterns: number of patterns, spread over the scan, that are evaluated.
     """
-    chosen = torch.linspace(0, len(measurement) - 1, min(patterns, len(measurement))).round().long()
+    included = state.find_included()
+    chosen = included[torch.linspace(0, len(included) - 1, min(patterns, len(included))).round().long()]
     rates = predict_intensity(ProbeObjectView(state), chosen)
     sums = sum_amplitude_errors(rates, measurement.counts[chosen], measurement.select_mask(chosen))
     floor = float(sums.expected_squared_error.sum())
-    return floor / measurement.photons * len(measurement) / len(chosen)
+    photons = measurement.photons
+    if len(included) < len(measurement):
+        photons = float(measurement.counts[included].sum(dtype=torch.float64))
+    return floor / max(photons, 1e-30) * len(included) / len(chosen)
 
 
 def predict_intensity(view: ProbeObjectView, indices: Tensor) -> Tensor:

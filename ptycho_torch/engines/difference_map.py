@@ -52,9 +52,22 @@ class ProjectionEngine(Engine):
         self.refiner = NuisanceRefiner(self.model, without_probe, POSITION_STEP_FACTOR)
         self.refiner.positions.keeps_affine_part = options.update_probe
         self.ambiguity_fix = AmbiguityFix(state)
-        self._batches = torch.arange(len(measurement)).split(options.resolve_batch_size(len(measurement)))
+        self._all_batches = torch.arange(len(measurement)).split(options.resolve_batch_size(len(measurement)))
         self._divisor = self._compute_divisor()
-        self._waves = torch.cat([self._predict_waves(batch) for batch in self._batches])
+        self._waves = torch.cat([self._predict_waves(batch) for batch in self._all_batches])
+
+    @property
+    def _batches(self) -> tuple[Tensor, ...]:
+        """Batches of the patterns that are not excluded."""
+        return self.state.find_included().split(len(self._all_batches[0]))
+
+    def handle_exclusion(self) -> None:
+        self._divisor = self._compute_divisor()
+        self.solve_object()
+        excluded = self.state.excluded.nonzero()[:, 0]
+        if len(excluded):  # their waves do not contradict the object if the patterns return
+            self._waves = self._waves.clone()
+            self._waves[excluded] = self._predict_waves(excluded)
 
     @abstractmethod
     def compute_next_waves(self, waves: Tensor, overlap: Tensor, corrected: Tensor, progress: float) -> Tensor:
@@ -98,7 +111,7 @@ class ProjectionEngine(Engine):
             [
                 self._waves[batch]
                 + compute_detector_waves(self.model.extract(difference, batch), self.model.probes(batch))
-                for batch in self._batches
+                for batch in self._all_batches
             ]
         )
 
@@ -160,7 +173,7 @@ class ProjectionEngine(Engine):
         self._divisor = self._compute_divisor()
 
     def reset(self) -> None:
-        self._waves = torch.cat([self._predict_waves(batch) for batch in self._batches])
+        self._waves = torch.cat([self._predict_waves(batch) for batch in self._all_batches])
 
 
 class DifferenceMapEngine(ProjectionEngine):

@@ -9,6 +9,7 @@ from torch import Tensor
 from ptycho_torch.config.engines import Gradient
 from ptycho_torch.engines.leaf_optimizer import LeafOptimizer
 from ptycho_torch.engines.measurement_model import MeasurementModel
+from ptycho_torch.engines.nuisance import MAX_INTENSITY_RATIO, apply_intensity_ratios
 from ptycho_torch.engines.runner import Engine
 from ptycho_torch.engines.state import Measurement, ReconstructionState
 from ptycho_torch.physics.forward import from_patches, shift_probe
@@ -73,7 +74,7 @@ class GradientEngine(Engine):
         self.full_batch = options.optimizer == "lbfgs"
         self.patterns_per_step = len(measurement) if self.full_batch else options.resolve_batch_size(len(measurement))
         self.model = MeasurementModel(measurement, state, fixed_probe=options.fixed_probe)
-        self._initial_positions = state.positions
+        self._initial_positions, self._initial_intensities = state.positions, state.intensities
         self._update_units()
         updated = [name for name in ("probe", "background", "positions") if getattr(options, f"update_{name}")]
         self.leaves = {name: self._encode(name).requires_grad_() for name in ("object", *updated)}
@@ -112,6 +113,7 @@ class GradientEngine(Engine):
         }
         self._active = [name for name in self.leaves if not inactive.get(name, False)]
         self._num_processed = 0
+        self._intensity_ratios = torch.ones_like(self.state.intensities)
         self._encode_leaves()
         for leaf in self.leaves.values():
             leaf.grad = None
@@ -125,9 +127,14 @@ class GradientEngine(Engine):
         return misfit
 
     def end_epoch(self, epoch: int, progress: float) -> None:
-        is_complete = self._num_processed == len(self.measurement)  # otherwise the gradient lacks patterns
+        is_complete = self._num_processed == len(self.state.find_included())  # otherwise the gradient lacks patterns
         if self._epoch_optimizer and is_complete:
             self._step_optimizer(self._epoch_optimizer, progress)
+        if self.options.update_intensity and epoch:
+            self.state.intensities = apply_intensity_ratios(
+                self.state.intensities, self._intensity_ratios, self._initial_intensities, self._initial_positions
+            )
+            self.model.refresh()
 
     def differentiate(self, indices: Tensor) -> float:
         """Add the gradient of the loss of a batch to the gradients of the leaves.
@@ -149,6 +156,8 @@ class GradientEngine(Engine):
         mask = self.measurement.select_mask(indices)
         if mask is not None:
             deviance, misfit = (torch.where(mask, pixels, torch.zeros_like(pixels)) for pixels in (deviance, misfit))
+        if self.options.update_intensity:
+            self._intensity_ratios[indices] = self._fit_intensity_ratios(intensity.detach(), counts, mask)
         loss = deviance.sum() / DEVIANCE_CURVATURE
         if self.options.tv or self.options.smoothness:
             loss = loss + len(indices) / len(self.measurement) * self._compute_penalty(unknowns["object"])
@@ -164,6 +173,16 @@ class GradientEngine(Engine):
         else:
             probes = self.model.probes(indices)
         return from_patches(patches, probes, unknowns["background"]).intensity
+
+    def _fit_intensity_ratios(self, intensity: Tensor, counts: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the factor (b,) on the photons of each pattern above the background, by weighted least squares."""
+        signal, weight = intensity - self.state.background, 1 / (intensity + 1)
+        products = torch.stack([signal * (counts - self.state.background), signal.square()]) * weight
+        if mask is not None:
+            products = torch.where(mask, products, torch.zeros_like(products))
+        product, square = products.sum((-2, -1))
+        ratio = product / square.clamp_min(torch.finfo(square.dtype).tiny)
+        return ratio.clamp(1 / MAX_INTENSITY_RATIO, MAX_INTENSITY_RATIO)
 
     def _compute_penalty(self, obj: Tensor) -> Tensor:
         """Return the weighted regularizers of the object."""
@@ -204,10 +223,12 @@ class GradientEngine(Engine):
     def limit_positions(self, positions: Tensor) -> Tensor:
         """Return ``positions`` (n, 2) within the bound and with their patches on the canvas."""
         canvas = self.state.canvas
+        options = self.options
         displacements = positions - self._initial_positions
-        if self.options.update_probe:  # see PositionRefiner
-            displacements = remove_affine_part(displacements, self._initial_positions)
-        displacements = limit_displacements(displacements, self.options.position_bound)
+        if options.update_probe or options.position_model == "affine":  # see PositionRefiner
+            rest = remove_affine_part(displacements, self._initial_positions)
+            displacements = displacements - rest if options.position_model == "affine" else rest
+        displacements = limit_displacements(displacements, options.position_bound, options.position_model)
         low = positions.new_tensor(canvas.origin) + self.state.size // 2
         high = low + positions.new_tensor(canvas.shape) - self.state.size
         return torch.minimum(torch.maximum(self._initial_positions + displacements, low), high)
@@ -278,10 +299,12 @@ class GradientEngine(Engine):
 
     def state_dict(self) -> dict[str, Tensor]:
         states = [optimizer.state_dict() for optimizer in self._optimizers]
-        return {"start": self._initial_positions} | {name: tensor for state in states for name, tensor in state.items()}
+        initial = {"start": self._initial_positions, "initial_intensities": self._initial_intensities}
+        return initial | {name: tensor for state in states for name, tensor in state.items()}
 
     def load_state_dict(self, memory: dict[str, Tensor]) -> None:
         self._initial_positions = memory["start"]
+        self._initial_intensities = memory.get("initial_intensities", self._initial_intensities)
         for optimizer in self._optimizers:
             optimizer.load_state_dict(memory)
 

@@ -22,7 +22,7 @@ from ptycho_torch.io.scan import read_result_parts
 from ptycho_torch.models.probe_estimation import make_gaussian_probe
 from ptycho_torch.physics.batch import scale_probe_to_photons
 from ptycho_torch.physics.forward import from_patches
-from ptycho_torch.physics.noise import fit_amplitude_scale, select_scale_patterns
+from ptycho_torch.physics.noise import fit_amplitude_scale, masked_sum, select_scale_patterns
 from ptycho_torch.physics.probe import orthogonalize_modes
 from ptycho_torch.simulation.probes import make_incoherent_modes
 
@@ -158,10 +158,24 @@ def fit_object_scale(measurement: Measurement, state: ReconstructionState) -> fl
     The fit uses patterns spread over the scan. It removes the arbitrary unit of an initial object, which would cost
     several epochs otherwise.
     """
-    chosen = select_scale_patterns(len(measurement))
+    included = state.find_included()
+    chosen = included[select_scale_patterns(len(included))]
     view = ProbeObjectView(state)
+    if bool(state.background.any()):
+        return _fit_scale_above_background(measurement, state, view, chosen)
     fields = from_patches(view.patches(chosen), view.probes(chosen), state.background)
     return fit_amplitude_scale(fields.intensity, measurement.counts[chosen], measurement.select_mask(chosen))
+
+
+def _fit_scale_above_background(
+    measurement: Measurement, state: ReconstructionState, view: ProbeObjectView, chosen: Tensor
+) -> float:
+    """Return the factor on the object that fits the photons of the patterns ``chosen`` (m,) above the background."""
+    fields, mask = from_patches(view.patches(chosen), view.probes(chosen)), measurement.select_mask(chosen)
+    excess = measurement.counts[chosen] - state.background
+    signal, _ = masked_sum(excess.double(), mask)
+    predicted, _ = masked_sum(fields.intensity.double(), mask)
+    return float((signal / predicted).sqrt()) if signal > 0 and predicted > 0 else 1.0
 
 
 def set_num_modes(probe: Tensor, modes: int) -> Tensor:

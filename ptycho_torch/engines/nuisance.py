@@ -27,8 +27,8 @@ class NuisanceRefiner:
     rough object and returns it slowly.
 
     Intensities: the least-squares factor c of ``c ψ`` against the updated exit wave gives the intensity ratio c² of
-    each pattern. The intensities keep a mean of one and no slow variation over the field: patterns barely distinguish a
-    source that fades from an object that darkens, and the two would drift apart.
+    each pattern. The intensities keep a mean of one, and their changes no slow variation over the field: patterns
+    barely distinguish a source that fades from an object that darkens, and the two would drift apart.
 
     Args:
         model: The measurement model of the engine.
@@ -52,6 +52,7 @@ class NuisanceRefiner:
             keeps_affine_part=options.update_probe,
         )
         self.ambiguity_fix = AmbiguityFix(model.state)
+        self.initial_intensities = model.state.intensities
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
@@ -89,8 +90,8 @@ class NuisanceRefiner:
         moved = self.positions.end_epoch()
         scaled = bool((self._intensity_ratios != 1).any())
         if scaled:
-            state.intensities = remove_slow_variation(
-                state.intensities * self._intensity_ratios, self.positions.initial_positions
+            state.intensities = apply_intensity_ratios(
+                state.intensities, self._intensity_ratios, self.initial_intensities, self.positions.initial_positions
             )
         if moved or scaled:
             self.model.refresh()
@@ -101,11 +102,13 @@ class NuisanceRefiner:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the tensors of a checkpoint."""
-        return self.positions.state_dict() | self.ambiguity_fix.state_dict()
+        own = {"initial_intensities": self.initial_intensities}
+        return own | self.positions.state_dict() | self.ambiguity_fix.state_dict()
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Restore the tensors that :meth:`state_dict` returned, after the state was restored."""
         self.positions.load_state_dict(tensors)
+        self.initial_intensities = tensors.get("initial_intensities", torch.ones_like(self.initial_intensities))
         self.ambiguity_fix.load_state_dict(tensors)
         self._begin_epoch()
         if self.options.update_positions or self.options.update_intensity:
@@ -157,6 +160,12 @@ def estimate_intensity_ratios(update: ExitWaveUpdate) -> Tensor:
     power = torch.linalg.vecdot(exit_waves, exit_waves)
     ratio = 1 + projection / power.clamp_min(torch.finfo(power.dtype).tiny)
     return ratio.clamp_min(0).square().clamp(1 / MAX_INTENSITY_RATIO, MAX_INTENSITY_RATIO)
+
+
+def apply_intensity_ratios(intensities: Tensor, ratios: Tensor, initial: Tensor, positions: Tensor) -> Tensor:
+    """Return ``intensities * ratios`` with a mean of one, without slow variation relative to ``initial``, (n,) each."""
+    intensities = initial * remove_slow_variation(intensities * ratios / initial, positions)
+    return intensities / intensities.mean()
 
 
 def remove_slow_variation(intensities: Tensor, positions: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ptycho_torch.engines.initialization import make_initial_state
 from ptycho_torch.engines.measurement_model import compute_coverage
 from ptycho_torch.engines.registry import compute_required_margin, make_holdout, make_stage
+from ptycho_torch.engines.runner import EngineRunner, History
 from ptycho_torch.engines.stage import Stage, StageInput, StageRunner
 from ptycho_torch.engines.state import ReconstructionState
 from ptycho_torch.evaluation.half_split import split_half_indices
@@ -373,13 +374,31 @@ class PipelineRun:
         uncertainty = stored.pop("uncertainty", None)
         self.uncertainty = None if uncertainty is None else uncertainty.numpy()
         tensors = {name: tensor.to(self.device) for name, tensor in stored.items()}
-        tensors |= {name: tensors[name].cpu() for name in tensors if name.endswith("positions")}
+        tensors |= {name: tensors[name].cpu() for name in tensors if name.endswith(("positions", "excluded"))}
         self.num_finished_stages, self.history = record["finished"], record["history"]
         self.state.restore(tensors)
+        if not record["under_way"] and self.num_finished_stages == len(self.stages):
+            self._extend_last_stage()
         if record["under_way"]:
             self.prepare_stage()
             assert self.runner is not None
             self.runner.load_state_dict(tensors, record)
+
+    def _extend_last_stage(self) -> None:
+        """Resume the last stage, which is complete, if its options now have more epochs."""
+        last, rows = len(self.stages) - 1, np.array(self.history["stage"]) == len(self.stages)
+        options, done = self.stages[last], int(rows.sum())
+        if not isinstance(options, IterativeOptions) or not 0 < done < options.epochs:
+            return
+        parts = {name: np.array(values)[rows].tolist() for name, values in self.history.items()}
+        self.history = {name: np.array(values)[np.logical_not(rows)].tolist() for name, values in self.history.items()}
+        self.num_finished_stages = last
+        estimate = self.state.tensors()
+        self.prepare_stage()
+        assert isinstance(self.runner, EngineRunner)
+        self.state.restore(estimate)
+        deviances = (parts.get(name, []) for name in ("held_out_deviance", "held_out_floor"))
+        self.runner.extend(History(parts["r"], [0.0] * done, *deviances))
 
     def _get_checkpoint_settings(self) -> dict[str, Any]:
         return {"stages": [options.engine for options in self.stages]}
@@ -413,7 +432,10 @@ class PipelineRun:
         """Return an unstarted run on the patterns at ``indices``, with the same settings and initial estimate."""
         held_out = None if self.held_out is None else self.held_out[indices]
         state = replace(
-            self.state, positions=self.state.positions[indices], intensities=self.state.intensities[indices]
+            self.state,
+            positions=self.state.positions[indices],
+            intensities=self.state.intensities[indices],
+            excluded=self.state.excluded[indices],
         )
         scan = self.scan.select(indices)
         return type(self)(scan, self.photons_per_unit, self.stages, state, self.seed, held_out=held_out)
@@ -462,6 +484,9 @@ class PipelineRun:
             indices[INDICES_KEY] = self.centers.tolist()
         if self.scan.source_index is not None:
             indices[SOURCE_INDEX_KEY] = self.scan.source_index.tolist()
+        excluded = self.state.excluded.nonzero()[:, 0].numpy()
+        if len(excluded):
+            indices["excluded_patterns"] = (excluded if self.centers is None else self.centers[excluded]).tolist()
         moved = bool((self.state.positions.numpy() != self.scan.positions).any())
         metadata: dict[str, Any] = {}
         for number, stage in enumerate(self._stages):

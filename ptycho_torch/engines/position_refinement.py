@@ -83,7 +83,7 @@ class PositionRefiner:
         Returns:
             True if positions moved; the model must be refreshed then.
         """
-        moves = self._moves
+        moves = torch.nan_to_num(self._moves, 0.0, 0.0, 0.0)  # the runner reverts the epoch that diverged
         if not bool(moves.any()):
             return False
         state, initial = self.model.state, self.initial_positions

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,13 @@ from ptycho_torch.engines.gradient import GradientEngine
 from ptycho_torch.engines.initialization import fit_object_scale, set_num_modes
 from ptycho_torch.engines.lsqml import LsqmlEngine
 from ptycho_torch.engines.network import NetworkStage
+from ptycho_torch.engines.outliers import describe_excluded
+from ptycho_torch.engines.pattern_start import (
+    compute_totals,
+    estimate_background,
+    estimate_intensity_levels,
+    find_outlier_totals,
+)
 from ptycho_torch.engines.pie import PieEngine
 from ptycho_torch.engines.runner import Engine, EngineRunner
 from ptycho_torch.engines.stage import Stage, StageInput
@@ -39,6 +47,9 @@ from ptycho_torch.engines.state import Measurement, ReconstructionState, make_me
 from ptycho_torch.physics.noise import make_noise_model
 
 log = logging.getLogger(__name__)
+
+MAX_GRADIENT_POISSON_PHOTONS = 1e8
+"""Photons per pattern above which the gradient engine replaces the Poisson likelihood."""
 
 ITERATIVE_ENGINE_CLASSES: dict[type[IterativeOptions], Any] = {
     PIE: PieEngine,
@@ -79,13 +90,64 @@ class IterativeStage(Stage):
                 options.epochs,
                 options.position_start,
             )
+        object_given = bool((state.object != state.object[0, 0]).any())
         scan = given.scan if given.held_out is None else mask_pixels(given.scan, given.held_out)
         measurement = make_measurement(scan, given.photons_per_unit, make_noise_model(options.loss), given.device)
         if options.probe_modes is not None:
             state.probe = set_num_modes(state.probe, options.probe_modes)
+        measurement = replace_noise_at_high_dose(measurement, options)
+        estimate_start_from_patterns(measurement, state, options)
         state.object = state.object * fit_object_scale(measurement, state)
         engine = make_engine(measurement, state, options)
-        return EngineRunner(engine, given.seed + given.stage_number, make_holdout(given))
+        seed = given.seed + given.stage_number
+        keeps_better_start = object_given and engine.constraint is None and not is_regularized(options)
+        return EngineRunner(engine, seed, make_holdout(given), keeps_better_start=keeps_better_start)
+
+
+def is_regularized(options: IterativeOptions) -> bool:
+    """Return True if the engine minimizes more than the error of the patterns."""
+    return isinstance(options, Gradient) and bool(options.tv or options.smoothness)
+
+
+def replace_noise_at_high_dose(measurement: Measurement, options: IterativeOptions) -> Measurement:
+    """Return the measurement with amplitudes as noise model where a differentiated Poisson likelihood is too steep.
+
+    The derivative 1 − k / λ has no bound in dim pixels, and at a high dose their sum exceeds all others. There the
+    amplitudes have a variance of ¼, and both models agree.
+    """
+    photons = measurement.photons / len(measurement)
+    if options.loss != "poisson" or not isinstance(options, Gradient) or photons < MAX_GRADIENT_POISSON_PHOTONS:
+        return measurement
+    log.warning("`loss` is poisson at %.3g photons per pattern; gradient uses amplitude, which agrees there", photons)
+    return replace(measurement, noise=make_noise_model("amplitude"))
+
+
+def estimate_start_from_patterns(
+    measurement: Measurement, state: ReconstructionState, options: IterativeOptions
+) -> None:
+    """Start background and intensities from the patterns where they are fitted and have no estimate yet.
+
+    Frames that are far brighter or darker than their neighbors, or have no pixel that counts, are excluded.
+    """
+    if options.update_background and not bool(state.background.any()):
+        background = estimate_background(measurement)
+        if bool(background.any()):
+            total = float(measurement.counts.sum((1, 2)).median())
+            signal = max(0.01, 1 - float(background.sum()) / total)
+            log.info("the background starts from the patterns, with %.3g of their photons", 1 - signal)
+            state.background = background
+            state.probe = state.probe * signal**0.5
+    positions, totals = state.positions.numpy(), compute_totals(measurement, state.background)
+    levels = estimate_intensity_levels(totals, positions)
+    if options.update_intensity and bool((state.intensities == 1).all()) and (levels != 1).any():
+        log.info("the source jumps by up to %.3g; the intensities start from the patterns", levels.max() / levels.min())
+        state.intensities = torch.from_numpy(levels).to(state.intensities)
+    excluded = torch.from_numpy(find_outlier_totals(totals / levels, positions))
+    if measurement.mask is not None and len(measurement.mask) == len(measurement):
+        excluded = excluded | torch.logical_not(measurement.mask.any(-1).any(-1)).cpu()
+    if not bool(excluded.all()) and bool((excluded & torch.logical_not(state.excluded)).any()):
+        state.excluded = state.excluded | excluded
+        log.warning("%s", describe_excluded(state.excluded))
 
 
 STAGE_CLASSES: dict[type[EngineOptions], Any] = {NetworkEngine: NetworkStage} | dict.fromkeys(

@@ -5,7 +5,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from ptycho_torch.core.observer import Observer
 from ptycho_torch.data.grouping import Indices, make_compact_batches
 from ptycho_torch.engines.constraints import Constraint
 from ptycho_torch.engines.cross_validation import HoldoutPixels, estimate_noise_floor
+from ptycho_torch.engines.outliers import compute_pattern_errors, describe_excluded, find_unexplained
 from ptycho_torch.engines.state import Measurement, ReconstructionState
 
 MAX_ERROR_GROWTH = 1.2
@@ -25,6 +26,9 @@ MAX_ERROR_GROWTH = 1.2
 
 NEGLIGIBLE_R = 1e-10
 """R below which the error may grow, since rounding dominates at the end of a noiseless fit."""
+
+EXCLUSION_EPOCHS = (3, 5, 8, 13, 21, 34, 55)
+"""Numbers of complete epochs after which the patterns are compared with the estimate."""
 
 STEP_SCALE_RECOVERY, MIN_STEP_SCALE = 1.2, 1 / 64
 """Factor by which reduced steps grow after each epoch without divergence, and the smallest factor on the steps."""
@@ -81,6 +85,10 @@ class Engine(ABC):
     def end_epoch(self, epoch: int, progress: float) -> None:
         """Complete ``epoch``, counted from 0, after its last batch; no effect by default."""
         del epoch, progress
+
+    def handle_exclusion(self) -> None:
+        """Adapt tensors of the engine after the excluded patterns of the state changed; no effect by default."""
+        return
 
     def apply_constraint(self) -> None:
         """Apply the constraint to the object, at the end of each epoch."""
@@ -149,18 +157,26 @@ class EngineRunner:
         engine: the engine, with its measurement and estimate.
         seed: seed of the batches.
         held_out: pixels that the measurement does not contain; None: no pixels are held out.
+        keeps_better_start: whether the run ends with its initial estimate if that explains the patterns better.
     """
 
     uncertainty: NDArray[np.float32] | None = None
     """None: an iterative engine computes no uncertainty."""
 
-    def __init__(self, engine: Engine, seed: int, held_out: HoldoutPixels | None = None) -> None:
+    def __init__(
+        self, engine: Engine, seed: int, held_out: HoldoutPixels | None = None, *, keeps_better_start: bool = False
+    ) -> None:
         self.engine, self.options, self.seed, self.held_out = engine, engine.options, seed, held_out
         self.history = History()
+        self._initially_excluded = engine.state.excluded
         self._safe: dict[str, Tensor] = {}
         """Tensors before the last epoch whose error did not grow."""
+        self._start = engine.state.tensors() if keeps_better_start else {}
+        """Initial estimate to return to; empty if the run does not."""
         self._best: dict[str, Tensor] = {}
         """Estimate with the lowest held-out deviance; empty without ``patience``."""
+        self._exclusion_changed = False
+        """True if the last epoch changed the excluded patterns, so that its R has another basis than the next."""
         self._noise_floor, self._noise_floor_due = math.nan, 1
         """Noise floor of R for the observer, and the epoch after which it is computed again."""
 
@@ -184,11 +200,13 @@ class EngineRunner:
                 if self._is_patience_exhausted() or not self._run_epoch(epoch, started):
                     break
                 self._revert_divergence(before.all_tensors)
+                self._exclude_unexplained()
                 self._score_holdout()
                 observer.advance(1, **self._collect_progress())
                 if after_epoch is not None:
                     after_epoch()
             self._restore_best()
+            self._restore_better_start()
         except KeyboardInterrupt:
             self._restore_snapshot(before)
             return False
@@ -201,7 +219,9 @@ class EngineRunner:
         options, measurement = self.options, self.engine.measurement
         # One generator per epoch: a resumed run draws the same batches.
         rng = np.random.default_rng([self.seed, epoch])
-        batches = make_batches(options, self.engine.state.positions, rng)
+        state = self.engine.state
+        included = state.find_included()
+        batches = [included[batch] for batch in make_batches(options, state.positions[included], rng)]
         self.engine.begin_epoch(epoch, epoch / options.epochs)
         error, num_patterns = 0.0, 0
         for number, indices in enumerate(batches):
@@ -216,9 +236,29 @@ class EngineRunner:
         if num_patterns:
             self.engine.end_epoch(epoch, (epoch + 1) / options.epochs)
             self.engine.apply_constraint()
-            self.history.r.append(error / measurement.photons * len(measurement) / num_patterns)
+            photons = measurement.photons
+            if len(included) < len(measurement):
+                photons = float(measurement.counts[included].sum(dtype=torch.float64))
+            self.history.r.append(error / max(photons, 1e-30) * len(included) / num_patterns)
             self.history.seconds.append(time.perf_counter() - started)
         return num_patterns > 0
+
+    def _exclude_unexplained(self) -> None:
+        """Exclude the patterns that the estimate does not explain, at a few epochs of the run."""
+        engine, state = self.engine, self.engine.state
+        self._exclusion_changed = False
+        if len(self.history.r) not in EXCLUSION_EPOCHS:
+            return
+        refines = self.options.update_positions
+        excluded = find_unexplained(compute_pattern_errors(engine.measurement, state), refines)
+        if excluded is None:
+            return
+        excluded = excluded | (state.excluded & self._initially_excluded)
+        if not torch.equal(excluded, state.excluded):
+            state.excluded = excluded
+            engine.handle_exclusion()
+            self._exclusion_changed = True
+            log.warning("epoch %d: %s", len(self.history.r), describe_excluded(excluded))
 
     def noise_floor(self) -> float:
         """Estimate the R that counting noise alone would cause at the rates of the estimate."""
@@ -267,6 +307,25 @@ class EngineRunner:
                 deviance,
             )
 
+    def _restore_better_start(self) -> None:
+        """Restore the initial estimate if the error of the patterns has grown, as in a few epochs of large steps."""
+        state = self.engine.state
+        if not self._start or not self.history.r:
+            return
+        start = replace(state, **self._start)
+        start_error, error = (
+            float(compute_pattern_errors(self.engine.measurement, each).squared_error[state.find_included()].sum())
+            for each in (start, state)
+        )
+        if not error <= MAX_ERROR_GROWTH * start_error:
+            log.warning(
+                "the run ends with its initial estimate: %d epochs increased the error of the patterns by %.3g; "
+                "expected a decrease; set `epochs` higher",
+                len(self.history.r),
+                error / max(start_error, 1e-30),
+            )
+            state.restore(self._start)
+
     def _collect_tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the estimate and of the engine, without copies: engines never write into tensors."""
         engine_tensors = {f"memory.{name}": tensor for name, tensor in self.engine.state_dict().items()}
@@ -295,7 +354,8 @@ class EngineRunner:
         r, engine = self.history.r, self.engine
         if not engine.reverts_on_divergence:
             return
-        diverged = not math.isfinite(r[-1]) or (len(r) > 1 and r[-1] > max(MAX_ERROR_GROWTH * r[-2], NEGLIGIBLE_R))
+        comparable = len(r) > 1 and not self._exclusion_changed
+        diverged = not math.isfinite(r[-1]) or (comparable and r[-1] > max(MAX_ERROR_GROWTH * r[-2], NEGLIGIBLE_R))
         if diverged:
             log.info("epoch %d: R grew from %.4g to %.4g; halving the steps", len(r), (r[-2:-1] or r)[0], r[-1])
             self._restore_tensors(self._safe or before)
@@ -305,20 +365,31 @@ class EngineRunner:
             self._safe = before
             engine.step_scale = min(1.0, engine.step_scale * STEP_SCALE_RECOVERY)
 
+    def extend(self, history: History) -> None:
+        """Continue a completed run from its estimate and ``history``, as far as its options have more epochs.
+
+        The schedule is that of the larger number of epochs; momentum and reduced steps are lost.
+        """
+        self.history, self._start = history, {}
+
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the tensors and the record (JSON) of a checkpoint, from which a run resumes exactly."""
         safe = {f"safe.{name}": tensor for name, tensor in self._safe.items()}
+        start = {f"start.{name}": tensor for name, tensor in self._start.items()}
         best = {f"best.{name}": tensor for name, tensor in self._best.items()}
         record = vars(self.history) | {"caution": self.engine.step_scale}  # the stored key of older versions
-        return self._collect_tensors() | safe | best, record
+        record["exclusion_changed"] = self._exclusion_changed
+        return self._collect_tensors() | safe | best | start, record
 
     def load_state_dict(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
         """Resume from the tensors and the record that :meth:`state_dict` returned."""
         self._safe = _select_prefix(tensors, "safe.")
         self._best = _select_prefix(tensors, "best.")
+        self._start = _select_prefix(tensors, "start.")
         self._restore_tensors(tensors)
         self.history = History(**{name: list(record[name]) for name in vars(self.history)})
         self.engine.step_scale = record["caution"]
+        self._exclusion_changed = record.get("exclusion_changed", False)
 
 
 def _select_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

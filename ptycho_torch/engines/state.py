@@ -12,7 +12,7 @@ from ptycho_torch.physics.batch import make_batch
 from ptycho_torch.physics.noise import NoiseModel
 from ptycho_torch.physics.patches import Canvas, Placement, make_canvas, split_positions
 
-STATE_TENSOR_NAMES = ("object", "probe", "positions", "background", "intensities")
+STATE_TENSOR_NAMES = ("object", "probe", "positions", "background", "intensities", "excluded")
 """Names of the tensors of a :class:`ReconstructionState`, also in checkpoints."""
 
 
@@ -71,6 +71,9 @@ class ReconstructionState:
     intensities: Tensor
     """(n,) power of the probe in each pattern, relative to its mean."""
 
+    excluded: Tensor
+    """(n,) bool on the CPU, True for patterns that no model explains and that the engines leave out."""
+
     canvas: Canvas
     """Origin and shape of the object in object coordinates."""
 
@@ -91,7 +94,12 @@ class ReconstructionState:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Restore the tensors that :meth:`tensors` returned."""
         for name in STATE_TENSOR_NAMES:
-            setattr(self, name, tensors[name])
+            if name in tensors:  # checkpoints of older versions have no excluded patterns
+                setattr(self, name, tensors[name])
+
+    def find_included(self) -> Tensor:
+        """Return the indices of the patterns that are not excluded, (m,) int64."""
+        return torch.logical_not(self.excluded).nonzero()[:, 0]
 
     def copy(self) -> Self:
         """Return a state with copies of all tensors."""
@@ -119,5 +127,6 @@ def make_vacuum_state(positions: Tensor, probe: Tensor, margin: int = 2) -> Reco
         positions=positions,
         background=torch.zeros_like(probe[0].real),
         intensities=torch.ones(len(positions), dtype=probe.real.dtype, device=probe.device),
+        excluded=torch.zeros(len(positions), dtype=torch.bool),
         canvas=canvas,
     )

@@ -12,6 +12,9 @@ from ptycho_torch.core.errors import ConfigError
 POISSON_OFFSET_PHOTONS = 0.1
 """Photons added to rate and count alike: keeps the likelihood finite at zero rate and its minimum at the truth."""
 
+POISSON_MAX_RELATIVE_EXCESS = 10.0
+"""Limit of the relative excess: the linearized step grows with k / λ, without bound at a high dose."""
+
 AMPLITUDE_OFFSET_PHOTONS = 1e-3
 """Photons under both square roots: keeps the gradient of the amplitude finite at zero rate."""
 
@@ -47,17 +50,20 @@ class NoiseModel(Protocol):
 
 @dataclass(frozen=True)
 class Poisson:
-    """Photon counting: −log Poisson(k | λ) up to a constant, ``λ − k log λ``."""
+    """Photon counting: −log Poisson(k | λ) up to a constant, ``λ − k log λ``, accurate in float32 at any dose."""
 
     offset_photons: float = POISSON_OFFSET_PHOTONS
     """Photons added to the rate and to the count."""
 
-    max_relative_excess: float | None = None
+    max_relative_excess: float | None = POISSON_MAX_RELATIVE_EXCESS
     """Upper limit of (k − λ) / (λ + offset) in :meth:`relative_change`; None: no limit."""
 
     def deviance(self, intensity: Tensor, counts: Tensor) -> Tensor:
         rate, count = intensity + self.offset_photons, counts + self.offset_photons
-        return rate - count - count * torch.log(rate / count)
+        # With δ = rate / count − 1 it is count (δ − log(1 + δ)), which near δ = 0 is the difference of equal numbers.
+        relative = (rate - count) / count
+        series = relative.square() * (0.5 - relative * (1 / 3 - relative * (1 / 4 - relative / 5)))
+        return count * torch.where(relative.abs() < 0.03, series, relative - torch.log(rate / count))
 
     def relative_change(self, intensity: Tensor, counts: Tensor) -> Tensor:
         # The gradient step of λ − k log λ whose length makes it exact to first order at λ = k (Thibault & Guizar-

@@ -82,6 +82,7 @@ def rough_problem(scan_factory: Callable[..., Scan]) -> tuple[Measurement, Recon
         state.positions + torch.from_numpy(rng.uniform(-0.3, 0.3, (12, 2))),
         torch.from_numpy(rng.uniform(0.5, 2, (15, 15))),
         torch.from_numpy(rng.uniform(0.8, 1.2, 12)),
+        state.excluded,
         state.canvas,
     )
     return measured, start

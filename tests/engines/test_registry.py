@@ -26,7 +26,7 @@ from ptycho_torch.engines.registry import ITERATIVE_ENGINE_CLASSES
         ("pie", {"alpha": 0.5}, "rpie"),
         ("epie", {"alpha": 0.5}, "rpie"),
         ("dm", {"momentum": 0.5}, "gradient, lsqml, pie"),
-        ("gradient", {"position_model": "affine"}, "dm, epie, lsqml, pie, raar, rpie"),
+        ("gradient", {"position_method": "correlation"}, "dm, epie, lsqml, pie, raar, rpie"),
         ("neural", {"update_probe": True}, "pie"),
         ("neural", {"position_method": "correlation"}, "pie"),
     ],

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,11 @@ import torch
 from helpers import finish_pipeline, scale_probe_to_truth
 from numpy.typing import NDArray
 
-from ptycho_torch.config.engines import ENGINES, ITERATIVE_ENGINES, EngineOptions
+from ptycho_torch.config.engines import ENGINES, ITERATIVE_ENGINES, PIE, EngineOptions
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.pipeline import PipelineRun
+from ptycho_torch.engines.pipeline import Pipeline, PipelineRun
 from ptycho_torch.engines.state import make_vacuum_state
 from ptycho_torch.evaluation.fourier_error import compute_fourier_error
 from ptycho_torch.evaluation.metrics import compare_with_truth
@@ -187,3 +188,28 @@ def test_a_run_resumes_exactly_from_its_checkpoint(engine: str, update_probe: bo
             == getattr(whole.make_reconstruction(), name).tobytes()
         ), name
     assert resumed.make_reconstruction().history == whole.make_reconstruction().history
+
+
+def test_a_complete_run_extends_to_more_epochs(noiseless: Scan, tmp_path: Path) -> None:
+    short, longer = (PIE(epochs=epochs, batch_size=6) for epochs in (4, 12))
+    first = Pipeline(short).start(noiseless, device="cpu")
+    assert first.run()
+    first.save(tmp_path / "state.safetensors", {})
+    second = Pipeline(longer).start(noiseless, device="cpu")
+    second.load(tmp_path / "state.safetensors", {})
+    assert second.run()
+    before, after = first.make_reconstruction(), second.make_reconstruction()
+    assert after.history["epoch"] == [float(epoch) for epoch in range(1, 13)]
+    assert after.history["r"][:4] == before.history["r"]
+    assert after.history["r"][-1] < before.history["r"][-1]
+
+
+@pytest.mark.parametrize("engine", ["pie", "lsqml", "rpie", "dm"])
+@pytest.mark.parametrize("epochs", [1, 5])
+def test_a_continuation_makes_no_image_worse(noiseless: Scan, engine: str, epochs: int) -> None:
+    start = PIE(epochs=40, batch_size=6).run(noiseless, device="cpu")
+    options = ENGINES[engine](epochs=epochs)  # type: ignore[call-arg]
+    result = options.run(noiseless, initial=start, device="cpu")
+    assert noiseless.truth is not None
+    errors = [compare_with_truth(each, noiseless.truth).nrmse for each in (start, result)]
+    assert errors[1] < 1.1 * errors[0]
