@@ -202,6 +202,13 @@ class InputSettings:
         default_help="that of the file, otherwise wavelength x distance / (N x detector pixel)",
     )
 
+    propagation: Literal["far_field", "near_field"] | None = option(
+        None,
+        "propagation from object to detector; near_field is refused by this version",
+        group="Geometry",
+        default_help="that of the file, otherwise judged by the motion of the patterns with the positions",
+    )
+
     def __post_init__(self) -> None:
         require_positive(self, "photons_per_unit", "pixel_size", "position_scale", "energy_ev", "voltage_kv")
         require_positive(self, "wavelength", "distance", "detector_pixel", "crop", "bin")
@@ -248,6 +255,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "measurement": ("amplitude", "counts"),
     "origin": ("centered", "corner"),
     "position_unit": ("pixel", *METERS_PER_UNIT),
+    "propagation": ("far_field", "near_field"),
 }
 """Values of the settings that are words."""
 

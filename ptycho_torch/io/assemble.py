@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ptycho_torch.config.input import METERS_PER_UNIT, InputSettings
 from ptycho_torch.core.errors import ConfigError, ContractError, DataError
 from ptycho_torch.data.geometry import Geometry, make_wavelength
+from ptycho_torch.data.near_field import estimate_shadow_motion
 from ptycho_torch.data.resample import bin_scan, resample_probe
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.frames import correct_frames, cut_window, get_reference_size, orient_frames
@@ -18,6 +19,8 @@ from ptycho_torch.io.selection import read_frame_indices
 
 BORDER_PX = 2
 """Pixels between the edge of the object and the outermost patch of a scan whose origin is free."""
+
+FAR_FIELD_EXPECTED = "expected far-field patterns, the only propagation of the forward model of this version"
 
 
 def assemble_scan(parts: ScanParts, settings: InputSettings, path: Path) -> Scan:
@@ -66,6 +69,7 @@ def assemble_scan(parts: ScanParts, settings: InputSettings, path: Path) -> Scan
         metadata=_make_metadata(parts, settings, path),
         source=path,
     )
+    _refuse_shadow_images(scan, parts, settings, name)
     scan = finish_scan(bin_scan(scan, settings.bin), settings, select_frames=False)
     _list_missing(parts, scan)
     return scan
@@ -112,13 +116,25 @@ def select_scan_index(scan: Scan, number: int) -> Scan:
 
 
 def _require_far_field(parts: ScanParts, settings: InputSettings, name: str) -> None:
-    del settings
-    if parts.geometry.propagation == "near_field":
+    if (settings.propagation or parts.geometry.propagation) == "near_field":
         places = [entry.path for entry in parts.report.mapping if entry.field == "propagation"]
         evidence = f" by {places[0]}" if places else ""
         raise DataError(
-            f"{name}: the patterns are a near field{evidence}; expected far-field patterns, the only propagation "
-            "of the forward model of this version"
+            f"{name}: the patterns are a near field{evidence}; {FAR_FIELD_EXPECTED}; set `propagation` to far_field to "
+            "read them all the same"
+        )
+
+
+def _refuse_shadow_images(scan: Scan, parts: ScanParts, settings: InputSettings, name: str) -> None:
+    """Refuse patterns whose motion with the positions is that of a near field, unless a setting or probe decides."""
+    unit = settings.position_unit or parts.position_unit
+    if settings.propagation is not None or scan.probe is not None or unit == "pixel":
+        return
+    motion = estimate_shadow_motion(np.square(scan.amplitudes), scan.positions, scan.mask)
+    if motion is not None and motion.is_near_field:
+        raise DataError(
+            f"{name}: a near field: {motion.describe(scan.size)}; {FAR_FIELD_EXPECTED}; set `propagation` to far_field "
+            "to read them all the same"
         )
 
 
@@ -194,9 +210,9 @@ def _override_geometry(geometry: Geometry, settings: InputSettings) -> Geometry:
         distance_m=settings.distance,
         detector_pixel_m=None if pixel is None else (pixel, pixel),
         radiation=radiation or geometry.radiation,
-        propagation=geometry.propagation,
+        propagation=settings.propagation or geometry.propagation,
     )
-    merged = merge_geometry(given, geometry)
+    merged = replace(merge_geometry(given, geometry), propagation=given.propagation)
     changed = given.wavelength_m or given.distance_m or given.detector_pixel_m
     # A stored object pixel is void where a quantity that determines it is given.
     if changed and merged.compute_far_field_pixel(1) is not None:

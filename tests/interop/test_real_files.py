@@ -34,8 +34,8 @@ def test_a_result_of_ptypy_of_2020_is_a_reconstruction(real_file: RealFile) -> N
 
 
 def test_the_near_field_of_cdtools_is_refused(real_file: RealFile) -> None:
-    """State the evidence, which is only the name of the file."""
-    with pytest.raises(DataError, match=r"near field by the name of the file; expected far-field patterns"):
+    """State the evidence: no field of the file names the propagation, but the shadows move with the positions."""
+    with pytest.raises(DataError, match=r"a near field: the patterns are shadow images .*; expected far-field"):
         pt.load_scan(real_file("PETRAIII_P25_Near_Field_Ptycho.cxi"))
 
 

@@ -264,11 +264,11 @@ def _read_object_pixel(tree: Hdf5File, report: InputReport) -> tuple[float, floa
 
 
 def _find_propagation(tree: Hdf5File, report: InputReport) -> Propagation:
-    """Return the propagation, which only descriptions in words and the name of the file give."""
+    """Return the propagation, which only descriptions in words give."""
     texts = {
         path: tree.read_text(path) for path in TITLE_PATHS if tree.has(path) and tree.get_dtype(path).kind in "OSU"
     }
-    for place, text in (*texts.items(), ("the name of the file", tree.path.stem)):
+    for place, text in texts.items():
         words = text.lower().replace("-", " ").replace("_", " ")
         if "near field" in words or "nearfield" in words:
             report.add("propagation", place, "", "near field")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import h5py
 import pytest
 from helpers import make_scan
 
@@ -10,12 +11,16 @@ from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.geometry import Geometry
 
 
-def test_a_cxi_file_whose_name_states_a_near_field_is_refused(tmp_path: Path) -> None:
-    """The same content under another name is read."""
+def test_a_cxi_file_whose_title_states_a_near_field_is_refused(tmp_path: Path) -> None:
     scan = make_scan(9)
     geometry = Geometry(wavelength_m=1e-10, distance_m=2.0, detector_pixel_m=(1e-4, 1e-4))
-    pt.save_scan(tmp_path / "scan.cxi", pt.Scan(scan.amplitudes, scan.positions, scan.probe, geometry=geometry))
-    assert len(pt.load_scan(tmp_path / "scan.cxi")) == 9
-    (tmp_path / "scan.cxi").rename(tmp_path / "P25_Near-Field.cxi")
-    with pytest.raises(DataError, match="a near field by the name of the file"):
-        pt.load_scan(tmp_path / "P25_Near-Field.cxi")
+    path = tmp_path / "scan.cxi"
+    pt.save_scan(path, pt.Scan(scan.amplitudes, scan.positions, scan.probe, geometry=geometry))
+    assert len(pt.load_scan(path)) == 9
+    with h5py.File(path, "r+") as file:
+        if "title" in file["entry_1"]:
+            del file["entry_1/title"]
+        file["entry_1/title"] = "Near-field scan of a gold star"
+    with pytest.raises(DataError, match="a near field by /entry_1/title"):
+        pt.load_scan(path)
+    assert len(pt.load_scan(path, propagation="far_field")) == 9
