@@ -113,11 +113,12 @@ def _convert_patterns(
     if may_hold_markers(patterns, squared=not is_counts):
         markers = find_marker_pixels(patterns if is_counts else np.square(patterns, dtype=np.float64))
         if markers.any():
-            number = int(markers.any(0).sum())
+            in_any = np.asarray(markers.any(0))
+            number = int(in_any.sum())
             logger.warning(
                 "%s: %d pixels hold the largest or a negative marker instead of counts; masked", name, number
             )
-            mask = combine_masks(mask, ~markers.any(0) if (markers.any(0) == markers.all(0)).all() else ~markers)
+            mask = combine_masks(mask, ~in_any if (in_any == markers.all(0)).all() else ~markers)
             patterns = np.where(markers, patterns.dtype.type(0), patterns)
     patterns, number = clip_negative(patterns)
     if number:

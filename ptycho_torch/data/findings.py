@@ -120,9 +120,9 @@ def locate_faults(scan: Scan) -> Faults:
     if mask is not None:
         counts = np.where(mask, counts, np.float32(0))
     markers = _find_markers(scan)
-    counting = None if mask is None else (mask if mask.ndim == 2 else mask.all(0))
+    counting = None if mask is None else (mask if mask.ndim == 2 else np.asarray(mask.all(0)))
     if markers is not None:
-        unmarked = ~markers.any(0)
+        unmarked = ~np.asarray(markers.any(0))
         counting = unmarked if counting is None else counting & unmarked
     pixels = find_bad_pixels(counts, counting)
     good = ~pixels.combined if counting is None else counting & ~pixels.combined

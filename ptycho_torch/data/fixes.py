@@ -35,9 +35,10 @@ def _mask_pixels(scan: Scan, faults: Faults) -> tuple[Scan, list[str]]:
         applied.append(f"masked pixels: {faults.bad_pixels.describe()}")
     if faults.markers is not None:
         markers = faults.markers
-        constant = bool((markers.any(0) == markers.all(0)).all())
-        scan = replace(scan, mask=combine_masks(scan.mask, ~markers.any(0) if constant else ~markers))
-        applied.append(f"masked saturated values: {int(markers.sum())} on {int(markers.any(0).sum())} pixels")
+        in_any = np.asarray(markers.any(0))
+        constant = bool((in_any == markers.all(0)).all())
+        scan = replace(scan, mask=combine_masks(scan.mask, ~in_any if constant else ~markers))
+        applied.append(f"masked saturated values: {int(markers.sum())} on {int(in_any.sum())} pixels")
     return scan, applied
 
 

@@ -130,7 +130,7 @@ def _summarize_frames(
 def _normalize(patterns: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return patterns (n, pixels) of norm 1; patterns of zeros remain."""
     norms = np.linalg.norm(patterns, axis=1, keepdims=True)
-    normalized: NDArray[np.float32] = patterns / np.where(norms > 0, norms, 1)
+    normalized: NDArray[np.float32] = (patterns / np.where(norms > 0, norms, 1)).astype(np.float32, copy=False)
     return normalized
 
 

@@ -312,7 +312,8 @@ class EngineRunner:
         state = self.engine.state
         if not self._start or not self.history.r:
             return
-        start = replace(state, **self._start)
+        initial: dict[str, Any] = dict(self._start)
+        start = replace(state, **initial)
         start_error, error = (
             float(compute_pattern_errors(self.engine.measurement, each).squared_error[state.find_included()].sum())
             for each in (start, state)
