@@ -1,6 +1,8 @@
 """Settings of reading a scan file, common to all commands and to :func:`ptycho_torch.load_scan`."""
 
 import dataclasses
+import math
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +14,7 @@ from ptycho_torch.config.base import (
     option,
     require_positive,
 )
+from ptycho_torch.config.values import require_type
 from ptycho_torch.core.errors import ConfigError
 
 PositionUnit = Literal["pixel", "meter", "millimeter", "micrometer", "nanometer", "angstrom"]
@@ -212,6 +215,8 @@ class InputSettings:
     def __post_init__(self) -> None:
         require_positive(self, "photons_per_unit", "pixel_size", "position_scale", "energy_ev", "voltage_kv")
         require_positive(self, "wavelength", "distance", "detector_pixel", "crop", "bin")
+        if not math.isfinite(self.rotation):
+            raise ConfigError(f"`rotation` is {self.rotation}; expected a finite angle in degrees")
         given = [name for name in ("energy_ev", "voltage_kv", "wavelength") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ConfigError(f"{' and '.join(f'`{name}`' for name in given)} are given; expected one of them")
@@ -230,7 +235,7 @@ def make_input_settings(settings: dict[str, Any]) -> InputSettings:
     """Return the settings of reading a scan file from keyword arguments.
 
     Raises:
-        ConfigError: a name is unknown, or a value is not one of the choices or out of range.
+        ConfigError: a name is unknown, or a value is of another type, not one of the choices, or out of range.
     """
     for name in settings:
         if name not in INPUT_SETTING_NAMES:
@@ -238,14 +243,21 @@ def make_input_settings(settings: dict[str, Any]) -> InputSettings:
                 f"`{name}` is not a setting of reading a scan file; expected one of {', '.join(INPUT_SETTING_NAMES)}"
             )
     settings = dict(settings)
+    hints = typing.get_type_hints(InputSettings)
+    for name, value in settings.items():
+        require_type(name, value, hints[name])
     for name, choices in CHOICES.items():
         value = settings.get(name)
-        if value is not None:
-            settings[name] = UNIT_ALIASES.get(value, value) if name == "position_unit" else value
-            if settings[name] not in choices:
-                raise ConfigError(f"`{name}` is {value}; expected {' or '.join(choices)}")
+        if name not in settings or (value is None and name != "origin"):
+            continue
+        if name == "position_unit" and isinstance(value, str):
+            settings[name] = value = UNIT_ALIASES.get(value, value)
+        if value not in choices:
+            raise ConfigError(f"`{name}` is {value}; expected {' or '.join(choices)}")
     for name in ("patterns_file", "positions_file", "dark", "flat", "mask"):
         if settings.get(name) is not None:
+            if str(settings[name]) == "" or "\0" in str(settings[name]):
+                raise ConfigError(f"`{name}` is {str(settings[name])!r}; expected the path of a file")
             settings[name] = Path(settings[name])
     return InputSettings(**settings)
 

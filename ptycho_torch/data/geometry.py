@@ -41,6 +41,10 @@ def compute_electron_wavelength(voltage_v: float) -> float:
     return ELECTRON_WAVELENGTH_M_SQRT_V / math.sqrt(voltage_v * (1 + ELECTRON_RELATIVISTIC_PER_V * voltage_v))
 
 
+class GeometryError(DataError):
+    """A quantity of a geometry that is not a positive finite number; the reader of its file adds the name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
     """Geometry of an experiment in SI units; None where a quantity is unknown.
@@ -54,7 +58,7 @@ class Geometry:
         radiation: ``photon`` or ``electron``.
 
     Raises:
-        DataError: a quantity is not a positive finite number.
+        GeometryError: a quantity is not a positive finite number.
     """
 
     wavelength_m: float | None = None
@@ -73,10 +77,10 @@ class Geometry:
             pair = getattr(self, name)
             if pair is not None:
                 if not isinstance(pair, tuple | list) or len(pair) != 2:
-                    raise DataError(f"geometry: {name} is {pair!r}; expected two lengths (y, x) in meters")
+                    raise GeometryError(f"geometry: {name} is {pair!r}; expected two lengths (y, x) in meters")
                 object.__setattr__(self, name, tuple(_require_length(name, side) for side in pair))
         if self.propagation not in ("far_field", "near_field") or self.radiation not in ("photon", "electron"):
-            raise DataError(
+            raise GeometryError(
                 f"geometry: propagation is {self.propagation!r} and radiation {self.radiation!r}; expected far_field "
                 "or near_field, and photon or electron"
             )
@@ -138,16 +142,16 @@ class Geometry:
         """Return the geometry that :meth:`to_dict` wrote; unknown names are passed over.
 
         Raises:
-            DataError: ``values`` is not a mapping, or holds an invalid quantity.
+            GeometryError: ``values`` is not a mapping, or holds an invalid quantity.
         """
         if not isinstance(values, dict):
-            raise DataError(f"geometry is {type(values).__name__}; expected an object of names and values")
+            raise GeometryError(f"geometry is {type(values).__name__}; expected an object of names and values")
         return cls(**{name: values[name] for name in cls.__dataclass_fields__ if values.get(name) is not None})
 
 
 def _require_length(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise DataError(f"geometry: {name} is {value!r}; expected a positive finite length in meters")
+        raise GeometryError(f"geometry: {name} is {value!r}; expected a positive finite length in meters")
     return float(value)
 
 
@@ -184,7 +188,7 @@ def read_geometry(metadata: dict[str, Any]) -> Geometry | None:
     ``converted``.
 
     Raises:
-        DataError: the entry ``geometry`` is invalid.
+        GeometryError: the entry ``geometry`` is invalid.
     """
     if metadata.get("geometry") is not None:
         return Geometry.from_dict(metadata["geometry"])

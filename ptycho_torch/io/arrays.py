@@ -2,6 +2,7 @@
 
 import bz2
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.layout import ArrayHeader
-from ptycho_torch.io.container import InputFile, open_input
-from ptycho_torch.io.hdf5 import Hdf5File, check_array_size
+from ptycho_torch.io.container import InputFile, name_setting, open_input
+from ptycho_torch.io.hdf5 import MAX_COMPRESSION, MAX_SPARSE_BYTES, Hdf5File, check_array_size
 from ptycho_torch.io.mat import CLASS_DTYPES, Mat5File
 from ptycho_torch.io.npz import read_arrays, read_arrays_from_stream, read_headers
 from ptycho_torch.io.store import ArrayStore
@@ -128,10 +129,14 @@ def _is_matlab(path: Path) -> bool:
 def _read_bz2(path: Path) -> dict[str, NDArray[Any]]:
     """Read all arrays of an NPZ file that is compressed as ``.bz2``."""
     try:
-        content = bz2.decompress(path.read_bytes())
+        limit = max(MAX_SPARSE_BYTES, MAX_COMPRESSION * path.stat().st_size)
+        with bz2.open(path) as stream:
+            content = stream.read(limit + 1)
+        if len(content) > limit:
+            raise DataError(f"{path}: the bzip2 file holds more than {limit} bytes; expected an NPZ file of arrays")
     except OSError as error:
         raise DataError(f"{path}: cannot be read as a bzip2 file ({error.strerror or error})") from error
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise DataError(f"{path}: the bzip2 file is truncated ({error}); copy it again") from error
     return read_arrays_from_stream(io.BytesIO(content), str(path))
 
@@ -174,10 +179,10 @@ def open_store(path: Path) -> Iterator[ArrayStore]:
 def split_key(path: Path) -> tuple[Path, str | None]:
     """Split ``FILE:KEY`` into the path of the file and the key; the key is None without a colon after a file name."""
     text = str(path)
-    if path.exists() or ":" not in text:
+    if ":" not in text or os.path.exists(path):
         return path, None
     name, _, key = text.rpartition(":")
-    return (Path(name), key) if Path(name).exists() else (path, None)
+    return (Path(name), key) if os.path.exists(name) else (path, None)
 
 
 def read_single_array(path: Path, setting: str, candidates: tuple[str, ...] = (), kinds: str = "biuf") -> NDArray[Any]:
@@ -193,7 +198,7 @@ def read_single_array(path: Path, setting: str, candidates: tuple[str, ...] = ()
         DataError: the file cannot be read, holds several arrays and no key is given, or the array has another kind.
     """
     file, key = split_key(path)
-    with open_store(file) as store:
+    with name_setting(setting), open_store(file) as store:
         headers = store.list_headers()
         numeric = [name for name, header in headers.items() if header.dtype.kind in "biufc" and header.shape != ()]
         if key is not None and key.lstrip("/") not in headers:

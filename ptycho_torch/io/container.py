@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ptycho_torch.core.errors import DataError
+from ptycho_torch.core.errors import ContractError, DataError
+from ptycho_torch.data.geometry import GeometryError
 from ptycho_torch.io.hdf5 import Hdf5File, is_hdf5, open_hdf5
 
 FileKind = Literal["npz", "bz2", "npy", "hdf5", "mat5", "tiff", "text", "binary", "folder"]
@@ -49,6 +50,35 @@ class InputFile:
         if self.hdf5 is None:
             raise DataError(f"{self.path}: this is a file of the kind {self.kind}; expected an HDF5 file")
         return self.hdf5
+
+
+@contextmanager
+def name_geometry(path: str | Path) -> Iterator[None]:
+    """Add the name of the file at ``path`` to an error of its geometry.
+
+    Raises:
+        DataError: the geometry is invalid.
+    """
+    try:
+        yield
+    except GeometryError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+@contextmanager
+def name_setting(setting: str) -> Iterator[None]:
+    """Add the setting that gives a file to an error of reading the file.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        yield
+    except ContractError:
+        raise
+    except DataError as error:
+        text = str(error)
+        raise DataError(text if f"`{setting}`" in text else f"{text}; change `{setting}`") from error
 
 
 @contextmanager

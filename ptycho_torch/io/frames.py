@@ -14,6 +14,7 @@ from ptycho_torch.data.beam_center import estimate_center
 from ptycho_torch.data.detector import apply_flat, clip_negative, find_marker_pixels, fit_window, subtract_dark
 from ptycho_torch.data.orientation import Orientation
 from ptycho_torch.io.arrays import read_single_array
+from ptycho_torch.io.hdf5 import check_array_size
 from ptycho_torch.io.parts import ScanParts
 
 logger = logging.getLogger(__name__)
@@ -174,6 +175,7 @@ def cut_window(frames: Frames, settings: InputSettings, size: int, parts: ScanPa
             )
         center = (estimate.row, estimate.column)
         _note(parts, name, f"center of the patterns estimated at ({center[0]:.2f}, {center[1]:.2f})")
+    check_array_size(f"{name}: the window of `crop` {size}", (len(frames.values), size, size), frames.values.dtype)
     shift = np.floor(np.asarray(center) + 0.5) - middle
     if rows == columns == size and not shift.any():
         return frames

@@ -26,6 +26,15 @@ MAX_NODES = 100_000
 MEMORY_FRACTION = 0.8
 """Largest array that is read, as a fraction of the memory of the machine."""
 
+MAX_SPARSE_BYTES = 1 << 28
+"""Largest array that is read whatever the number of bytes stored for it."""
+
+MAX_COMPRESSION = 10_000
+"""Largest ratio of the bytes of a large array to the bytes stored for it; gzip reaches 1032."""
+
+MAX_TEXT_CHARACTERS = 1 << 20
+"""Largest number of character codes of a text."""
+
 UNIT_FACTORS: dict[str, float] = {
     "m": 1.0, "meter": 1.0, "meters": 1.0, "metre": 1.0, "mm": 1e-3, "um": 1e-6, "µm": 1e-6, "μm": 1e-6,
     "micron": 1e-6, "microns": 1e-6, "micrometer": 1e-6, "nm": 1e-9, "nanometer": 1e-9, "pm": 1e-12,
@@ -75,6 +84,26 @@ def check_array_size(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) ->
         raise DataError(
             f"{name}: the array of shape {shape} ({dtype}) takes {size / 2**30:.1f} GiB; expected at most "
             f"{get_memory_budget() / 2**30:.1f} GiB, what this machine can hold; read a part with `frames`"
+        )
+
+
+def check_stored_size(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], stored: int) -> None:
+    """Check that a large array is not a declaration without data, before it is allocated.
+
+    Args:
+        name: file and key, for the error.
+        shape: shape that the file declares.
+        dtype: dtype that the file declares.
+        stored: bytes in the file, compressed.
+
+    Raises:
+        DataError: the array is larger than :data:`MAX_SPARSE_BYTES` and :data:`MAX_COMPRESSION` times ``stored``.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size > max(MAX_SPARSE_BYTES, MAX_COMPRESSION * stored):
+        raise DataError(
+            f"{name}: the array of shape {shape} ({dtype}) takes {size / 2**30:.1f} GiB and {stored} bytes are stored; "
+            "expected an array that is written; copy or write the file again"
         )
 
 
@@ -128,7 +157,10 @@ class Hdf5File:
     def list_members(self, path: str = "/") -> list[str]:
         """Return the names of the members of a group in alphabetical order; empty if ``path`` is no group."""
         node = self._find_node(path)
-        return sorted(node) if node is not None and not hasattr(node, "dtype") else []
+        if node is None or hasattr(node, "dtype"):
+            return []
+        names: list[str] = _guard(self.path, path, lambda: sorted(node))
+        return names
 
     def list_groups(self, path: str = "/") -> list[str]:
         """Return the paths of the member groups of a group; links that lead to no group are left out."""
@@ -207,8 +239,11 @@ class Hdf5File:
         if ranks is not None and len(shape) not in ranks:
             expected = " or ".join(map(str, ranks))
             raise DataError(f"{names} has shape {shape}; expected {expected} axes")
-        check_array_size(names, (len(rows), *shape[1:]) if rows is not None else shape, dtype)
+        needed = (len(rows), *shape[1:]) if rows is not None else shape
+        check_array_size(names, needed, dtype)
         self._check_external_storage(dataset, path)
+        if not dataset.is_virtual:
+            check_stored_size(names, needed, dtype, _guard(self.path, path, dataset.id.get_storage_size))
         array = _guard(self.path, path, lambda: dataset[()] if rows is None else dataset[rows])
         if complex_names:
             array = array[complex_names[0]] + 1j * array[complex_names[1]]
@@ -289,6 +324,9 @@ class Hdf5File:
             DataError: the dataset is missing, or is no text.
         """
         dataset = self._require_dataset(path)
+        self._check_external_storage(dataset, path)
+        if math.prod(dataset.shape or ()) > MAX_TEXT_CHARACTERS:
+            raise DataError(f"{self.path}: {path} is {dataset.dtype} of shape {dataset.shape}; expected one text")
         value = _guard(self.path, path, lambda: dataset[()])
         if isinstance(value, np.ndarray):
             if value.dtype.kind == "u" and value.dtype.itemsize == 2:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import tokenize
 import zipfile
 import zlib
@@ -20,6 +21,7 @@ from ptycho_torch.data.conversion import make_scan_from_arrays
 from ptycho_torch.data.layout import SCAN_KEYS, ArrayHeader
 from ptycho_torch.data.required_rules import format_pickle_message, is_read_key
 from ptycho_torch.data.scan import Scan, check_scan, require_scan, scan_to_arrays
+from ptycho_torch.io.hdf5 import check_array_size
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +61,16 @@ def _read_members(archive: zipfile.ZipFile, name: str, keys: Sequence[str] | Non
         if keys is not None and key not in keys:
             continue
         with archive.open(member_name) as member:
-            if _read_header(member).dtype.hasobject:
-                raise ContractError("R1", f"{name}: {format_pickle_message(key)}")
+            header = _read_header(member)
+        if header.dtype.hasobject:
+            raise ContractError("R1", f"{name}: {format_pickle_message(key)}")
+        size, present = math.prod(header.shape) * header.dtype.itemsize, archive.getinfo(member_name).file_size
+        if size > present:
+            raise DataError(
+                f"{name}: {key} has the declared shape {header.shape} ({header.dtype}), {size} bytes, in a member of "
+                f"{present} bytes; expected all of them; copy or write the file again"
+            )
+        check_array_size(f"{name}: {key}", header.shape, header.dtype)
         with archive.open(member_name) as member:
             arrays[key] = np.lib.format.read_array(member, allow_pickle=False)
     return arrays

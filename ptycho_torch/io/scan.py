@@ -11,7 +11,7 @@ from ptycho_torch.data.findings import raise_for_faults
 from ptycho_torch.data.fixes import fix_scan
 from ptycho_torch.data.scan import Scan, require_scan
 from ptycho_torch.io.assemble import assemble_scan, finish_scan
-from ptycho_torch.io.container import open_input
+from ptycho_torch.io.container import name_geometry, name_setting, open_input
 from ptycho_torch.io.formats.canonical import CanonicalFormat
 from ptycho_torch.io.formats.generic import GenericFormat
 from ptycho_torch.io.formats.registry import find_scan_writer, recognize_format
@@ -68,10 +68,12 @@ def read_input(path: str | Path, **settings: Any) -> InputScan:
             photons_per_unit=options.photons_per_unit,
         )
         report = InputReport("npz")
-        scan = finish_scan(scan, options)
+        with name_geometry(path):
+            scan = finish_scan(scan, options)
     else:
         parts = read_parts(path, options)
-        report, scan = parts.report, assemble_scan(parts, options, path)
+        with name_geometry(path):
+            report, scan = parts.report, assemble_scan(parts, options, path)
     return InputScan(_fix(scan, report) if options.fix else scan, report)
 
 
@@ -118,7 +120,8 @@ def read_parts(path: Path, options: InputSettings) -> ScanParts:
     parts = _read_one(path, _clear(options, moved))
     for name, given, setting, keys in partners:
         if given is not None:
-            other = _read_one(given, _clear(options, KEY_SETTINGS - keys), partner=True)
+            with name_setting(setting):
+                other = _read_one(given, _clear(options, KEY_SETTINGS - keys), partner=True)
             if getattr(other, name) is None:
                 raise DataError(f"{given}: the file holds no {name}; change `{setting}`")
             parts = _replace_part(parts, other, name)
@@ -169,7 +172,7 @@ def _merge_partner(path: Path, parts: ScanParts, options: InputSettings) -> Scan
 
 
 def _read_one(path: Path, options: InputSettings, *, partner: bool = False) -> ScanParts:
-    with open_input(path) as file:
+    with open_input(path) as file, name_geometry(path):
         chosen = recognize_format(file, None if partner else options.format)
         if isinstance(chosen, CanonicalFormat) and any(getattr(options, key) is not None for key in KEY_SETTINGS):
             chosen = GenericFormat()

@@ -25,13 +25,17 @@ def read_frame_indices(text: str, count: int) -> NDArray[np.intp]:
     Raises:
         ConfigError: the text is malformed, selects no pattern, selects one twice, or an index is out of range.
     """
-    path = Path(text)
-    if path.is_file():
+    path = _find_index_file(text)
+    if path is not None:
         if path.stat().st_size > MAX_INDEX_FILE_BYTES:
             raise ConfigError(
                 f"{path}: the file of `frames` has {path.stat().st_size} bytes; expected a list of indices"
             )
-        text = ",".join(path.read_text(encoding="utf-8", errors="replace").replace(",", " ").split())
+        try:
+            content = path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise ConfigError(f"{path}: the file of `frames` cannot be read ({error.strerror or error})") from error
+        text = ",".join(content.replace(",", " ").split())
     try:
         if ":" in text:
             parts = [int(part) if part.strip() else None for part in text.split(":")]
@@ -40,7 +44,7 @@ def read_frame_indices(text: str, count: int) -> NDArray[np.intp]:
             indices = np.arange(count)[slice(*parts)]
         else:
             indices = np.array([int(part) for part in text.split(",")], np.intp)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ConfigError(
             f"`frames` is {text[:80]!r}; expected a range such as 0:500:2, indices such as 1,5,9, or a file of indices"
         ) from error
@@ -49,3 +53,12 @@ def read_frame_indices(text: str, count: int) -> NDArray[np.intp]:
     if len(np.unique(indices)) != len(indices):
         raise ConfigError(f"`frames` is {text[:80]!r}, which selects a pattern twice; expected each index once")
     return indices.astype(np.intp)
+
+
+def _find_index_file(text: str) -> Path | None:
+    """Return the path of the file of indices; None if ``text`` is a range or a list."""
+    try:
+        path = Path(text)
+        return path if path.is_file() else None
+    except (OSError, ValueError):  # a list that is longer than a file name may be, or a null byte
+        return None

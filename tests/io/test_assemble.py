@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ptycho_torch.config.input import make_input_settings
-from ptycho_torch.core.errors import ConfigError, ContractError, DataError
+from ptycho_torch.core.errors import ConfigError, ContractError, DataError, PtychoError
 from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.assemble import assemble_scan
@@ -250,3 +250,36 @@ def test_missing_quantities_name_their_settings() -> None:
     parts = make_parts(position_unit="pixel", geometry=Geometry())
     assemble(parts)
     assert [text.partition(":")[0] for text in parts.report.missing][:2] == ["probe", "wavelength"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"crop": 8.5},
+        {"crop": 10**6},
+        {"crop": 10**12},
+        {"bin": 2.0},
+        {"bin": None},
+        {"bin": 3},
+        {"center": "1e9,3"},
+        {"frames": [1, 2]},
+        {"frames": "9" * 400},
+        {"frames": "99999999999999999999999"},
+        {"rotation": float("nan")},
+        {"position_scale": "2"},
+        {"position_unit": []},
+        {"measurement": "wrong"},
+        {"origin": None},
+        {"diffraction_key": 3},
+        {"detector_pixel": (1e-4, 1e-4)},
+        {"flip_y": "no"},
+        {"dark": ""},
+        {"flat": Path("a\0b")},
+        {"mask": Path("x" * 5000)},
+        {"dark": Path("nothing.npy")},
+    ],
+    ids=str,
+)
+def test_an_impossible_setting_is_refused_by_its_name(settings: dict[str, Any]) -> None:
+    with pytest.raises(PtychoError, match=f"`{next(iter(settings))}`"):
+        assemble(make_parts(), **settings)

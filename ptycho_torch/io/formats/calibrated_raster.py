@@ -130,7 +130,7 @@ def make_raster_parts(
         report.add("center", calibration.path, "pixel", "({:.2f}, {:.2f})".format(*calibration.center))
     positions, unit = _make_positions(shape, calibration, settings, report)
     return ScanParts(
-        patterns=patterns.reshape(-1, *patterns.shape[-2:]),
+        patterns=patterns.reshape(math.prod(patterns.shape[:-2]), *patterns.shape[-2:]),
         measurement="counts",
         positions=positions,
         position_unit=unit,

@@ -1,5 +1,6 @@
 """Read the paths of CXI files, which NXcxi_ptycho shares."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,10 @@ def read_patterns(tree: Hdf5File, paths: tuple[str, ...], report: InputReport) -
     if patterns.ndim == 2:
         patterns, conversion = patterns[None], "one pattern"
     elif patterns.ndim == 4:
-        patterns, conversion = patterns.reshape(-1, *patterns.shape[2:]), "two scan axes joined, the second is fast"
+        patterns, conversion = (
+            patterns.reshape(math.prod(patterns.shape[:2]), *patterns.shape[2:]),
+            "two scan axes joined, the second is fast",
+        )
     report.add("patterns", path, "counts", conversion)
     return {"patterns": patterns}
 

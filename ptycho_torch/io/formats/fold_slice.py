@@ -1,6 +1,7 @@
 """Pairs ``*_dp.hdf5`` and ``*_para.hdf5`` of fold_slice (MATLAB)."""
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ class FoldSliceFormat(Format):
 
     def _read_patterns(self, tree: Hdf5File, settings: InputSettings, report: InputReport) -> NDArray[Any]:
         patterns = tree.read("/dp", kinds="biuf", ndim=(2, 3))
-        patterns = patterns.reshape(-1, *patterns.shape[-2:])
+        patterns = patterns.reshape(math.prod(patterns.shape[:-2]), *patterns.shape[-2:])
         if self._has_exchanged_axes(tree.path, settings, report):
             patterns = patterns.swapaxes(1, 2)
             report.add("patterns", "/dp", "counts", "axes (n, kx, ky) exchanged to (n, ky, kx)")

@@ -1,5 +1,6 @@
 """Arrays of any file by key: NPZ, NPY, HDF5 and others, with the conventions that settings give."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -183,7 +184,7 @@ def _read_patterns(
         raise ContractError("R4", f"{name}: {key} is {patterns.dtype}; expected real numbers; set `diffraction_key`")
     if patterns.ndim == 4:
         report.assumptions.append(f"{key}: the first two axes are rows and columns of the scan")
-        patterns = patterns.reshape(-1, *patterns.shape[2:])
+        patterns = patterns.reshape(math.prod(patterns.shape[:2]), *patterns.shape[2:])
     if patterns.ndim != 3:
         raise ContractError("R4", f"{name}: {key} has shape {patterns.shape}; expected three axes, (n, N, N)")
     known = {each: headers[each] for each in headers if headers[each].dtype.kind != "O"}

@@ -1,6 +1,9 @@
 """Damaged and hostile files of every format end in a typed error that names the path inside the file, in seconds."""
 
+import bz2
+import io
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,3 +121,47 @@ def test_a_damaged_dataset_is_refused_by_its_path(case: Case, part: str, damage:
         damage(handle[group or "/"], name)
     message = load_within_limit(path, case.get_settings(path))
     assert name in message
+
+
+def test_a_stack_of_patterns_without_pixels_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scan.npz"
+    np.savez(path, diffraction=np.zeros((2, 3, 8, 0)), xcoords=np.zeros(6), ycoords=np.zeros(6))
+    assert str(path) in load_within_limit(path, {"measurement": "counts", "diffraction_key": "diffraction"})
+
+
+def test_an_array_larger_than_its_member_is_not_allocated(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, {"descr": "<f4", "fortran_order": False, "shape": (10**5,) * 3})
+    path = tmp_path / "scan.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("diffraction.npy", content.getvalue())
+    assert "diffraction has the declared shape" in load_within_limit(path, {})
+
+
+def test_a_dataset_without_stored_values_is_not_allocated(tmp_path: Path) -> None:
+    import h5py
+
+    path = tmp_path / "scan.h5"
+    with h5py.File(path, "w") as handle:
+        handle.create_dataset("data", (4096, 512, 512), np.float32, chunks=(1, 512, 512))
+        handle["scan"] = np.zeros((4096, 2))
+    assert "data: the array of shape (4096, 512, 512)" in load_within_limit(path, {"measurement": "counts"})
+
+
+def test_a_small_bzip2_file_of_zeros_is_not_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ptycho_torch.io.arrays.MAX_SPARSE_BYTES", 1 << 20)
+    path = tmp_path / "scan.npz.bz2"
+    path.write_bytes(bz2.compress(bytes(1 << 22)))
+    assert "holds more than" in load_within_limit(path, {"measurement": "counts"})
+
+
+def test_an_impossible_length_of_a_file_is_named_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "scan.npz"
+    np.savez(
+        path,
+        diffraction=np.ones((2, 8, 8), np.float32),
+        xcoords=np.zeros(2),
+        ycoords=np.zeros(2),
+        metadata=np.array('{"geometry": {"wavelength_m": -1}}'),
+    )
+    assert str(path) in load_within_limit(path, {"measurement": "counts", "diffraction_key": "diffraction"})
