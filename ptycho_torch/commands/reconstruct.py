@@ -162,7 +162,7 @@ def _start_pipeline(config: ReconstructConfig, scan: Scan, stages: Sequence[Engi
         positions = read_positions(config.init_positions, len(scan), "init_positions", scan.source_index)
     return Pipeline(*stages).start(
         scan,
-        initial=_read_initial(config),
+        initial=_read_initial(config, scan.positions if positions is None else positions),
         init_probe=None if config.init_probe == "auto" else make_probe,
         init_positions=positions,
         photons_per_unit=config.photons_per_unit,
@@ -172,14 +172,14 @@ def _start_pipeline(config: ReconstructConfig, scan: Scan, stages: Sequence[Engi
     )
 
 
-def _read_initial(config: ReconstructConfig) -> Reconstruction | InitialObject | None:
-    """Return the result of ``init`` with the object of ``init_object``, or one of both."""
-    obj = None if config.init_object is None else read_initial_object(config.init_object)
+def _read_initial(config: ReconstructConfig, positions: NDArray[np.float64]) -> Reconstruction | InitialObject | None:
+    """Return the result of ``init`` with the object of ``init_object``, or one of both, on ``positions`` (n, 2)."""
     if config.init is None:
-        return obj
+        return None if config.init_object is None else read_initial_object(config.init_object, positions)
     earlier = load_reconstruction(config.init)
-    if obj is None:
+    if config.init_object is None:
         return earlier
+    obj = read_initial_object(config.init_object, earlier.positions)
     coverage = np.zeros(obj.values.shape, np.float32)
     return replace(earlier, object=obj.values, origin_yx=obj.origin_yx, coverage=coverage, uncertainty=None)
 

@@ -16,6 +16,7 @@ from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.measurement_model import ProbeObjectView
 from ptycho_torch.engines.state import Measurement, ReconstructionState, make_vacuum_state
 from ptycho_torch.io.container import recognize_kind
+from ptycho_torch.io.foreign_result import assemble_positions, get_stored_origin
 from ptycho_torch.io.inputs import read_probe
 from ptycho_torch.io.npz import read_arrays
 from ptycho_torch.io.scan import read_result_parts
@@ -25,6 +26,9 @@ from ptycho_torch.physics.forward import from_patches
 from ptycho_torch.physics.noise import fit_amplitude_scale, masked_sum, select_scale_patterns
 from ptycho_torch.physics.probe import orthogonalize_modes
 from ptycho_torch.simulation.probes import make_incoherent_modes
+
+MAX_FRAME_SPREAD_PX = 0.5
+"""Standard deviation per axis of the difference of two lists of positions of one scan that differ by their origin."""
 
 NEW_MODE_POWER_FRACTION = 0.02
 """Power of each added incoherent mode, as a fraction of the power of the probe."""
@@ -227,8 +231,13 @@ def _parse_sigma(spec: str, value: str) -> float:
     return sigma
 
 
-def read_initial_object(path: Path) -> InitialObject:
-    """Read the object of a reconstruction, or that of a scan file of any format with the origin (0, 0).
+def read_initial_object(path: Path, positions: NDArray[np.float64] | None = None) -> InitialObject:
+    """Read the object of a reconstruction, or that of a file of any format, whose first pixel is (0, 0).
+
+    Args:
+        path: file of the object.
+        positions: (n, 2) (y, x) in object pixels, on which the object is placed by the positions that a file of
+            another program holds, whose origin is its own.
 
     Raises:
         DataError: The file has no finite object of two axes.
@@ -239,7 +248,10 @@ def read_initial_object(path: Path) -> InitialObject:
             raise DataError(
                 f"{path}: no object (format {parts.report.format}); expected an object; check `init_object`"
             )
-        return InitialObject(np.squeeze(parts.object), np.zeros(2, np.int64))
+        origin = get_stored_origin(parts)
+        if positions is not None and parts.positions is not None:
+            origin = origin + _compute_frame_shift(assemble_positions(parts, path), positions, path)
+        return InitialObject(np.squeeze(parts.object), origin)
     arrays = read_arrays(path)
     obj = arrays.get("object", arrays.get("objectGuess"))
     if obj is None or obj.ndim != 2 or not np.isfinite(obj).all():
@@ -248,3 +260,21 @@ def read_initial_object(path: Path) -> InitialObject:
             "of two axes; check `init_object`"
         )
     return InitialObject(obj, np.asarray(arrays.get("origin_yx", (0, 0)), np.int64))
+
+
+def _compute_frame_shift(stored: NDArray[np.float64], positions: NDArray[np.float64], path: Path) -> NDArray[np.int64]:
+    """Return the whole pixels (2,) from the origin of the positions ``stored`` to that of ``positions``."""
+    reason = f"{len(stored)} positions for {len(positions)}"
+    if stored.shape == positions.shape:
+        difference = positions - stored
+        spread = float(difference.std(0).max())
+        if spread < MAX_FRAME_SPREAD_PX:
+            return np.rint(difference.mean(0)).astype(np.int64)
+        reason = f"its positions differ from those of the scan by {spread:.3g} pixels (standard deviation)"
+    log.warning(
+        "%s: the place of the object is uncertain: %s; its first pixel is put at the origin of the file; check "
+        "`init_object`, or set `init` to this file",
+        path,
+        reason,
+    )
+    return np.zeros(2, np.int64)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from ptycho_torch.data.grouping import Indices
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
+from ptycho_torch.io.foreign_result import STORED_POSITIONS
 
 INDICES_KEY, SOURCE_INDEX_KEY = "indices", "source_index"
 """Entries of the metadata of a result of a part of a scan: indices of its patterns in the scan, and in the file that
@@ -18,12 +19,21 @@ def match_patterns(reconstruction: Reconstruction, scan: Scan) -> tuple[Reconstr
     """Return the result and the scan with only the patterns that both have, in one order.
 
     A result of some patterns of a scan records their indices, and a scan that was cut from another file has
-    ``source_index``. Result and scan are returned unchanged if neither relates them.
+    ``source_index``. Result and scan are returned unchanged if neither relates them. The positions of the result of
+    another program, whose origin is its own, replace those of the scan.
 
     Args:
         reconstruction: a result.
         scan: measured patterns.
     """
+    reconstruction, scan = _select_common(reconstruction, scan)
+    is_foreign = reconstruction.metadata.get("positions") == STORED_POSITIONS
+    if is_foreign and len(scan) == len(reconstruction.positions):
+        scan = replace(scan, positions=reconstruction.positions)
+    return reconstruction, scan
+
+
+def _select_common(reconstruction: Reconstruction, scan: Scan) -> tuple[Reconstruction, Scan]:
     chosen = _read_indices(reconstruction, INDICES_KEY)
     if chosen is not None and reconstruction.metadata.get("scan_digest") == scan.digest():
         return reconstruction, scan.select(chosen)

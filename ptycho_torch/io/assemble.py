@@ -20,6 +20,10 @@ from ptycho_torch.io.selection import read_frame_indices
 BORDER_PX = 2
 """Pixels between the edge of the object and the outermost patch of a scan whose origin is free."""
 
+RESULT_FOUND = ", but object and probe, so that the file is a result"
+RESULT_USES = "; a result is the start of a reconstruction as `init`, and an input of evaluate and load_reconstruction"
+"""Parts of the error about a result in the place of a scan."""
+
 FAR_FIELD_EXPECTED = "expected far-field patterns, the only propagation of the forward model of this version"
 
 
@@ -146,9 +150,10 @@ def _pair_patterns(parts: ScanParts, settings: InputSettings, name: str) -> Scan
     ):
         if getattr(parts, part) is None:
             hints = (each.partition(": ")[2] for each in parts.report.missing if each.startswith(f"{part}: "))
+            is_result = part == "patterns" and parts.object is not None and parts.probe is not None
             raise DataError(
-                f"{name}: no {label} in the file (format {parts.report.format}); expected one per position; "
-                f"{next(hints, default)}"
+                f"{name}: no {label} in the file (format {parts.report.format}){RESULT_FOUND if is_result else ''}; "
+                f"expected one per position; {next(hints, default)}{RESULT_USES if is_result else ''}"
             )
     assert parts.patterns is not None  # checked above
     assert parts.positions is not None

@@ -16,6 +16,7 @@ from ptycho_torch.data.lattice import RELATIVE_ROUNDING_ERROR
 from ptycho_torch.data.photons import photon_scale
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
+from ptycho_torch.io.hdf5 import Hdf5File
 
 COMPRESSED_BYTES = 1 << 12
 """Smallest array that is compressed."""
@@ -27,6 +28,9 @@ GEOMETRY_SETTINGS = {
     "object_pixel_m": "the object pixel (`pixel_size`)",
 }
 """Quantities of a geometry, with the settings that give them."""
+
+ORIGIN_ATTRIBUTE = "ptycho_torch_origin_yx"
+"""Attribute of the root of a result: ``origin_yx``, which the formats of other programs have no place for."""
 
 
 def compute_photons(scan: Scan) -> NDArray[Any]:
@@ -123,6 +127,16 @@ def compute_result_positions(result: Reconstruction) -> NDArray[np.float64]:
     return positions
 
 
+def get_position_numbers(result: Reconstruction) -> NDArray[np.int64]:
+    """Return the number (n,) of each position among the patterns of the file that was reconstructed."""
+    count = len(result.positions)
+    for key in ("source_index", "indices"):
+        values = result.metadata.get(key)
+        if isinstance(values, list) and len(values) == count:
+            return np.asarray(values, np.int64)
+    return np.arange(count)
+
+
 def make_object_canvas(scan: Scan) -> tuple[NDArray[np.complex64], NDArray[np.int64]]:
     """Return the object of a scan and the pixel (row, column) of its first element.
 
@@ -164,6 +178,25 @@ class Hdf5Writer:
         group = self.handle.require_group(path)
         for key, value in attributes.items():
             group.attrs[key] = value
+
+
+def put_result_origin(writer: Hdf5Writer, result: Reconstruction) -> None:
+    """Store ``origin_yx`` of a result as an attribute of the root, which other programs ignore."""
+    writer.set_attributes("/", **{ORIGIN_ATTRIBUTE: np.asarray(result.origin_yx, np.int64)})
+
+
+def read_result_origin(tree: Hdf5File | None) -> dict[str, Any]:
+    """Return the stored ``origin_yx`` of a result as an entry of metadata; empty if there is none.
+
+    Raises:
+        DataError: the attribute is not two integers.
+    """
+    value = None if tree is None else tree.get_attributes("/").get(ORIGIN_ATTRIBUTE)
+    if tree is None or value is None:
+        return {}
+    if not isinstance(value, np.ndarray) or value.shape != (2,) or value.dtype.kind not in "iu":
+        raise DataError(f"{tree.path}: the attribute {ORIGIN_ATTRIBUTE} is {value!r}; expected two integers (y, x)")
+    return {"origin_yx": value.tolist()}
 
 
 @contextmanager

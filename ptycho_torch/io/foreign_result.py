@@ -12,6 +12,9 @@ from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.io.assemble import compute_unit_factor, convert_probe
 from ptycho_torch.io.parts import ScanParts
 
+STORED_POSITIONS = "as in the file of another program"
+"""Entry ``positions`` of the metadata of a result whose positions have an origin of their own."""
+
 
 def assemble_result(parts: ScanParts, path: Path) -> Reconstruction:
     """Convert object, probe and positions of a file to a reconstruction.
@@ -38,19 +41,29 @@ def assemble_result(parts: ScanParts, path: Path) -> Reconstruction:
         raise DataError(f"{name}: the object has shape {obj.shape}; expected (rows, columns)")
     geometry = parts.geometry.complete(probe.shape[-1])
     positions = assemble_positions(parts, path)
+    origin = get_stored_origin(parts)
+    metadata: dict[str, Any] = {
+        "method": f"result of another program ({parts.report.format})",
+        "positions": STORED_POSITIONS,
+        "source": path.name,
+    }
+    if parts.position_numbers is not None:
+        metadata["source_index"] = parts.position_numbers.tolist()
     return Reconstruction(
         object=np.ascontiguousarray(obj, np.complex64),
-        coverage=compute_probe_coverage(probe, positions, obj.shape),
-        origin_yx=np.zeros(2, np.int64),
+        coverage=compute_probe_coverage(probe, positions - origin, obj.shape),
+        origin_yx=origin,
         probe=np.ascontiguousarray(probe, np.complex64),
         positions=positions,
         geometry=None if geometry == Geometry() else geometry,
-        metadata={"method": f"result of another program ({parts.report.format})", "source": path.name},
+        metadata=metadata,
     )
 
 
 def assemble_positions(parts: ScanParts, path: Path) -> NDArray[np.float64]:
-    """Return the positions (n, 2) of a file in object pixels, relative to the object of the file if it has one.
+    """Return the positions (n, 2) of a file in object pixels.
+
+    They are relative to the object of the file if it has one, unless the file stores ``origin_yx`` of its object.
 
     Args:
         parts: content of the file, with positions.
@@ -65,7 +78,12 @@ def assemble_positions(parts: ScanParts, path: Path) -> NDArray[np.float64]:
     factor = compute_unit_factor(parts.position_unit, geometry, 1.0, str(path))
     origin = np.asarray(parts.object_origin or (0.0, 0.0))
     positions: NDArray[np.float64] = (np.asarray(parts.positions, np.float64) - origin) * factor
-    return positions
+    return positions + get_stored_origin(parts)
+
+
+def get_stored_origin(parts: ScanParts) -> NDArray[np.int64]:
+    """Return the object coordinates (2,) of the first pixel of the object; (0, 0) if the file stores none."""
+    return np.asarray(parts.metadata.get("origin_yx", (0, 0)), np.int64)
 
 
 def compute_probe_coverage(

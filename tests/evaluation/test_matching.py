@@ -9,6 +9,7 @@ import pytest
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.evaluation.matching import match_patterns
+from ptycho_torch.io.foreign_result import STORED_POSITIONS
 
 CHOSEN = np.array([3, 17, 18, 40, 88])
 
@@ -50,3 +51,20 @@ def test_result_of_the_whole_matches_a_cut_in_the_order_of_the_cut(simulated_cas
 def test_unrelated_results_and_scans_are_unchanged(simulated_case: Any) -> None:
     result, other = make_result(simulated_case), simulated_case.scan.select(CHOSEN)
     assert match_patterns(result, other) == (result, other)
+
+
+def test_result_of_another_program_is_scored_at_its_own_positions(simulated_case: Any) -> None:
+    """The origin of a file of another program is its own, so a constant shift is no error of the positions."""
+    shift = np.array([3, -5])
+    result = simulated_case.reconstruction
+    moved = replace(
+        result,
+        origin_yx=result.origin_yx + shift,
+        positions=result.positions + shift,
+        metadata={"positions": STORED_POSITIONS},
+    )
+    assert moved.scores(simulated_case.scan)["r"] == pytest.approx(result.scores(simulated_case.scan)["r"], rel=1e-4)
+    part = select(replace(moved, intensities=np.ones(len(moved.positions), np.float32)))
+    part = replace(part, metadata={"positions": STORED_POSITIONS, "source_index": CHOSEN.tolist()})
+    expected = result.scores(simulated_case.scan.select(CHOSEN))["r"]
+    assert part.scores(simulated_case.scan)["r"] == pytest.approx(expected, rel=1e-4)

@@ -14,7 +14,9 @@ from ptycho_torch.io.container import InputFile
 from ptycho_torch.io.export import (
     compute_photons,
     compute_result_positions,
+    get_position_numbers,
     make_object_canvas,
+    put_result_origin,
     solve_geometry,
     write_hdf5,
 )
@@ -56,6 +58,7 @@ class CxiFormat(Format):
         content = make_result_content(path, result)
         with write_hdf5(path) as writer:
             write_cxi(writer, content, str(path))
+            put_result_origin(writer, result)
 
 
 def make_scan_content(path: Path, scan: Scan) -> CxiContent:
@@ -87,6 +90,7 @@ def make_result_content(path: Path, result: Reconstruction) -> CxiContent:
     size = result.probe.shape[-1]
     return CxiContent(
         positions=compute_result_positions(result),
+        position_numbers=get_position_numbers(result),
         size=size,
         geometry=solve_geometry(result.geometry, size, str(path)),
         probe=result.probe,

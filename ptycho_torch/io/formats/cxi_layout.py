@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from ptycho_torch.config.input import InputSettings
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.geometry import PLANCK_TIMES_LIGHT_SPEED_J_M, Geometry, Propagation
+from ptycho_torch.io.export import read_result_origin
 from ptycho_torch.io.formats.layers import flatten_layers
 from ptycho_torch.io.formats.ptychodus_product import compute_centered_origin
 from ptycho_torch.io.hdf5 import UNIT_FACTORS, Hdf5File
@@ -74,6 +75,7 @@ def read_cxi(tree: Hdf5File, settings: InputSettings, name: str) -> ScanParts:
             object_pixel_m=_read_object_pixel(tree, report),
             propagation=_find_propagation(tree, report),
         ),
+        metadata=read_result_origin(tree),
         report=report,
     )
 

@@ -43,6 +43,9 @@ class CxiContent:
     geometry: Geometry
     """Complete geometry."""
 
+    position_numbers: NDArray[np.int64] | None = None
+    """(n,) number of the pattern of each position; None: 0, 1, …"""
+
     patterns: NDArray[Any] | None = None
     """(n, N, N) photons."""
 
@@ -120,7 +123,8 @@ def _write_positions(writer: Hdf5Writer, content: CxiContent) -> None:
     attributes = {"units": "m", "axes": "translation:x:y:z"}
     writer.put(TRANSLATION, np.stack([column, row, np.zeros_like(row)], 1), attributes)
     writer.put(f"{ENTRY}/sample_1/name", "sample")
-    writer.put(f"{ENTRY}/ptychodus/probe_position_indexes", np.arange(len(row)))
+    numbers = np.arange(len(row)) if content.position_numbers is None else content.position_numbers
+    writer.put(f"{ENTRY}/ptychodus/probe_position_indexes", numbers)
 
 
 def _write_images(writer: Hdf5Writer, content: CxiContent) -> None:

@@ -12,7 +12,7 @@ from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.container import InputFile
-from ptycho_torch.io.export import write_hdf5
+from ptycho_torch.io.export import put_result_origin, write_hdf5
 from ptycho_torch.io.formats.base import Format
 from ptycho_torch.io.formats.cxi import make_result_content, make_scan_content
 from ptycho_torch.io.formats.cxi_layout import read_cxi, read_length, read_patterns, read_wavelength
@@ -58,6 +58,7 @@ class NexusFormat(Format):
         content = make_result_content(path, result)
         with write_hdf5(path) as writer:
             write_cxi(writer, content, str(path), nexus=True)
+            put_result_origin(writer, result)
 
 
 def _find_entry(tree: Hdf5File) -> str | None:

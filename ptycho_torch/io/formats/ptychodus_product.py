@@ -16,7 +16,10 @@ from ptycho_torch.io.container import InputFile
 from ptycho_torch.io.export import (
     Hdf5Writer,
     compute_photons,
+    get_position_numbers,
     make_object_canvas,
+    put_result_origin,
+    read_result_origin,
     require_photon_energy,
     solve_geometry,
     write_hdf5,
@@ -103,6 +106,7 @@ class PtychodusProductFormat(Format):
             object_origin=compute_centered_origin(obj.shape, probe.shape[-1], (height, width), center),
             intensities=None if photons is None or not (photons > 0).all() else photons,
             geometry=_make_geometry(file, facts, (height, width), report),
+            metadata=read_result_origin(file.hdf5),
             report=report,
         )
 
@@ -118,6 +122,7 @@ class PtychodusProductFormat(Format):
             raise DataError(f"{path}: the name is one of a diffraction file; expected another, such as product.h5")
         with write_hdf5(path) as writer:
             _write_product(writer, probe, obj, scan.positions - origin, geometry, mean, name)
+            writer.put("probe_position_indexes", np.arange(len(scan)))
             write_patterns(partner, photons, scan.mask, geometry)
 
     def write_result(self, path: Path, result: Reconstruction) -> None:
@@ -127,6 +132,8 @@ class PtychodusProductFormat(Format):
         with write_hdf5(path) as writer:
             positions = result.positions - result.origin_yx
             _write_product(writer, result.probe, result.object, positions, geometry, power, str(path))
+            writer.put("probe_position_indexes", get_position_numbers(result))
+            put_result_origin(writer, result)
             if result.intensities is not None:
                 writer.put("probe_photon_counts", result.intensities.astype(np.float64) * power)
 
@@ -277,7 +284,6 @@ def _write_product(
     origin = compute_centered_origin(obj.shape, probe.shape[-1], pixel)
     meters = positions * pixel + origin
     sides = {"pixel_height_m": pixel[0], "pixel_width_m": pixel[1]}
-    writer.put("probe_position_indexes", np.arange(len(positions)))
     writer.put("probe_position_x_m", meters[:, 1])
     writer.put("probe_position_y_m", meters[:, 0])
     writer.put("probe", probe[None].astype(np.complex64), sides)

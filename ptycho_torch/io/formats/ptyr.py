@@ -12,7 +12,13 @@ from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.geometry import Geometry, compute_photon_wavelength
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.io.container import InputFile
-from ptycho_torch.io.export import Hdf5Writer, require_object_pixel, write_hdf5
+from ptycho_torch.io.export import (
+    Hdf5Writer,
+    put_result_origin,
+    read_result_origin,
+    require_object_pixel,
+    write_hdf5,
+)
 from ptycho_torch.io.formats.base import Format
 from ptycho_torch.io.formats.ptyd import EV_PER_KEV, has_value, put_typed
 from ptycho_torch.io.hdf5 import Hdf5File
@@ -50,7 +56,12 @@ class PtyrFormat(Format):
         if object_path is not None:
             parts |= _read_object(tree, object_path, report)
             parts |= _read_positions(tree, object_path, report)
-        return ScanParts(**parts, geometry=_read_geometry(tree, object_path, probe_path, report), report=report)
+        return ScanParts(
+            **parts,
+            geometry=_read_geometry(tree, object_path, probe_path, report),
+            metadata=read_result_origin(tree),
+            report=report,
+        )
 
     def write_result(self, path: Path, result: Reconstruction) -> None:
         pixel = np.asarray(require_object_pixel(result.geometry, result.probe.shape[-1], str(path)))
@@ -65,6 +76,7 @@ class PtyrFormat(Format):
             _write_storage(writer, "/content/probe", result.probe, pixel, np.full(2, float(size // 2)), energy)
             _write_storage(writer, "/content/obj", result.object[None], pixel, -origin, energy)
             put_typed(writer, f"/content/positions/{STORAGE}", result.positions * pixel)
+            put_result_origin(writer, result)
 
 
 def _write_storage(
