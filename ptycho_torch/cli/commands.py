@@ -130,7 +130,7 @@ contract, and 2 if it cannot be read.
     Command(
         "convert",
         ConvertConfig,
-        "convert a foreign NPZ file to a canonical scan file",
+        "convert a scan file of any supported format to another format",
         """\
 Settings name the keys, the axis order, the units and the orientation of the source.
 

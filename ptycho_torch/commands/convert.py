@@ -18,7 +18,7 @@ from ptycho_torch.core.deferred import call_deferred
 from ptycho_torch.core.observer import Observer
 from ptycho_torch.data.orientation_search import apply_orientation
 from ptycho_torch.io.convert import check_destination, convert_file
-from ptycho_torch.io.scan import read_input, save_scan
+from ptycho_torch.io.scan import list_written_files, read_input, save_scan
 
 log = logging.getLogger(__name__)
 
@@ -52,5 +52,6 @@ def run(config: ConvertConfig, invocation: Invocation) -> int:
     """Run the command and return the exit code."""
     path = convert(config, invocation.observer)
     if not config.quiet:
-        print(f"Wrote {path}. To list its content: python -m ptycho_torch.describe {path}")
+        files = " and ".join(map(str, list_written_files(path, config.output_format)))
+        print(f"Wrote {files}. To list its content: python -m ptycho_torch.describe {path}")
     return 0

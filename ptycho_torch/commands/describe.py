@@ -64,7 +64,8 @@ def _format_input(profile: Profile) -> Iterator[str]:
     width = max((len(entry["field"]) for entry in mapping), default=0)
     for entry in mapping:
         details = ", ".join(text for text in (entry["unit"], entry["conversion"]) if text)
-        yield f"    {entry['field']:<{width}}  {entry['path']}{': ' * bool(details)}{details}".rstrip()
+        content = ": ".join(text for text in (entry["path"], details) if text)
+        yield f"    {entry['field']:<{width}}  {content}".rstrip()
     for title in ("assumptions", "missing"):
         for number, text in enumerate(profile.input[title]):
             yield f"  {title if number == 0 else '':<11}  {text}"
@@ -150,7 +151,10 @@ def _format_findings(profile: Profile) -> Iterator[str]:
 
 
 def _format_contract(profile: Profile) -> Iterator[str]:
-    if not profile.violations:
+    broken = [finding for finding in profile.findings if finding["rule"]]
+    for finding in broken:
+        yield f"  MUST   {finding['rule']:<4} broken by the finding {finding['name']!r}: the file cannot be loaded"
+    if not profile.violations and not broken:
         yield "  keeps every rule of the contract"
     for violation in profile.violations:
         yield f"  {violation['level']:<6} {violation['rule']:<4} {violation['message']}"

@@ -23,7 +23,7 @@ class InferenceConfig(ScanReadOptions):
     """Settings of the command ``inference``."""
 
     model_path: Path = option(MISSING, "folder of a model from train or pretrain", group="Files")
-    test_data: Path = option(MISSING, "scan file (NPZ) to reconstruct", group="Files")
+    test_data: Path = option(MISSING, "scan file of any supported format to reconstruct", group="Files")
     output_dir: Path = option(MISSING, "folder for the reconstruction, images and report", group="Files")
     save_as: tuple[Path, ...] = option(
         (),

@@ -171,7 +171,8 @@ class InputSettings:
         None,
         "unit of the coordinates in the file",
         group="Positions",
-        default_help="that of the format, otherwise pixel",
+        default_help="that of the format; of a table, that in the names of its columns, otherwise meter if all numbers "
+        "are below 0.01; of arrays by key, pixel",
         value_aliases=UNIT_ALIASES,
     )
     swap_xy: bool = option(False, "exchange the two coordinates, before negation and scale", group="Positions")

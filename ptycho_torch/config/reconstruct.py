@@ -87,7 +87,7 @@ EngineFlags: Any = make_engine_flags()
 class ReconstructConfig(EngineFlags, ScanReadOptions):  # type: ignore[misc]  # a generated base class
     """Settings of the command ``reconstruct``."""
 
-    scan: Path = option(MISSING, "scan file (NPZ) to reconstruct", positional=True, group="Files")
+    scan: Path = option(MISSING, "scan file of any supported format to reconstruct", positional=True, group="Files")
     output_dir: Path = option(MISSING, "folder for the reconstruction, figures and report", group="Files")
     then: tuple[str, ...] = option(
         (), 'a further engine with its own settings, as "gradient:epochs=20,batch_size=64"; may be repeated'

@@ -10,7 +10,7 @@ from ptycho_torch.config.base import CommonOptions, Device, option, require_posi
 class SweepConfig(CommonOptions):
     """Settings of the command ``sweep``."""
 
-    train_data_file: Path = option(MISSING, "scan file (NPZ) for training", group="Files")
+    train_data_file: Path = option(MISSING, "scan file of any supported format for training", group="Files")
     output_dir: Path = option(MISSING, "folder for scope.json, scope.md and the log of each run", group="Files")
     run: tuple[str, ...] = option(
         MISSING,

@@ -35,6 +35,9 @@ SIMILAR_FRACTION_OF_PROBE = 0.25
 MIN_OVERLAP, RECOMMENDED_OVERLAP = 0.2, 0.5
 """Overlaps (1 − step / probe diameter) below which a scan is reported as a warning and as a note."""
 
+MIN_LARGEST_WHOLE_AMPLITUDE = 4.0
+"""Largest amplitude from which whole numbers only are counts: square roots of counts are rarely whole."""
+
 MIN_PHOTONS_PER_PATTERN = 10.0
 """Smallest plausible number of photons per pattern."""
 
@@ -53,7 +56,7 @@ class Finding:
 
     name: str
     """``mask``, ``position unit``, ``outlier positions``, ``outlier frames``, ``center``, ``origin``, ``probe origin``,
-    ``bad pixels``, ``saturation``, ``spacing``, ``photon scale`` or ``several scans``."""
+    ``bad pixels``, ``saturation``, ``spacing``, ``photon scale``, ``measurement`` or ``several scans``."""
 
     severity: Literal["error", "warning", "note"]
 
@@ -105,6 +108,23 @@ def raise_for_faults(scan: Scan) -> None:
             raise ContractError(
                 finding.rule, f"{scan.source or 'scan'}: {finding.evidence}; set {finding.setting} to correct it"
             )
+
+
+def find_measurement_fault(scan: Scan) -> Finding | None:
+    """Return the finding that the amplitudes are likely counts, because all are whole numbers; None if they are not."""
+    amplitudes, mask = scan.amplitudes[:: max(1, len(scan) // 64)], scan.mask
+    if mask is not None:
+        amplitudes = np.where(mask if mask.ndim == 2 else mask[:: max(1, len(scan) // 64)], amplitudes, np.float32(0))
+    largest = float(amplitudes.max(initial=0))
+    if not MIN_LARGEST_WHOLE_AMPLITUDE <= largest < np.inf or (amplitudes != np.rint(amplitudes)).any():
+        return None
+    return Finding(
+        "measurement",
+        "warning",
+        f"all amplitudes are whole numbers up to {largest:g}; square roots of counts are not, so that the values are "
+        "likely counts",
+        "`measurement` to counts",
+    )
 
 
 def locate_faults(scan: Scan) -> Faults:
@@ -282,6 +302,9 @@ def _describe_center(scan: Scan, faults: Faults) -> Iterator[Finding]:
 
 def _find_scale_faults(scan: Scan) -> Iterator[Finding]:
     """Yield findings about overlap and photons."""
+    counts = find_measurement_fault(scan)
+    if counts is not None:
+        yield counts
     step = compute_median_step(scan.positions)
     diameter = _compute_diameter(scan)
     if step and diameter:

@@ -317,7 +317,10 @@ def _check_mask(mask: AnyArray | None, count: int | None, size: int | None, layo
         if not ((mask == 0) | (mask == 1)).all():
             yield "R18", "mask has values other than 0 and 1; expected bool, True where a pixel counts"
         elif not mask.any():
-            yield "R18", "mask excludes every pixel; expected True where a pixel counts"
+            yield (
+                "R18",
+                "mask excludes every pixel; expected True where a pixel counts; set `invert_mask` if it is inverted",
+            )
 
 
 def _check_scan_index(index: AnyArray | None, count: int | None) -> Broken:

@@ -19,6 +19,9 @@ from ptycho_torch.io.parts import ScanParts
 
 logger = logging.getLogger(__name__)
 
+MAX_NEGATIVE_SHARE = 0.01
+"""Largest share of negative values whose bias is left unmentioned."""
+
 
 @dataclass
 class Frames:
@@ -65,10 +68,24 @@ def correct_frames(parts: ScanParts, settings: InputSettings, name: str) -> Fram
         values, usable = apply_flat(values, flat.mean(0) if flat.ndim == 3 else flat)
         mask = _combine_masks(mask, None if usable.all() else usable)
         parts.report.add("flat", str(settings.flat or "the file"), "", "counts divided by the relative efficiency")
-    values, negative = clip_negative(values)
+    clipped, negative = clip_negative(values)
     if negative:
-        _note(parts, name, f"{negative} negative values are set to 0")
+        _note(parts, name, _describe_clipping(values, negative))
+    values = clipped
     return Frames(values, mask, parts.center, measurement)
+
+
+def _describe_clipping(values: NDArray[Any], negative: int) -> str:
+    """Return the share of the values that are set to 0 and, if it is large, the bias and its remedy."""
+    share = negative / values.size
+    text = f"{negative} negative values ({share:.2%} of all) are set to 0"
+    if share <= MAX_NEGATIVE_SHARE:
+        return text
+    bias = -float(np.minimum(values, 0).sum(dtype=np.float64)) / values.size
+    return (
+        f"{text}, which adds {bias:.3g} counts per pixel and pattern: noise of pixels without signal, or a dark of "
+        "another exposure; exclude pixels without signal by `mask` or `crop`, or change `dark`"
+    )
 
 
 def _check_mask(mask: NDArray[Any], values: NDArray[Any], name: str) -> NDArray[np.bool_]:

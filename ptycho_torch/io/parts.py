@@ -140,7 +140,7 @@ class ScanParts:
         if self.positions is None and other.positions is not None:
             taken["position_unit"] = other.position_unit
         report = InputReport(
-            f"{self.report.format} + {other.report.format}",
+            " + ".join(dict.fromkeys([*self.report.format.split(" + "), other.report.format])),
             self.report.mapping + other.report.mapping,
             self.report.assumptions + other.report.assumptions,
             self.report.missing + other.report.missing,

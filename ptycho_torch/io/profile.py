@@ -76,6 +76,7 @@ def _profile_incomplete(path: Path, parts: ScanParts, error: PtychoError) -> Pro
         for name, value in ((name, getattr(parts, name)) for name in names)
         if value is not None
     }
+    missing = [each for each in parts.report.missing if each.partition(":")[0] not in arrays]
     rule = error.rule if isinstance(error, ContractError) else ""
     message = str(error).removeprefix(f"{path}: ")
     return Profile(
@@ -88,6 +89,6 @@ def _profile_incomplete(path: Path, parts: ScanParts, error: PtychoError) -> Pro
         object=None,
         metadata=parts.metadata,
         violations=[{"rule": rule, "level": "MUST", "message": message}],
-        input=parts.report.to_dict(),
+        input=parts.report.to_dict() | {"missing": missing},
         geometry_m=None if parts.geometry == Geometry() else parts.geometry.to_dict(),
     )

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from ptycho_torch.config.input import InputSettings, make_input_settings
 from ptycho_torch.core.errors import ConfigError, DataError
-from ptycho_torch.data.findings import raise_for_faults
+from ptycho_torch.data.findings import find_measurement_fault, raise_for_faults
 from ptycho_torch.data.fixes import fix_scan
 from ptycho_torch.data.scan import Scan, require_scan
 from ptycho_torch.io.assemble import assemble_scan, finish_scan
@@ -30,6 +30,17 @@ PATTERN_SETTINGS = frozenset({"diffraction_key", "mask_key"})
 POSITION_SETTINGS = frozenset({"positions_key", "x_key", "y_key"})
 KEY_SETTINGS = PATTERN_SETTINGS | POSITION_SETTINGS | {"probe_key", "object_key"}
 """Settings that are keys of arrays; those of patterns and positions belong to the file that holds them."""
+
+OMITTED_LABELS = {
+    "probe": "the probe",
+    "object": "the object",
+    "mask": "the mask (masked pixels are 0)",
+    "scan_index": "the numbers of the scans",
+    "wavelength_m": "the wavelength",
+    "distance_m": "the distance",
+    "detector_pixel_m": "the detector pixel",
+}
+"""Descriptions of the quantities that a format may omit."""
 
 
 class InputScan(NamedTuple):
@@ -74,6 +85,9 @@ def read_input(path: str | Path, **settings: Any) -> InputScan:
         parts = read_parts(path, options)
         with name_geometry(path):
             report, scan = parts.report, assemble_scan(parts, options, path)
+    counts = find_measurement_fault(scan)
+    if counts is not None:
+        logger.warning("%s: %s; set %s", path, counts.evidence, counts.setting)
     return InputScan(_fix(scan, report) if options.fix else scan, report)
 
 
@@ -123,7 +137,15 @@ def read_parts(path: Path, options: InputSettings) -> ScanParts:
             with name_setting(setting):
                 other = _read_one(given, _clear(options, KEY_SETTINGS - keys), partner=True)
             if getattr(other, name) is None:
-                raise DataError(f"{given}: the file holds no {name}; change `{setting}`")
+                hint = next((each for each in other.report.missing if each.startswith(f"{name}: found ")), "")
+                found = hint.partition(": ")[2].partition("; ")[0]
+                raise DataError(
+                    f"{given}: the file holds no {name}{f' ({found})' if found else ''}; change `{setting}` or set "
+                    f"{' or '.join(f'`{key}`' for key in sorted(keys))}"
+                )
+            # Of the partner, nothing else is expected.
+            other.report.missing.clear()
+            parts.report.missing[:] = [each for each in parts.report.missing if not each.startswith(f"{name}: ")]
             parts = _replace_part(parts, other, name)
     if parts.patterns is None or parts.positions is None:
         parts = _merge_partner(path, parts, options)
@@ -203,4 +225,24 @@ def save_scan(
         return
     if layout != "canonical":
         raise ConfigError(f"`layout` is {layout}, which is a layout of NPZ files; expected a path with the suffix .npz")
-    find_scan_writer(path, format).write_scan(path, scan)
+    writer = find_scan_writer(path, format)
+    writer.write_scan(path, scan)
+    lost = [OMITTED_LABELS[part] for part in writer.omitted_parts if _holds(scan, part)]
+    if lost:
+        logger.warning("%s: the format %s has no place for %s: left out", path, writer.name, ", ".join(lost))
+
+
+def _holds(scan: Scan, part: str) -> bool:
+    """Return True if the scan has the quantity ``part`` of :attr:`Format.omitted_parts`."""
+    if part.endswith("_m"):
+        return getattr(scan.geometry, part, None) is not None
+    return getattr(scan, "truth" if part == "object" else part) is not None
+
+
+def list_written_files(path: Path, format: str | None = None) -> list[Path]:
+    """Return the files that :func:`save_scan` writes for ``path`` and ``format``: one, or a pair."""
+    if format in (None, "npz") and path.suffix.lower() in ("", ".npz"):
+        return [path]
+    writer = find_scan_writer(path, format)
+    partners = [each for each in writer.list_partners(path) if each != path] if writer.writes_pair else []
+    return [path, *partners[:1]]

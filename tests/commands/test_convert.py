@@ -11,8 +11,10 @@ import pytest
 
 from ptycho_torch.commands.convert import convert as run_convert
 from ptycho_torch.config.data import ConvertConfig
+from ptycho_torch.config.input import InputSettings
+from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.data.orientation import Orientation
-from ptycho_torch.io.scan import load_scan, save_scan
+from ptycho_torch.io.scan import list_written_files, load_scan, read_parts, save_scan
 from ptycho_torch.simulation.scan import simulate_scan
 
 
@@ -87,3 +89,38 @@ def test_the_orientation_is_found_and_applied(tmp_path: Path) -> None:
     save_scan(tmp_path / "stored.npz", stored)
     run_convert(ConvertConfig(source=tmp_path / "stored.npz", destination=tmp_path / "scan.npz", orientation="auto"))
     np.testing.assert_array_equal(load_scan(tmp_path / "scan.npz").amplitudes, scan.amplitudes)
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "lost", "files"),
+    [
+        ("a.ptyd", None, "the probe, the object: left out", ["a.ptyd"]),
+        ("a.h5", "ptylab", "the probe, the object, the mask (masked pixels are 0): left out", ["a.h5"]),
+        (
+            "a_dp.h5",
+            "ptychovit",
+            "the mask (masked pixels are 0), the wavelength, the distance, the detector pixel: left out",
+            ["a_dp.h5", "a_para.h5"],
+        ),
+        ("a.h5", "ptychodus", "", ["a.h5", "a_diffraction.h5"]),
+        ("a.cxi", None, "", ["a.cxi"]),
+    ],
+)
+def test_lost_quantities_and_all_written_files_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, format: str | None, lost: str, files: list[str]
+) -> None:
+    geometry = Geometry(wavelength_m=1e-10, distance_m=1.0, detector_pixel_m=(1e-4, 1e-4)).complete(32)
+    mask = np.arange(1024).reshape(32, 32) > 0
+    scan = replace(simulate_scan("tiny", positions=16, seed=0), geometry=geometry, mask=mask)
+    save_scan(tmp_path / name, scan, format=format)
+    assert [each.message for each in caplog.records if "no place" in each.message] == (
+        [f"{tmp_path / name}: the format {format or 'ptyd'} has no place for {lost}"] if lost else []
+    )
+    written = list_written_files(tmp_path / name, format)
+    assert sorted(written) == sorted(tmp_path.iterdir())
+    assert [each.name for each in written] == files
+    # The statement holds for the files: the quantities are absent after reading them again.
+    parts = read_parts(tmp_path / name, InputSettings())
+    assert (parts.probe is None) == ("probe" in lost)
+    assert (parts.object is None) == ("object" in lost)
+    assert (parts.geometry.distance_m is None) == ("distance" in lost)

@@ -122,3 +122,17 @@ def test_a_file_of_another_format_is_mapped_with_its_missing_settings(tmp_path: 
     text = describe_module.format_profile(profile)
     assert "object pixel 10 × 10 nm" in text
     assert "set `distance`" in text
+
+
+def test_a_finding_that_excludes_loading_does_not_keep_the_contract(scan_file: Path) -> None:
+    with np.load(scan_file) as archive:
+        arrays = dict(archive)
+    arrays["mask"] = np.zeros((16, 16), bool)
+    arrays["mask"][0, :2] = True
+    np.savez(scan_file, **arrays)
+    profile = describe_module.describe(scan_file)
+    text = describe_module.format_profile(profile)
+    assert not profile.valid
+    assert "keeps every rule" not in text
+    assert "R30" in text
+    assert "`invert_mask`" in text

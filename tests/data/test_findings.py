@@ -240,3 +240,15 @@ def make_undeclared(scan: Scan, patterns: Any) -> dict[str, Any]:
         "ycoords": scan.positions[:, 0],
         "xcoords": scan.positions[:, 1],
     }
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_counts_declared_amplitudes_are_found(
+    scan: Scan, counts: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = np.rint(np.square(scan.amplitudes)) if counts else scan.amplitudes
+    arrays = {"frames": values.astype(np.uint16) if counts else values, "positions": scan.positions}
+    np.savez(tmp_path / "own.npz", **arrays)
+    read = load_scan(tmp_path / "own.npz", diffraction_key="frames", measurement="amplitude")
+    assert ("likely counts" in caplog.text) == counts
+    assert ("measurement" in [finding.name for finding in find_faults(read)]) == counts

@@ -283,3 +283,22 @@ def test_missing_quantities_name_their_settings() -> None:
 def test_an_impossible_setting_is_refused_by_its_name(settings: dict[str, Any]) -> None:
     with pytest.raises(PtychoError, match=f"`{next(iter(settings))}`"):
         assemble(make_parts(), **settings)
+
+
+def test_the_bias_of_clipped_values_is_given_where_it_is_large(caplog: pytest.LogCaptureFixture) -> None:
+    patterns = np.full((COUNT, SIZE, SIZE), 5, np.uint16)
+    patterns[:, : SIZE // 2] = 0
+    dark = np.full((SIZE, SIZE), 2.0)
+    report = (parts := make_parts(patterns=patterns, dark=dark)).report
+    assemble(parts)
+    # Half of the values are -2, so that 1 count per pixel is added.
+    text = next(each for each in report.assumptions if "negative" in each)
+    assert "(50.00% of all)" in text
+    assert "adds 1 counts per pixel and pattern" in text
+    assert "`mask` or `crop`" in text
+    patterns[:] = 5
+    patterns[0, 0, 0] = 0
+    caplog.clear()
+    assemble(make_parts(patterns=patterns, dark=dark))
+    assert "1 negative values (0.07% of all)" in caplog.text
+    assert "adds" not in caplog.text

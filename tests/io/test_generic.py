@@ -13,6 +13,7 @@ from ptycho_torch.data.orientation import Orientation
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.convert import convert_file
 from ptycho_torch.io.npz import read_arrays
+from ptycho_torch.io.profile import profile_scan_file
 from ptycho_torch.io.scan import load_scan
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -234,3 +235,50 @@ def test_unknown_or_incomplete_settings_raise(canonical_arrays: Make, write_npz:
         load_scan(source, position_unit="inch")
     with pytest.raises(ConfigError, match="or `pixel_size`"):
         load_scan(source, measurement="amplitude", position_unit="meter")
+
+
+def write_unknown(folder: Path) -> Path:
+    path = folder / "own.npz"
+    np.savez(path, frames=np.ones((5, 8, 8), np.uint16), more=np.ones((5, 8, 8), np.float32), p=np.ones((5, 2)))
+    return path
+
+
+def test_arrays_of_unknown_keys_are_listed(tmp_path: Path) -> None:
+    path = write_unknown(tmp_path)
+    with pytest.raises(DataError, match=r"found frames \(5, 8, 8\) uint16.*p \(5, 2\) float64; set `diffraction_key`"):
+        load_scan(path, measurement="counts")
+    with pytest.raises(DataError, match=r"found .*p \(5, 2\) float64; set `positions_file`"):
+        load_scan(path, measurement="counts", diffraction_key="frames")
+    table = tmp_path / "positions.csv"
+    table.write_text("y,x\n1,2\n3,4\n")
+    with pytest.raises(DataError, match="found frames") as error:
+        load_scan(path, measurement="counts", positions_file=table, position_unit="pixel")
+    assert "this table" not in str(error.value)
+    with pytest.raises(DataError, match=r"holds no positions \(found frames"):
+        load_scan(path, measurement="counts", diffraction_key="frames", positions_file=path)
+
+
+def test_quantities_of_a_partner_are_not_missing(tmp_path: Path) -> None:
+    path, table = write_unknown(tmp_path), tmp_path / "positions.csv"
+    table.write_text("y,x\n1,2\n3,4\n")
+    # Three patterns have no position, so that the profile is that of an incomplete scan.
+    profile = profile_scan_file(
+        path, measurement="counts", diffraction_key="frames", positions_file=table, position_unit="pixel"
+    )
+    assert profile.input is not None
+    assert [each.partition(":")[0] for each in profile.input["missing"]] == ["probe"]
+
+
+def test_one_image_of_a_series_and_the_folder_of_a_result_name_the_right_path(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    series = tmp_path / "series"
+    series.mkdir()
+    for number in range(3):
+        tifffile.imwrite(series / f"image_{number}.tif", np.ones((8, 8), np.uint16))
+    with pytest.raises(DataError, match=r"one of 3 TIFF files in the folder .*series; give the folder"):
+        load_scan(series / "image_0.tif", measurement="counts")
+    result = tmp_path / "result"
+    result.mkdir()
+    (result / "reconstruction.npz").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"folder of a result; give the file reconstruction\.npz"):
+        load_scan(result)

@@ -31,6 +31,13 @@ class Format(ABC):
     result_suffixes: ClassVar[tuple[str, ...]] = ()
     """Suffixes that select this format for writing a result; empty: :meth:`write_result` is not available."""
 
+    omitted_parts: ClassVar[tuple[str, ...]] = ()
+    """Quantities of a scan for which the written file has no place: ``probe``, ``object``, ``mask``, ``scan_index``,
+    or attributes of the geometry."""
+
+    writes_pair: ClassVar[bool] = False
+    """True if a scan is written to two files: the path, and the first of :meth:`list_partners`."""
+
     writes_scans: ClassVar[bool] = False
     writes_results: ClassVar[bool] = False
 

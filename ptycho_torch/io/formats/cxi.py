@@ -37,6 +37,7 @@ class CxiFormat(Format):
     scan_suffixes = (".cxi",)
     result_suffixes = (".cxi",)
     writes_scans = True
+    omitted_parts = ("scan_index",)
     writes_results = True
 
     def matches(self, file: InputFile) -> bool:

@@ -26,6 +26,7 @@ from ptycho_torch.io.container import InputFile
 from ptycho_torch.io.formats.base import Format
 from ptycho_torch.io.parts import InputReport, ScanParts
 from ptycho_torch.io.store import ArrayStore
+from ptycho_torch.io.tiff_store import list_series
 
 PATTERN_KEYS = ("diffraction", "diff3d", "data")
 PROBE_KEYS = ("probeGuess", "probe")
@@ -35,6 +36,9 @@ PER_PATTERN_KEYS = ("scan_index", "source_index")
 
 MIN_PATTERN_SIDE_PX = 8
 """Smallest side of a pattern in an array that no key names."""
+
+MAX_LISTED_ARRAYS = 12
+"""Largest number of arrays that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,14 @@ class GenericFormat(Format):
             raise DataError(
                 f"{file.path}: this is a file of the kind {file.kind}; expected a file of arrays; set `format`"
             )
-        return read_store(store, str(file.path), settings)
+        parts = read_store(store, str(file.path), settings)
+        series = list_series(file.path.parent) if file.kind == "tiff" and parts.patterns is None else []
+        if len(series) > 1:
+            hint = (
+                f"patterns: this is one of {len(series)} TIFF files in the folder {file.path.parent}; give the folder"
+            )
+            parts.report.missing.insert(0, hint)
+        return parts
 
 
 def read_store(store: ArrayStore, name: str, settings: InputSettings) -> ScanParts:
@@ -106,10 +117,15 @@ def read_store(store: ArrayStore, name: str, settings: InputSettings) -> ScanPar
     if "Y" in headers and count is not None:
         labels = store.read("Y")
         parts["labels"] = _move_patterns_first(labels, "hwn" if labels.shape[0] != count else "nhw")
-    sources = (("probe", keys.probe, "probe_key"), ("positions", keys.pair or keys.x, "positions_key"))
+    found = _list_arrays(headers)
+    sources = (
+        ("patterns", keys.patterns, f"{found}; set `diffraction_key` or `patterns_file`"),
+        ("positions", keys.pair or keys.x, f"{found}; set `positions_file`, `positions_key`, or `y_key` and `x_key`"),
+        ("probe", keys.probe, "set `probe_key`"),
+    )
     for label, source, setting in sources:
         if source is None:
-            report.missing.append(f"{label}: set `{setting}`")
+            report.missing.append(f"{label}: {setting}")
     return ScanParts(
         **parts,
         position_unit=settings.position_unit or "pixel",
@@ -117,6 +133,14 @@ def read_store(store: ArrayStore, name: str, settings: InputSettings) -> ScanPar
         metadata={key: value for key, value in metadata.items() if key not in ("geometry", "pixel_size")},
         report=report,
     )
+
+
+def _list_arrays(headers: dict[str, ArrayHeader]) -> str:
+    """Return the keys, shapes and types of the arrays, the largest first."""
+    ordered = sorted(headers, key=lambda key: -math.prod(headers[key].shape))
+    texts = [f"{key} {headers[key].shape} {headers[key].dtype}" for key in ordered[:MAX_LISTED_ARRAYS]]
+    more = len(ordered) - len(texts)
+    return f"found {', '.join(texts) or 'no array'}" + (f" and {more} more" if more else "")
 
 
 def _find_keys(headers: dict[str, ArrayHeader], name: str, settings: InputSettings) -> _Keys:

@@ -37,6 +37,7 @@ class NexusFormat(Format):
     scan_suffixes = (".nxs",)
     result_suffixes = (".nxs",)
     writes_scans = True
+    omitted_parts = ("scan_index",)
     writes_results = True
 
     def matches(self, file: InputFile) -> bool:

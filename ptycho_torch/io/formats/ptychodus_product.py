@@ -67,6 +67,8 @@ class PtychodusProductFormat(Format):
     title = "Ptychodus product (.h5, .npz), with its diffraction file"
     result_suffixes = (".h5", ".hdf5")
     writes_scans = True
+    writes_pair = True
+    omitted_parts = ("scan_index",)
     writes_results = True
 
     def matches(self, file: InputFile) -> bool:

@@ -1,6 +1,5 @@
 """Pairs ``*_dp.hdf5`` and ``*_para.hdf5`` of PtychoViT and ptycho-fm."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,6 @@ from ptycho_torch.io.parts import InputReport, ScanParts
 
 POSITION_NAMES = {"probe_position_y_m", "probe_position_x_m"}
 
-logger = logging.getLogger(__name__)
-
 
 class PtychoVitFormat(Format):
     """Patterns in ``dp``; probe, object and positions in a second file."""
@@ -37,6 +34,8 @@ class PtychoVitFormat(Format):
     name = "ptychovit"
     title = "pair *_dp.hdf5 and *_para.hdf5 of PtychoViT and ptycho-fm"
     writes_scans = True
+    writes_pair = True
+    omitted_parts = ("mask", "scan_index", "wavelength_m", "distance_m", "detector_pixel_m")
 
     def matches(self, file: InputFile) -> bool:
         tree = file.hdf5
@@ -70,7 +69,6 @@ class PtychoVitFormat(Format):
         pixel = require_object_pixel(scan.geometry, scan.size, str(path))
         probe, photons = scan.require_probe(), compute_photons(scan)
         if scan.mask is not None:
-            logger.warning("%s: this format holds no mask; masked pixels are written as 0", path)
             photons = np.where(scan.mask, photons, 0).astype(photons.dtype)
         obj, origin = make_object_canvas(scan)
         meters = (scan.positions - origin) * pixel + _compute_origin(obj.shape, scan.size, pixel, (0.0, 0.0))

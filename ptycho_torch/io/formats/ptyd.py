@@ -40,6 +40,7 @@ class PtydFormat(Format):
     title = "ptypy prepared data (.ptyd)"
     scan_suffixes = (".ptyd",)
     writes_scans = True
+    omitted_parts = ("probe", "object", "scan_index")
 
     def matches(self, file: InputFile) -> bool:
         return file.hdf5 is not None and file.hdf5.is_group("/chunks") and file.hdf5.is_group("/meta")

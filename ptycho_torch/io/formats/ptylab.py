@@ -1,6 +1,5 @@
 """Scan files of PtyLab: intensities, encoder positions in meters and geometry."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,6 @@ MAX_PIXEL_DIFFERENCE = 1e-6
 IGNORED = {"emptyBeam": "the empty beam", "theta": "the tilt of the sample"}
 """Datasets that are passed over."""
 
-logger = logging.getLogger(__name__)
-
 
 class PtyLabFormat(Format):
     """Scans of PtyLab."""
@@ -32,6 +29,7 @@ class PtyLabFormat(Format):
     name = "ptylab"
     title = "PtyLab scan file (HDF5)"
     writes_scans = True
+    omitted_parts = ("probe", "object", "mask", "scan_index")
 
     def matches(self, file: InputFile) -> bool:
         names = set() if file.hdf5 is None else set(file.hdf5.list_members("/"))
@@ -74,7 +72,6 @@ class PtyLabFormat(Format):
             raise DataError(f"{path}: the detector pixel is {sides}; expected a square one; set `detector_pixel`")
         photons = compute_photons(scan)
         if scan.mask is not None:
-            logger.warning("%s: this format holds no mask; masked pixels are written as 0", path)
             photons = np.where(scan.mask, photons, 0).astype(photons.dtype)
         encoder = scan.positions * np.asarray(geometry.compute_far_field_pixel(scan.size))
         with write_hdf5(path) as writer:

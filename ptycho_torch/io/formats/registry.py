@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ptycho_torch.core.errors import ConfigError, DataError
-from ptycho_torch.io.container import InputFile
+from ptycho_torch.io.container import HEAD_BYTES, InputFile
 from ptycho_torch.io.formats.base import Format
 from ptycho_torch.io.formats.beamlines import BeamlineFormat
 from ptycho_torch.io.formats.canonical import CanonicalFormat
@@ -27,7 +27,7 @@ from ptycho_torch.io.formats.ptyr import PtyrFormat
 from ptycho_torch.io.formats.ptyrad import PtyradFormat
 from ptycho_torch.io.formats.shelves_prepared import ShelvesPreparedFormat
 from ptycho_torch.io.formats.shelves_result import ShelvesResultFormat
-from ptycho_torch.io.formats.table import TableFormat
+from ptycho_torch.io.formats.table import DECIMAL_COMMAS, TableFormat, has_decimal_commas
 from ptycho_torch.io.formats.xptycho import XptychoFormat
 
 FORMATS: tuple[Format, ...] = (
@@ -59,6 +59,9 @@ FORMATS: tuple[Format, ...] = (
 )
 """Formats from the most to the least specific test; the first that matches reads a file."""
 
+RESULT_NAME = "reconstruction.npz"
+"""Name of the result in the folder of a reconstruction."""
+
 FORMATS_BY_NAME = {each.name: each for each in FORMATS}
 
 
@@ -85,10 +88,25 @@ def recognize_format(file: InputFile, name: str | None = None) -> Format:
     for each in FORMATS:
         if each.matches(file):
             return each
+    hint = _find_hint(file)
+    if hint is not None:
+        raise DataError(f"{file.path}: the format is unknown: {hint}")
     raise DataError(
         f"{file.path}: the format is unknown (a file of the kind {file.kind}); expected one of "
         f"{', '.join(FORMATS_BY_NAME)}; set `format`"
     )
+
+
+def _find_hint(file: InputFile) -> str | None:
+    """Return the likely cause of an unknown format and its remedy; None if there is none."""
+    if file.kind == "folder" and (file.path / RESULT_NAME).is_file():
+        return f"this is the folder of a result; give the file {RESULT_NAME} in the folder"
+    if file.kind == "text":
+        with open(file.path, "rb") as stream:
+            lines = stream.read(HEAD_BYTES * 4).decode("utf-8", "replace").splitlines()
+        if has_decimal_commas(lines):
+            return f"{DECIMAL_COMMAS}; expected decimal points; replace the commas"
+    return None
 
 
 def find_scan_writer(path: Path, name: str | None = None) -> Format:

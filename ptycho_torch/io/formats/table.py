@@ -1,5 +1,6 @@
 """Scan positions from a table of numbers: CSV, ``.dat`` or ``.txt``."""
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from ptycho_torch.io.container import HEAD_BYTES, InputFile
 from ptycho_torch.io.formats.base import Format
 from ptycho_torch.io.parts import InputReport, ScanParts
 
+logger = logging.getLogger(__name__)
+
 MAX_TABLE_BYTES = 1 << 28
 """Largest table; positions of a scan of 10 million patterns."""
 
@@ -25,6 +28,9 @@ VELOCIPROBE_X, VELOCIPROBE_Y, VELOCIPROBE_TRIGGER = 1, 5, 7
 
 MAX_METERS = 0.01
 """Largest extent of a scan in meters; numbers of other units are larger."""
+
+DECIMAL_COMMA_NUMBER = r"[-+]?\d+(,\d+)?([eE][-+]?\d+)?"
+DECIMAL_COMMAS = "the numbers have decimal commas"
 
 COLUMN_WORDS = {
     "y": {"y", "row", "rows", "ypos", "posy", "ycoord", "ycoords", "vertical", "slow", "positiony"},
@@ -105,12 +111,22 @@ def read_table(path: Path) -> Table:
         elif not _is_comment(line):
             raise DataError(f"{path}: line {number} is {line.strip()[:60]!r}; expected {len(rows[0])} numbers")
     if not rows or len(rows[0]) < 2:
-        raise DataError(f"{path}: no row of two or more numbers; expected a table of scan positions")
+        found = DECIMAL_COMMAS if has_decimal_commas(lines) else "no row of two or more numbers"
+        raise DataError(f"{path}: {found}; expected a table of scan positions with decimal points")
     values = np.asarray(rows)
     if not np.isfinite(values).all():
         raise DataError(f"{path}: row {int(np.argwhere(~np.isfinite(values))[0, 0]) + 1} is not finite")
     names = [name.strip().strip("\"'") for name in _split(header, _find_separator(header))]
     return Table(values, names if len(names) == values.shape[1] else None, separator)
+
+
+def has_decimal_commas(lines: Sequence[str]) -> bool:
+    """Return True if a line holds two or more numbers with decimal commas, between semicolons or white space."""
+    for line in lines:
+        cells = [cell.strip() for cell in re.split(r"[;\s]+", line.strip()) if cell.strip()]
+        if len(cells) > 1 and all(re.fullmatch(DECIMAL_COMMA_NUMBER, cell) for cell in cells):
+            return any("," in cell for cell in cells)
+    return False
 
 
 def _is_comment(line: str) -> bool:
@@ -135,7 +151,6 @@ def _parse_row(line: str, separator: str | None) -> list[float] | None:
 
 def _choose_columns(table: Table, settings: InputSettings, path: Path, report: InputReport) -> tuple[int, int]:
     """Return the columns of y and x: from settings, from names, otherwise by the usual order."""
-    count = table.values.shape[1]
     y_key, x_key = settings.y_key, settings.x_key
     if (y_key is None) != (x_key is None):
         raise ConfigError(f"{path}: one of `y_key` and `x_key` is given; expected both, names or numbers from 0")
@@ -144,7 +159,7 @@ def _choose_columns(table: Table, settings: InputSettings, path: Path, report: I
     else:
         named_y, named_x = _find_named(table, "y"), _find_named(table, "x")
         if named_y is None or named_x is None:
-            y, x = _guess_columns(table, count, report)
+            y, x = _guess_columns(table, path, report)
         else:
             y, x = named_y, named_x
     label = ", ".join(table.names[each] if table.names else f"column {each}" for each in (y, x))
@@ -152,13 +167,16 @@ def _choose_columns(table: Table, settings: InputSettings, path: Path, report: I
     return y, x
 
 
-def _guess_columns(table: Table, count: int, report: InputReport) -> tuple[int, int]:
-    first = 0
+def _guess_columns(table: Table, path: Path, report: InputReport) -> tuple[int, int]:
+    first, count = 0, table.values.shape[1]
     if count > 2:
         steps = np.diff(table.values[:, 0])
         first = int(len(steps) > 0 and bool((steps == 1).all()) and table.values[0, 0] in (0, 1))
     y, x = (first, first + 1) if table.separator == "," else (first + 1, first)
-    report.assumptions.append(f"column {y} of the table is y and column {x} is x; set `y_key` and `x_key` otherwise")
+    text = f"column {y} of the table is y and column {x} is x, counted from 0; set `y_key` and `x_key` otherwise"
+    report.assumptions.append(text)
+    if count > 2:
+        logger.warning("%s: no names of the %d columns: %s", path, count, text)
     return y, x
 
 

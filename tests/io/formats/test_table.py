@@ -87,3 +87,21 @@ def test_rows_of_one_trigger_of_the_velociprobe_are_averaged(tmp_path: Path) -> 
 def test_bad_tables_are_refused(text: str, settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises((ConfigError, DataError), match=message):
         read(tmp_path / "positions.csv", text, position_unit="um", **settings)
+
+
+def test_guessed_columns_of_a_table_with_an_index_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = join(np.c_[[0, 1, 2], YX], ",")
+    read(tmp_path / "t.csv", text, position_unit="um")
+    assert "column 1 of the table is y and column 2 is x" in caplog.text
+    assert "`y_key` and `x_key`" in caplog.text
+    caplog.clear()
+    read(tmp_path / "t.csv", text, position_unit="um", y_key="1", x_key="2")
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("text", ["1,5;2,5\n3,5;4,5\n", "y\tx\n1,5\t2\n3,25\t-4\n"])
+def test_decimal_commas_are_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    with open_input(path) as file, pytest.raises(DataError, match="decimal commas"):
+        recognize_format(file)
