@@ -26,6 +26,10 @@ MAX_CENTER_OFFSET_PX = 0.5
 MAX_SYMMETRY_OFFSET_PX = 3.0
 """Largest distance otherwise: a far field without symmetry moves the estimate, and a ramp of the probe absorbs it."""
 
+MIN_SYMMETRIC_CORRELATION, MAX_SYMMETRIC_OFFSET_PX = 0.99, 1.5
+"""Correlation with its rotation from which a pattern is symmetric, and the largest distance then: the estimate is
+within 0.8 pixels for simulated disks, Gaussians, defocused beams and zone plates."""
+
 MIN_CENTER_OFFSET_UNCERTAINTIES = 2.0
 """Smallest offset in uncertainties of a center that the symmetry of the pattern determines."""
 
@@ -175,7 +179,9 @@ def _find_center(
     offset = max(abs(estimate.row - len(mean_pattern) // 2), abs(estimate.column - len(mean_pattern) // 2))
     limit = MAX_CENTER_OFFSET_PX
     if estimate.method != "probe":
-        limit = max(MAX_SYMMETRY_OFFSET_PX, MIN_CENTER_OFFSET_UNCERTAINTIES * estimate.uncertainty)
+        symmetric = estimate.correlation >= MIN_SYMMETRIC_CORRELATION
+        largest = MAX_SYMMETRIC_OFFSET_PX if symmetric else MAX_SYMMETRY_OFFSET_PX
+        limit = max(largest, MIN_CENTER_OFFSET_UNCERTAINTIES * estimate.uncertainty)
     return estimate if estimate.decided and offset > limit else None
 
 

@@ -242,6 +242,13 @@ def make_undeclared(scan: Scan, patterns: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("probe", ["gaussian", "zone_plate"])
+def test_center_of_a_symmetric_beam_is_found_without_a_probe(probe: str) -> None:
+    scan = replace(pt.simulate_scan("tiny", photons=1e6, probe=probe, seed=0), probe=None)
+    assert "center" not in [finding.name for finding in find_faults(scan)]
+    assert "center" in [finding.name for finding in find_faults(roll((2, 2))(scan))]
+
+
 @pytest.mark.parametrize("counts", [True, False])
 def test_counts_declared_amplitudes_are_found(
     scan: Scan, counts: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
