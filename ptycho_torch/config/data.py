@@ -83,7 +83,8 @@ class DescribeConfig(ScanReadOptions):
     stats: bool = option(True, "read the arrays; with --no_stats, read only their headers", group="Output")
     orientation: bool = option(
         False,
-        "find flips and transpose of the detector, rotation and scale of the positions by short reconstructions",
+        "find flips and transpose of the detector, rotation and scale of the positions by short reconstructions; "
+        "takes about 15 to 50 s",
         group="Output",
     )
 
@@ -107,7 +108,7 @@ class ConvertConfig(ScanReadOptions):
     orientation: Literal["given", "auto"] = option(
         "given",
         "given: by the settings; auto: also find flips and transpose of the detector, rotation and scale of the "
-        "positions by short reconstructions, and apply them",
+        "positions by short reconstructions (about 15 to 50 s), and apply them",
         group="Patterns",
     )
 

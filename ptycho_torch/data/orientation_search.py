@@ -57,6 +57,9 @@ class OrientationSearch:
     reasons: tuple[str, ...] = ()
     """Why the orientation or its inversion is not decided."""
 
+    notes: tuple[str, ...] = ()
+    """Limits of a decided orientation."""
+
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of reading that correspond to the result."""
@@ -79,7 +82,7 @@ class OrientationSearch:
         if self.position_scale != 1:
             found += f", positions scaled by {self.position_scale:.3g}"
         note = "" if self.inversion_decided else f"; or the inversion of it: {'; '.join(self.reasons)}"
-        return f"{found} (margin {self.margin:.0%}){note}"
+        return "; ".join([f"{found} (margin {self.margin:.0%}){note}", *self.notes])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as values that JSON can store."""

@@ -26,7 +26,20 @@ from ptycho_torch.engines.orientation_placement import (
     Placement,
     ProbeSource,
 )
-from ptycho_torch.engines.orientation_trial import OrientationTrials, Trial
+from ptycho_torch.engines.orientation_simplest import (
+    MAX_FIT_EXCESS,
+    MIN_FIT_MARGIN,
+    MIN_OVERLAP,
+    MIN_SPARSE_MARGIN,
+    MIN_UNUSUAL_SCALE_GAIN,
+    Finalist,
+    compare_simplest,
+    compute_required_gain,
+    invert,
+    is_unusual,
+    measure_overlap,
+)
+from ptycho_torch.engines.orientation_trial import OrientationTrials
 from ptycho_torch.engines.orientation_window import select_window
 
 MAX_OTHERS = 3
@@ -54,6 +67,10 @@ MIN_WIDTH_FRACTION = 0.05
 """Width of the positions, as a fraction of their length, below which they lie on a line."""
 
 
+COMPARISON_TRIALS = 40
+"""Largest usual number of trials of the refinement and the comparison of finalists."""
+
+
 class ProbeVerdict(NamedTuple):
     """Comparison of the given probe with its conjugate."""
 
@@ -68,7 +85,9 @@ def find_orientation(scan: Scan, *, seed: int = 0, observer: Observer | None = N
     """Find orientation of the detector, rotation and scale of the positions, by short reconstructions.
 
     A window of neighboring patterns is reconstructed, object and probe, with mapped positions; held-out pixels judge.
-    The search takes about 15 seconds for 500 patterns of 128 × 128 pixels on two CPU cores. The true object of a
+    The four distinguishable orientations are first compared with positions as they are. Rotation and scale are searched
+    unless the given probe fits one of these clearly, or neighboring patterns overlap by less than half: then only the
+    given probe decides. The search takes about 15 to 50 seconds on two CPU cores. The true object of a
     simulated scan is never used.
 
     The given probe decides only between an orientation and its inversion, both of which fit equally with conjugate
@@ -92,14 +111,8 @@ def find_orientation(scan: Scan, *, seed: int = 0, observer: Observer | None = N
             "set `flip_y`, `flip_x` and `transpose`"
         )
     trials = OrientationTrials(select_window(scan), seed)
-    return Comparison(OrientationSearcher(trials, observer or SilentObserver())).decide()
-
-
-class Finalist(NamedTuple):
-    """A placement with its trial."""
-
-    placement: Placement
-    trial: Trial
+    pixel_known = scan.geometry is not None and scan.geometry.object_pixel_m is not None
+    return Comparison(OrientationSearcher(trials, observer or SilentObserver()), pixel_known).decide()
 
 
 class Comparison:
@@ -107,20 +120,72 @@ class Comparison:
 
     Args:
         searcher: the search.
+        pixel_known: whether the geometry of the scan gives the object pixel, so that an unusual scale is unlikely.
     """
 
-    def __init__(self, searcher: OrientationSearcher) -> None:
-        self.searcher, self.window = searcher, searcher.trials.window
+    def __init__(self, searcher: OrientationSearcher, pixel_known: bool) -> None:
+        self.searcher, self.window, self.pixel_known = searcher, searcher.trials.window, pixel_known
 
     def decide(self) -> OrientationSearch:
-        """Run the search and return its result."""
+        """Compare the orientations as they are, search others unless that decides, and return the result."""
+        simplest = compare_simplest(self.searcher)
+        first, *rest = simplest
+        probe = self._compare_probes(first.placement)
+        overlap = measure_overlap(self.searcher.trials)
+        if overlap < MIN_OVERLAP:
+            return self._conclude_sparse(simplest, probe, overlap)
+        margin = compute_margin(first.trial.score, rest[0].trial.score)
+        if first.source != "estimated" and first.trial.score <= MAX_FIT_EXCESS and margin >= MIN_FIT_MARGIN:
+            with self.searcher.observe("refinement of rotation and scale", COMPARISON_TRIALS):
+                return self._conclude(self._refine(first.placement, probe), rest, probe)
+        return self._search(simplest)
+
+    def _search(self, simplest: Sequence[Finalist]) -> OrientationSearch:
+        """Search rotations and scales, and compare the best placement with the others and with the simplest."""
         start = self.searcher.search()
         others = self.searcher.find_others(start)[:MAX_OTHERS]
-        with self.searcher.observe("comparison of orientations", 24 + len(others)):
+        with self.searcher.observe("comparison of orientations", COMPARISON_TRIALS):
             ranked = self._rank_others(start, others)
             probe = self._compare_probes(start)
             winner = self._refine(start, probe)
-        return self._conclude(winner, ranked, probe)
+        different = [each for each in simplest if each.placement.differs(winner.placement)]
+        ranked = sorted([*ranked, *different], key=lambda each: each.trial.score)
+        return self._conclude(winner, ranked, probe, self._list_doubts(winner, simplest[0]))
+
+    def _list_doubts(self, winner: Finalist, simplest: Finalist) -> list[str]:
+        """Return why a rotation or a scale is not certain although it fits better than the simplest placement."""
+        placement, doubts = winner.placement, []
+        rotation, log_scale = placement.rotation_deg, float(np.log(placement.scale))
+        if abs(rotation) > MAX_NEGLIGIBLE_DEG or abs(log_scale) > MAX_NEGLIGIBLE_LOG_SCALE:
+            gain = compute_margin(winner.trial.score, simplest.trial.score)
+            required = compute_required_gain(placement.scale, self.pixel_known)
+            if gain < required:
+                doubts.append(
+                    f"positions rotated by {rotation:.1f} degrees and scaled by {placement.scale:.3g} fit {gain:.0%} "
+                    f"better than positions as they are; expected at least {required:.0%}"
+                )
+        overlap = measure_overlap(self.searcher.trials, placement.scale)
+        if overlap < MIN_OVERLAP:
+            doubts.append(
+                f"neighboring patterns overlap by {max(overlap, 0.0):.0%} with positions scaled by "
+                f"{placement.scale:.3g}; expected at least {MIN_OVERLAP:.0%}"
+            )
+        return doubts
+
+    def _conclude_sparse(self, simplest: Sequence[Finalist], probe: ProbeVerdict, overlap: float) -> OrientationSearch:
+        """Return the result of the simplest placements alone, for patterns of little overlap."""
+        first, *rest = simplest
+        note = (
+            f"neighboring patterns overlap by {max(overlap, 0.0):.0%}; rotation and scale are searched from "
+            f"{MIN_OVERLAP:.0%} on"
+        )
+        margin = compute_margin(first.trial.score, rest[0].trial.score)
+        doubts = []
+        if first.source == "estimated" or probe.source == "estimated":
+            doubts.append(f"{note}, and an orientation is found with a probe of the scan that fits the patterns")
+        elif margin < MIN_SPARSE_MARGIN:
+            doubts.append(f"{note}; the margin is {margin:.0%}, expected at least {MIN_SPARSE_MARGIN:.0%}")
+        return self._conclude(first, rest, probe, doubts, () if doubts else (note,))
 
     def _rank_others(self, start: Placement, others: Sequence[Placement]) -> list[Finalist]:
         """Return longer trials of the other orientations, best first; the rotation of the best one is refined."""
@@ -138,12 +203,13 @@ class Comparison:
         best = searcher.refine(start, FINE_STEPS, source, epochs)
         best = searcher.interpolate(best, FINE_STEPS[-1], source, epochs)
         finalists = [self._judge(each, source) for each in [*_list_simpler(best), best]]
-        most_general = finalists[-1].trial.score
-        return next(
-            each
-            for each in finalists
-            if (1 - MIN_GAIN) * each.trial.score <= max(most_general, 0.0) or each is finalists[-1]
-        )
+        general = finalists[-1]
+        stretched = self.pixel_known and is_unusual(general.placement.scale)
+        for each in finalists[:-1]:
+            gain = MIN_UNUSUAL_SCALE_GAIN if stretched and not is_unusual(each.placement.scale) else MIN_GAIN
+            if (1 - gain) * each.trial.score <= max(general.trial.score, 0.0):
+                return each
+        return general
 
     def _judge(self, placement: Placement, source: ProbeSource) -> Finalist:
         """Return the better of the long trials from the estimated probe and from ``source``.
@@ -151,8 +217,10 @@ class Comparison:
         An inaccurate given probe prefers a wrong scale: on a measured Siemens star one that is 10 % too small.
         """
         sources: set[ProbeSource] = {"estimated", source}
-        trials = [self.searcher.run(placement, each, LONG_EPOCHS) for each in sorted(sources)]
-        return Finalist(placement, min(trials, key=lambda trial: trial.score))
+        trials = [
+            Finalist(placement, self.searcher.run(placement, each, LONG_EPOCHS), each) for each in sorted(sources)
+        ]
+        return min(trials, key=lambda each: each.trial.score)
 
     def _compare_probes(self, start: Placement) -> ProbeVerdict:
         """Compare reconstructions that start from the given probe and from its conjugate."""
@@ -167,10 +235,18 @@ class Comparison:
             return ProbeVerdict("estimated", "the probe of the scan and its conjugate fit equally")
         return ProbeVerdict(best, "")
 
-    def _conclude(self, winner: Finalist, others: Sequence[Finalist], probe: ProbeVerdict) -> OrientationSearch:
+    def _conclude(
+        self,
+        winner: Finalist,
+        others: Sequence[Finalist],
+        probe: ProbeVerdict,
+        doubts: Sequence[str] = (),
+        notes: tuple[str, ...] = (),
+    ) -> OrientationSearch:
+        """Return the result; ``doubts`` leave it undecided."""
         placement = winner.placement
         orientation = invert(placement.orientation) if probe.source == "conjugate" else placement.orientation
-        margin, significance, reasons = 0.0, 0.0, []
+        margin, significance, reasons = 0.0, 0.0, list(doubts)
         if is_line(self.window.positions):
             reasons.append("the positions lie on a line, so that a mirror image of them is the same")
         if others:
@@ -195,6 +271,7 @@ class Comparison:
             inversion_decided=decided and not probe.reason,
             scores=_list_scores(winner, others, orientation),
             reasons=tuple(reasons),
+            notes=notes,
         )
 
 
@@ -207,11 +284,6 @@ def _list_simpler(best: Placement) -> list[Placement]:
     if 0 < abs(log_scale) <= MAX_NEGLIGIBLE_LOG_SCALE:
         stretches.insert(0, -log_scale)
     return [best.move(turn, stretch) for stretch in stretches for turn in turns][:-1]
-
-
-def invert(orientation: Orientation) -> Orientation:
-    """Return ``orientation`` followed by an inversion, a flip of both axes."""
-    return orientation.then(Orientation(True, True))
 
 
 def compute_margin(score: float, other: float) -> float:

@@ -101,6 +101,7 @@ class OrientationSearcher:
     def __init__(self, trials: OrientationTrials, observer: Observer) -> None:
         self.trials, self.observer = trials, observer
         self._done: dict[tuple[Placement, ProbeSource, int], Trial] = {}
+        self._left = 0
 
     def run(self, placement: Placement, source: ProbeSource, epochs: int) -> Trial:
         """Return the trial of a placement, which is run the first time."""
@@ -109,7 +110,9 @@ class OrientationSearcher:
             matrix = placement.matrix
             probe = self.trials.make_probe(matrix) if source == "estimated" else self._orient_probe(placement, source)
             self._done[key] = self.trials.run(matrix, probe, epochs)
-            self.observer.advance(1, deviance=self._done[key].score)
+            if self._left > 0:
+                self._left -= 1
+                self.observer.advance(1, deviance=self._done[key].score)
         return self._done[key]
 
     def search(self) -> Placement:
@@ -122,7 +125,7 @@ class OrientationSearcher:
             if min(scores) < DISTINCT_RATIO * float(np.median(scores)):
                 break
         best = min((key[0] for key in self._done), key=self._rank)
-        with self.observe("orientation search", 2 * len(ROTATION_STEPS) + 4 * len(MEDIUM_STEPS)):
+        with self.observe("orientation search", MAX_MOVES * (2 * len(ROTATION_STEPS) + 4 * len(MEDIUM_STEPS))):
             return self.refine(best, (*ROTATION_STEPS, *MEDIUM_STEPS), "estimated", SHORT_EPOCHS)
 
     def refine(
@@ -161,11 +164,15 @@ class OrientationSearcher:
 
     @contextmanager
     def observe(self, task: str, trials: int) -> Iterator[None]:
-        """Report a task of about ``trials`` trials to the observer."""
+        """Report a task of at most about ``trials`` trials to the observer, whose count ends at ``trials``."""
+        self._left = trials
         self.observer.start(task, trials)
         try:
             yield
+            if self._left:
+                self.observer.advance(self._left)
         finally:
+            self._left = 0
             self.observer.finish()
 
     def _rank(self, placement: Placement) -> float:

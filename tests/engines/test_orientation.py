@@ -7,11 +7,13 @@ import pytest
 from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import DataError
+from ptycho_torch.data.extent import compute_median_step, compute_probe_diameter
 from ptycho_torch.data.orientation import ORIENTATIONS, Orientation
 from ptycho_torch.data.orientation_search import OrientationSearch, apply_orientation, make_rotation
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.orientation import find_orientation, invert
-from ptycho_torch.engines.orientation_placement import Placement
+from ptycho_torch.engines.orientation_placement import OrientationSearcher, Placement
+from ptycho_torch.engines.orientation_trial import OrientationTrials
 from ptycho_torch.engines.orientation_window import resample_detector, select_window
 from ptycho_torch.simulation.objects import OBJECTS
 from ptycho_torch.simulation.probes import PROBES
@@ -29,6 +31,18 @@ def simulate_asymmetric(
     positions = (steps + rng.uniform(-0.3, 0.3, steps.shape)) * size / 9 + size / 2 + 4
     shape = tuple(np.ceil(positions.max(0) + size / 2 + 5).astype(int))
     return simulate_measurement(OBJECTS[obj](shape, rng), PROBES[probe](size)[None], positions, photons, rng)
+
+
+def simulate_sparse(seed: int) -> Scan:
+    """Simulate 7 × 9 jittered patterns of 32 × 32 pixels in which neighbors overlap by about 25 % of the probe."""
+    rng = np.random.default_rng(seed)
+    probe = PROBES["zernike"](32)[None]
+    steps = np.stack(np.meshgrid(np.arange(7), np.arange(9), indexing="ij"), -1).reshape(-1, 2)
+    positions = (steps + rng.uniform(-0.12, 0.12, steps.shape)) * compute_probe_diameter(probe)
+    positions *= 0.72 * compute_probe_diameter(probe) / compute_median_step(positions)
+    positions += 20 - positions.min(0)
+    shape = tuple(np.ceil(positions.max(0) + 20).astype(int))
+    return simulate_measurement(OBJECTS["letters"](shape, rng), probe, positions, 1e5, rng)
 
 
 def misplace(scan: Scan, right: Orientation, rotation_deg: float = 0.0, position_scale: float = 1.0) -> Scan:
@@ -100,6 +114,47 @@ def test_shuffled_positions_are_undecided() -> None:
 def test_a_decided_orientation_is_right(right: Orientation, rotation_deg: float, size: int) -> None:
     scan = misplace(simulate_asymmetric(size), right, rotation_deg)
     assert_right_or_undecided(find_orientation(scan), right, rotation_deg)
+
+
+@pytest.mark.parametrize(
+    "right",
+    [pytest.param(each, id=str(each), marks=[pytest.mark.slow] if each.code % 2 else []) for each in ORIENTATIONS],
+)
+def test_sparse_patterns_with_the_true_probe_are_never_placed_wrong(right: Orientation) -> None:
+    result = find_orientation(misplace(simulate_sparse(0), right))
+    assert_right_or_undecided(result, right, 0.0)
+    assert len(result.scores) == 8
+    assert {each.rotation_deg for each in result.scores} == {0.0}
+
+
+def test_sparse_patterns_without_a_probe_are_undecided() -> None:
+    result = find_orientation(replace(simulate_sparse(0), probe=None))
+    assert not result.decided
+    assert "rotation and scale are searched from 50% on" in result.verdict
+
+
+def test_the_progress_of_a_search_ends_at_its_total() -> None:
+    class Counter:
+        def __init__(self) -> None:
+            self.counts: list[list[int]] = []
+
+        def start(self, task: str, total: int) -> None:
+            self.counts.append([0, total])
+
+        def advance(self, steps: int = 1, **figures: float) -> None:
+            self.counts[-1][0] += steps
+
+        def finish(self) -> None:
+            assert self.counts[-1][0] == self.counts[-1][1]
+
+    counter = Counter()
+    trials = OrientationTrials(select_window(simulate_sparse(0)), 0)
+    searcher = OrientationSearcher(trials, counter)
+    for expected in (1, 5):
+        with searcher.observe("trials", expected):
+            for angle in (0.0, 30.0):
+                searcher.run(Placement(expected == 1, angle, 1.0), "estimated", 1)
+    assert counter.counts == [[1, 1], [5, 5]]
 
 
 def test_a_scan_of_few_patterns_is_refused() -> None:
