@@ -272,7 +272,7 @@ def _convert_positions(
     parts.report.add(
         "object pixel",
         "",
-        "m",
+        "" if geometry.object_pixel_m is None else "m",
         "unknown" if geometry.object_pixel_m is None else "{:.4g} × {:.4g} (y, x)".format(*geometry.object_pixel_m),
     )
     return Placement(
