@@ -53,7 +53,8 @@ def test_values_of_held_out_pixels_have_no_effect_on_the_object(
 ) -> None:
     scan = load_scan(scan_file)
     held = draw_holdout_pixels(scan, 0.1, np.random.default_rng([7, 0, 1]))  # as the command draws them for seed 7
-    save_scan(tmp_path / "changed.npz", replace(scan, amplitudes=np.where(held, np.float32(40), scan.amplitudes)))
+    others = np.random.default_rng(3).uniform(0, scan.amplitudes.max(), scan.amplitudes.shape).astype(np.float32)
+    save_scan(tmp_path / "changed.npz", replace(scan, amplitudes=np.where(held, others, scan.amplitudes)))
     results = []
     for name, path in (("clean", scan_file), ("changed", tmp_path / "changed.npz")):
         words = ("--output_dir", tmp_path / name, *QUICK, "--holdout", "0.1", "--seed", "7", "--no_report")
