@@ -69,7 +69,8 @@ def compute_slowly(
     ("noise", "slow"),
     [
         (make_noise_model("amplitude"), ("amplitude", 1e-3, 0.0, np.inf)),
-        (make_noise_model("poisson"), ("poisson", 0.1, 0.0, np.inf)),
+        (make_noise_model("poisson"), ("poisson", 0.1, 0.0, 10.0)),
+        (Poisson(0.1, None), ("poisson", 0.1, 0.0, np.inf)),
         (GaussianAmplitude(0.0, 1e-6, 10.0), ("amplitude", 0.0, 1e-6, 10.0)),
         (GaussianAmplitude(0.0, 1e-6, 1.1), ("amplitude", 0.0, 1e-6, 1.1)),
         (Poisson(0.25, 4.0), ("poisson", 0.25, 0.0, 4.0)),
