@@ -26,7 +26,7 @@ from ptycho_torch.config.engines import ENGINES, PIE, EngineOptions, NetworkEngi
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.photons import photon_scale
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.pipeline import PipelineRun
+from ptycho_torch.engines.pipeline_run import PipelineRun
 from ptycho_torch.engines.state import make_vacuum_state
 from ptycho_torch.evaluation.alignment import fit_complex_scale
 from ptycho_torch.evaluation.fourier_error import compute_fourier_error

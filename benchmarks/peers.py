@@ -35,7 +35,7 @@ from ptycho_torch.config.engines import PIE, EngineOptions
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.engines.measurement_model import compute_coverage
-from ptycho_torch.engines.pipeline import PipelineRun
+from ptycho_torch.engines.pipeline_run import PipelineRun
 from ptycho_torch.io.scan import load_scan
 
 PACKAGES = {"ptychi": "ptychi", "cdtools": "cdtools-py"}

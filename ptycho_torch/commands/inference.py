@@ -23,7 +23,8 @@ from ptycho_torch.core.timing import Clock
 from ptycho_torch.data.grouping import Indices
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from ptycho_torch.engines.pipeline import Pipeline, PipelineRun
+from ptycho_torch.engines.pipeline import Pipeline
+from ptycho_torch.engines.pipeline_run import PipelineRun
 from ptycho_torch.io.reconstruction import check_result_paths
 from ptycho_torch.io.scan import load_scan
 from ptycho_torch.models.saved_model import Model, load_model

@@ -32,7 +32,8 @@ from ptycho_torch.core.timing import Clock
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.initialization import InitialObject, make_initial_probe, read_initial_object
-from ptycho_torch.engines.pipeline import Pipeline, PipelineRun
+from ptycho_torch.engines.pipeline import Pipeline
+from ptycho_torch.engines.pipeline_run import PipelineRun
 from ptycho_torch.evaluation.half_split import HalfScanCorrelation, correlate_half_scans
 from ptycho_torch.io.inputs import read_positions
 from ptycho_torch.io.reconstruction import check_result_paths, load_reconstruction

@@ -16,7 +16,7 @@ from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.constraints import Constraint, read_support
 from ptycho_torch.engines.difference_map import ProjectionEngine
-from ptycho_torch.engines.pipeline import PipelineRun
+from ptycho_torch.engines.pipeline_run import PipelineRun
 from ptycho_torch.engines.state import ReconstructionState, make_vacuum_state
 from ptycho_torch.physics.batch import scale_probe_to_photons
 from ptycho_torch.simulation.scan import simulate_measurement

@@ -17,7 +17,7 @@ from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.holdout import draw_holdout_pixels, mask_pixels
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.cross_validation import HoldoutPixels
-from ptycho_torch.engines.pipeline import PipelineRun
+from ptycho_torch.engines.pipeline_run import PipelineRun
 from ptycho_torch.engines.state import make_vacuum_state
 from ptycho_torch.evaluation.fourier_error import compute_fourier_error, predict_photons
 from ptycho_torch.evaluation.metrics import compare_with_truth

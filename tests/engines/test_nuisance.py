@@ -17,7 +17,7 @@ from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.initialization import set_num_modes
 from ptycho_torch.engines.measurement_model import MeasurementModel
 from ptycho_torch.engines.nuisance import AmbiguityFix, remove_slow_variation
-from ptycho_torch.engines.pipeline import PipelineRun
+from ptycho_torch.engines.pipeline_run import PipelineRun
 from ptycho_torch.engines.state import make_measurement, make_vacuum_state
 from ptycho_torch.evaluation.fourier_error import compute_fourier_error
 from ptycho_torch.io.reconstruction import load_reconstruction

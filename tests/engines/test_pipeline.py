@@ -16,7 +16,8 @@ from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.data.holdout import draw_holdout_pixels
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.pipeline import Pipeline, PipelineRun, predict
+from ptycho_torch.engines.pipeline import Pipeline, predict
+from ptycho_torch.engines.pipeline_run import PipelineRun
 from ptycho_torch.engines.state import make_vacuum_state
 from ptycho_torch.evaluation.half_split import correlate_half_scans, split_half_indices
 from ptycho_torch.io.reconstruction import load_reconstruction

@@ -12,7 +12,7 @@ from ptycho_torch.config.engines import ENGINES
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.measurement_model import ExitWaveUpdate
-from ptycho_torch.engines.pipeline import PipelineRun
+from ptycho_torch.engines.pipeline_run import PipelineRun
 from ptycho_torch.engines.position_refinement import PositionRefiner
 from ptycho_torch.engines.state import ReconstructionState, make_vacuum_state
 from ptycho_torch.physics.batch import scale_probe_to_photons

@@ -15,7 +15,8 @@ from ptycho_torch.config.engines import ENGINES, ITERATIVE_ENGINES, PIE, EngineO
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.pipeline import Pipeline, PipelineRun
+from ptycho_torch.engines.pipeline import Pipeline
+from ptycho_torch.engines.pipeline_run import PipelineRun
 from ptycho_torch.engines.state import make_vacuum_state
 from ptycho_torch.evaluation.fourier_error import compute_fourier_error
 from ptycho_torch.evaluation.metrics import compare_with_truth

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ptycho_torch.config.engines import ENGINES
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.pipeline import PipelineRun
+from ptycho_torch.engines.pipeline_run import PipelineRun
 from ptycho_torch.engines.state import make_vacuum_state
 from ptycho_torch.evaluation.metrics import compare_with_truth
 from ptycho_torch.models.probe_estimation import estimate_curvature, estimate_width, make_gaussian_probe
