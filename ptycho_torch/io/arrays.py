@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.layout import ArrayHeader
 from ptycho_torch.io.container import InputFile, name_setting, open_input
-from ptycho_torch.io.hdf5 import MAX_COMPRESSION, MAX_SPARSE_BYTES, Hdf5File, check_array_size
+from ptycho_torch.io.hdf5 import Hdf5File
 from ptycho_torch.io.mat import CLASS_DTYPES, Mat5File
 from ptycho_torch.io.npz import read_arrays, read_arrays_from_stream, read_headers
+from ptycho_torch.io.size_limits import MAX_COMPRESSION, MAX_SPARSE_BYTES, check_array_size
 from ptycho_torch.io.store import ArrayStore
 from ptycho_torch.io.tiff_store import TiffStore, list_series
 from ptycho_torch.io.zarr_store import ZarrStore, is_zarr

@@ -10,7 +10,8 @@ from typing import Literal
 
 from ptycho_torch.core.errors import ContractError, DataError
 from ptycho_torch.data.geometry import GeometryError
-from ptycho_torch.io.hdf5 import Hdf5File, is_hdf5, open_hdf5
+from ptycho_torch.io.hdf5 import Hdf5File, open_hdf5
+from ptycho_torch.io.hdf5_nodes import is_hdf5
 
 FileKind = Literal["npz", "bz2", "npy", "hdf5", "mat5", "tiff", "text", "binary", "folder"]
 

@@ -14,8 +14,8 @@ from ptycho_torch.data.beam_center import estimate_center
 from ptycho_torch.data.detector import apply_flat, clip_negative, find_marker_pixels, fit_window, subtract_dark
 from ptycho_torch.data.orientation import Orientation
 from ptycho_torch.io.arrays import read_single_array
-from ptycho_torch.io.hdf5 import check_array_size
 from ptycho_torch.io.parts import ScanParts
+from ptycho_torch.io.size_limits import check_array_size
 
 logger = logging.getLogger(__name__)
 

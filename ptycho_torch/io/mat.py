@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.io.container import InputFile
-from ptycho_torch.io.hdf5 import Hdf5File, check_array_size
+from ptycho_torch.io.hdf5 import Hdf5File
+from ptycho_torch.io.size_limits import check_array_size
 
 HEADER_BYTES = 128
 """Bytes of text, version and byte order at the start of a file of version 5."""

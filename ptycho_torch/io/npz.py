@@ -21,7 +21,7 @@ from ptycho_torch.data.conversion import make_scan_from_arrays
 from ptycho_torch.data.layout import SCAN_KEYS, ArrayHeader
 from ptycho_torch.data.required_rules import format_pickle_message, is_read_key
 from ptycho_torch.data.scan import Scan, check_scan, require_scan, scan_to_arrays
-from ptycho_torch.io.hdf5 import check_array_size
+from ptycho_torch.io.size_limits import check_array_size
 
 logger = logging.getLogger(__name__)
 

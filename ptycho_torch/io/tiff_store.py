@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.layout import ArrayHeader
-from ptycho_torch.io.hdf5 import check_array_size
+from ptycho_torch.io.size_limits import check_array_size
 from ptycho_torch.io.store import ArrayStore
 from ptycho_torch.io.zarr_store import READ_ERRORS
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.layout import ArrayHeader
-from ptycho_torch.io.hdf5 import MAX_NODES, check_array_size
+from ptycho_torch.io.hdf5_nodes import MAX_NODES
+from ptycho_torch.io.size_limits import check_array_size
 from ptycho_torch.io.store import ArrayStore
 
 ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")

@@ -12,8 +12,9 @@ from ptycho_torch.data.geometry import PLANCK_TIMES_LIGHT_SPEED_J_M, Geometry, P
 from ptycho_torch.io.export import read_result_origin
 from ptycho_torch.io.formats.layers import flatten_layers
 from ptycho_torch.io.formats.ptychodus_product import compute_centered_origin
-from ptycho_torch.io.hdf5 import UNIT_FACTORS, Hdf5File
+from ptycho_torch.io.hdf5 import Hdf5File
 from ptycho_torch.io.parts import InputReport, ScanParts
+from ptycho_torch.io.units import UNIT_FACTORS
 
 ENTRY = "/entry_1"
 DETECTOR = f"{ENTRY}/instrument_1/detector_1"

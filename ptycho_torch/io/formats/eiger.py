@@ -10,8 +10,9 @@ from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.io.container import InputFile
 from ptycho_torch.io.formats.base import Format
 from ptycho_torch.io.formats.cxi_layout import read_length, read_wavelength
-from ptycho_torch.io.hdf5 import Hdf5File, check_array_size
+from ptycho_torch.io.hdf5 import Hdf5File
 from ptycho_torch.io.parts import InputReport, ScanParts
+from ptycho_torch.io.size_limits import check_array_size
 
 DATA = "/entry/data"
 DETECTOR = "/entry/instrument/detector"

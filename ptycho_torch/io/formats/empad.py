@@ -14,8 +14,8 @@ from ptycho_torch.io.container import InputFile
 from ptycho_torch.io.formats.base import Format
 from ptycho_torch.io.formats.calibrated_raster import Calibration, make_raster_parts
 from ptycho_torch.io.formats.empad_metadata import EmpadMetadata, find_metadata, parse_metadata
-from ptycho_torch.io.hdf5 import check_array_size
 from ptycho_torch.io.parts import InputReport, ScanParts, merge_geometry
+from ptycho_torch.io.size_limits import check_array_size
 
 SIDE_PX = 128
 """Rows and columns of a frame."""

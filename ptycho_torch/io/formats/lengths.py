@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from ptycho_torch.config.input import InputSettings
 from ptycho_torch.data.geometry import Geometry, Radiation, make_wavelength
-from ptycho_torch.io.hdf5 import UNIT_FACTORS
 from ptycho_torch.io.parts import InputReport
+from ptycho_torch.io.units import UNIT_FACTORS
 
 ANGSTROM_M = 1e-10
 

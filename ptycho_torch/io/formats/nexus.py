@@ -17,8 +17,9 @@ from ptycho_torch.io.formats.base import Format
 from ptycho_torch.io.formats.cxi import make_result_content, make_scan_content
 from ptycho_torch.io.formats.cxi_layout import read_cxi, read_length, read_patterns, read_wavelength
 from ptycho_torch.io.formats.cxi_writer import write_cxi
-from ptycho_torch.io.hdf5 import UNIT_FACTORS, Hdf5File
+from ptycho_torch.io.hdf5 import Hdf5File
 from ptycho_torch.io.parts import InputReport, ScanParts
+from ptycho_torch.io.units import UNIT_FACTORS
 
 DEFINITIONS = ("NXptycho", "NXcxi_ptycho")
 

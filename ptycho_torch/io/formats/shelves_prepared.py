@@ -11,8 +11,9 @@ from ptycho_torch.core.errors import DataError
 from ptycho_torch.io.container import InputFile
 from ptycho_torch.io.formats.base import Format
 from ptycho_torch.io.formats.lengths import parse_number
-from ptycho_torch.io.hdf5 import Hdf5File, check_array_size
+from ptycho_torch.io.hdf5 import Hdf5File
 from ptycho_torch.io.parts import InputReport, ScanParts
+from ptycho_torch.io.size_limits import check_array_size
 
 OLD_ROOT = "/measurements"
 

@@ -9,8 +9,9 @@ from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.io.container import InputFile
 from ptycho_torch.io.formats.base import Format
-from ptycho_torch.io.hdf5 import UNIT_FACTORS, Hdf5File
+from ptycho_torch.io.hdf5 import Hdf5File
 from ptycho_torch.io.parts import InputReport, ScanParts
+from ptycho_torch.io.units import UNIT_FACTORS
 
 
 class XptychoFormat(Format):
