@@ -14,7 +14,7 @@ from ptycho_torch.data.near_field import estimate_shadow_motion
 from ptycho_torch.data.resample import bin_scan, resample_probe
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.frames import correct_frames, cut_window, get_reference_size, orient_frames
-from ptycho_torch.io.parts import ScanParts, merge_geometry
+from ptycho_torch.io.parts import InputReport, ScanParts, merge_geometry
 from ptycho_torch.io.selection import read_frame_indices
 
 BORDER_PX = 2
@@ -41,7 +41,7 @@ def assemble_scan(parts: ScanParts, settings: InputSettings, path: Path) -> Scan
         ContractError: the result breaks the contract.
     """
     name = str(path)
-    _require_far_field(parts, settings, name)
+    require_far_field(parts.geometry, settings, name, parts.report)
     parts = _pair_patterns(parts, settings, name)
     frames = correct_frames(parts, settings, name)
     geometry = _orient_geometry(_override_geometry(parts.geometry, settings), settings)
@@ -119,9 +119,21 @@ def select_scan_index(scan: Scan, number: int) -> Scan:
     return scan.select(chosen)
 
 
-def _require_far_field(parts: ScanParts, settings: InputSettings, name: str) -> None:
-    if (settings.propagation or parts.geometry.propagation) == "near_field":
-        places = [entry.path for entry in parts.report.mapping if entry.field == "propagation"]
+def require_far_field(geometry: Geometry | None, settings: InputSettings, name: str, report: InputReport) -> None:
+    """Check that neither the setting ``propagation`` nor the file states a near field.
+
+    Args:
+        geometry: geometry that the file states.
+        settings: settings of reading.
+        name: file, for the error.
+        report: record of the file, with the place of the statement.
+
+    Raises:
+        DataError: the patterns are a near field.
+    """
+    stated = "far_field" if geometry is None else geometry.propagation
+    if (settings.propagation or stated) == "near_field":
+        places = [entry.path for entry in report.mapping if entry.field == "propagation"]
         evidence = f" by {places[0]}" if places else ""
         raise DataError(
             f"{name}: the patterns are a near field{evidence}; {FAR_FIELD_EXPECTED}; set `propagation` to far_field to "

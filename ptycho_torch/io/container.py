@@ -5,13 +5,16 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from ptycho_torch.core.errors import ContractError, DataError
 from ptycho_torch.data.geometry import GeometryError
+from ptycho_torch.data.layout import ArrayHeader
 from ptycho_torch.io.hdf5 import Hdf5File, open_hdf5
 from ptycho_torch.io.hdf5_nodes import is_hdf5
+from ptycho_torch.io.npz import read_headers
 
 FileKind = Literal["npz", "bz2", "npy", "hdf5", "mat5", "tiff", "text", "binary", "folder"]
 
@@ -51,6 +54,15 @@ class InputFile:
         if self.hdf5 is None:
             raise DataError(f"{self.path}: this is a file of the kind {self.kind}; expected an HDF5 file")
         return self.hdf5
+
+    @cached_property
+    def npz_headers(self) -> dict[str, ArrayHeader]:
+        """Headers of the arrays of an NPZ file by key, read once; empty for a file of another kind.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        return read_headers(self.path) if self.kind == "npz" else {}
 
 
 @contextmanager

@@ -88,11 +88,15 @@ def read_headers(path: Path) -> dict[str, ArrayHeader]:
     Raises:
         DataError: the file is missing, a folder, not an NPZ file, or damaged.
     """
-    headers = {}
     with _open_archive(path) as archive:
-        for key, name in _list_members(archive).items():
-            with archive.open(name) as member:
-                headers[key] = _read_header(member)
+        return _read_headers(archive)
+
+
+def _read_headers(archive: zipfile.ZipFile) -> dict[str, ArrayHeader]:
+    headers = {}
+    for key, name in _list_members(archive).items():
+        with archive.open(name) as member:
+            headers[key] = _read_header(member)
     return headers
 
 
@@ -158,11 +162,14 @@ def read_npz_scan(
         ContractError: the file breaks a MUST of ``specs/data_contracts.md``, whose number the error carries.
     """
     path = Path(path)
-    objects = [key for key, header in read_headers(path).items() if header.dtype.hasobject and not is_read_key(key)]
+    with _open_archive(path) as archive:
+        headers = _read_headers(archive)
+        objects = [key for key, header in headers.items() if header.dtype.hasobject and not is_read_key(key)]
+        arrays = _read_members(archive, str(path), [key for key in SCAN_KEYS if key not in objects])
     for key in objects:
         logger.warning("%s: %s holds Python objects (pickle) and is passed over without being loaded", path, key)
     return make_scan_from_arrays(
-        read_arrays(path, [key for key in SCAN_KEYS if key not in objects]),
+        arrays,
         name=str(path),
         axis_order=axis_order,
         measurement=measurement,

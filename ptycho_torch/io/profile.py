@@ -15,7 +15,8 @@ from ptycho_torch.data.layout import ArrayHeader
 from ptycho_torch.data.profile import Profile, make_profile
 from ptycho_torch.data.scan import Scan, scan_to_arrays
 from ptycho_torch.io.assemble import assemble_scan
-from ptycho_torch.io.npz import read_arrays, read_headers
+from ptycho_torch.io.container import InputFile, open_input
+from ptycho_torch.io.npz import read_arrays
 from ptycho_torch.io.parts import ScanParts
 from ptycho_torch.io.scan import is_read_directly, read_parts
 
@@ -34,9 +35,10 @@ def profile_scan_file(path: str | Path, *, stats: bool = True, **settings: Any) 
         DataError: the file cannot be read.
     """
     path, options = Path(path), make_input_settings(settings)
-    if is_read_directly(path, options):
-        return _profile_contract_file(path, stats, options)
-    parts = read_parts(path, options)
+    with open_input(path) as file:
+        if is_read_directly(file, options):
+            return _profile_contract_file(file, stats, options)
+        parts = read_parts(file, options)
     try:
         scan = assemble_scan(parts, options, path)
     except PtychoError as error:
@@ -45,8 +47,8 @@ def profile_scan_file(path: str | Path, *, stats: bool = True, **settings: Any) 
     return replace(profile, input=parts.report.to_dict())
 
 
-def _profile_contract_file(path: Path, stats: bool, options: InputSettings) -> Profile:
-    headers = read_headers(path)
+def _profile_contract_file(file: InputFile, stats: bool, options: InputSettings) -> Profile:
+    path, headers = file.path, file.npz_headers
     plain = [key for key, header in headers.items() if not header.dtype.hasobject]
     loaded = read_arrays(path, plain if stats else [key for key in plain if key in ("metadata", "_metadata")])
     return make_profile(

@@ -10,8 +10,9 @@ from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.data.findings import find_measurement_fault, raise_for_faults
 from ptycho_torch.data.fixes import fix_scan
 from ptycho_torch.data.scan import Scan, require_scan
-from ptycho_torch.io.assemble import assemble_scan, finish_scan
-from ptycho_torch.io.container import name_geometry, name_setting, open_input
+from ptycho_torch.io.assemble import assemble_scan, finish_scan, require_far_field
+from ptycho_torch.io.container import InputFile, name_geometry, name_setting, open_input
+from ptycho_torch.io.formats.base import Format
 from ptycho_torch.io.formats.canonical import CanonicalFormat
 from ptycho_torch.io.formats.generic import GenericFormat
 from ptycho_torch.io.formats.registry import find_scan_writer, recognize_format
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 DIRECT_SETTINGS = {
     "format", "axis_order", "measurement", "photons_per_unit", "frames", "scan_index", "fix", "energy_ev", "voltage_kv",
-    "wavelength", "distance", "detector_pixel", "pixel_size",
+    "wavelength", "distance", "detector_pixel", "pixel_size", "propagation",
 }  # fmt: skip
 """Settings that a canonical file takes without a conversion of its arrays."""
 
@@ -71,7 +72,10 @@ def load_scan(path: str | Path, **settings: Any) -> Scan:
 def read_input(path: str | Path, **settings: Any) -> InputScan:
     """Read a scan file of any supported format, with the record of its origin; see :func:`load_scan`."""
     path, options = Path(path), make_input_settings(settings)
-    if is_read_directly(path, options):
+    with open_input(path) as file:
+        direct = is_read_directly(file, options)
+        parts = None if direct else read_parts(file, options)
+    if parts is None:
         scan = read_npz_scan(
             path,
             axis_order=options.axis_order,
@@ -80,9 +84,9 @@ def read_input(path: str | Path, **settings: Any) -> InputScan:
         )
         report = InputReport("npz")
         with name_geometry(path):
+            require_far_field(scan.geometry, options, str(path), report)
             scan = finish_scan(scan, options)
     else:
-        parts = read_parts(path, options)
         with name_geometry(path):
             report, scan = parts.report, assemble_scan(parts, options, path)
     counts = find_measurement_fault(scan)
@@ -100,28 +104,21 @@ def _fix(scan: Scan, report: InputReport) -> Scan:
     return replace(fixed, metadata=fixed.metadata | {"fixes": applied})
 
 
-def is_read_directly(path: Path, options: InputSettings) -> bool:
-    """Return True if the file keeps the data contract, or is judged by it, and no setting converts its arrays.
+def is_read_directly(file: InputFile, options: InputSettings) -> bool:
+    """Return True if an open file keeps the data contract, or is judged by it, and no setting converts its arrays.
 
     Raises:
         DataError: the file cannot be read.
     """
-    return _is_direct(options) and _is_canonical(path, options)
-
-
-def _is_direct(options: InputSettings) -> bool:
     defaults = InputSettings()
     names = (name for name in vars(defaults) if name not in DIRECT_SETTINGS)
-    return all(getattr(options, name) == getattr(defaults, name) for name in names)
+    if any(getattr(options, name) != getattr(defaults, name) for name in names):
+        return False
+    return file.kind == "npz" and isinstance(recognize_format(file, options.format), CanonicalFormat)
 
 
-def _is_canonical(path: Path, options: InputSettings) -> bool:
-    with open_input(path) as file:
-        return file.kind == "npz" and isinstance(recognize_format(file, options.format), CanonicalFormat)
-
-
-def read_parts(path: Path, options: InputSettings) -> ScanParts:
-    """Read the content of a scan file and of its partner.
+def read_parts(file: InputFile, options: InputSettings) -> ScanParts:
+    """Read the content of an open scan file and of its partner.
 
     Raises:
         DataError: a file cannot be read.
@@ -131,11 +128,11 @@ def read_parts(path: Path, options: InputSettings) -> ScanParts:
         ("positions", options.positions_file, "positions_file", POSITION_SETTINGS),
     )
     moved = {key for _, given, _, keys in partners if given is not None for key in keys}
-    parts = _read_one(path, _clear(options, moved))
+    parts = _read_open(file, recognize_format(file, options.format), _clear(options, moved))
     for name, given, setting, keys in partners:
         if given is not None:
             with name_setting(setting):
-                other = _read_one(given, _clear(options, KEY_SETTINGS - keys), partner=True)
+                other = _read_one(given, _clear(options, KEY_SETTINGS - keys))
             if getattr(other, name) is None:
                 hint = next((each for each in other.report.missing if each.startswith(f"{name}: found ")), "")
                 found = hint.partition(": ")[2].partition("; ")[0]
@@ -148,7 +145,7 @@ def read_parts(path: Path, options: InputSettings) -> ScanParts:
             parts.report.missing[:] = [each for each in parts.report.missing if not each.startswith(f"{name}: ")]
             parts = _replace_part(parts, other, name)
     if parts.patterns is None or parts.positions is None:
-        parts = _merge_partner(path, parts, options)
+        parts = _merge_partner(file, parts, options)
     return parts
 
 
@@ -174,12 +171,10 @@ def read_result_parts(path: Path) -> ScanParts:
     return _read_one(path, InputSettings(measurement="counts"))
 
 
-def _merge_partner(path: Path, parts: ScanParts, options: InputSettings) -> ScanParts:
-    with open_input(path) as file:
-        candidates = recognize_format(file, options.format).list_partners(path)
-    for candidate in candidates:
-        if candidate.exists() and candidate != path:
-            other = _read_one(candidate, options, partner=True)
+def _merge_partner(file: InputFile, parts: ScanParts, options: InputSettings) -> ScanParts:
+    for candidate in recognize_format(file, options.format).list_partners(file.path):
+        if candidate.exists() and candidate != file.path:
+            other = _read_one(candidate, options)
             if (parts.patterns is None and other.patterns is not None) or (
                 parts.positions is None and other.positions is not None
             ):
@@ -193,11 +188,17 @@ def _merge_partner(path: Path, parts: ScanParts, options: InputSettings) -> Scan
     return parts
 
 
-def _read_one(path: Path, options: InputSettings, *, partner: bool = False) -> ScanParts:
-    with open_input(path) as file, name_geometry(path):
-        chosen = recognize_format(file, None if partner else options.format)
-        if isinstance(chosen, CanonicalFormat) and any(getattr(options, key) is not None for key in KEY_SETTINGS):
-            chosen = GenericFormat()
+def _read_one(path: Path, options: InputSettings) -> ScanParts:
+    """Read the content of the file at ``path``, whose content decides the format."""
+    with open_input(path) as file:
+        return _read_open(file, recognize_format(file), options)
+
+
+def _read_open(file: InputFile, chosen: Format, options: InputSettings) -> ScanParts:
+    """Read the content of an open file; keys of a canonical file make it a file of arrays by key."""
+    if isinstance(chosen, CanonicalFormat) and any(getattr(options, key) is not None for key in KEY_SETTINGS):
+        chosen = GenericFormat()
+    with name_geometry(file.path):
         return chosen.read(file, options)
 
 

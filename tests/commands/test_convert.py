@@ -14,6 +14,7 @@ from ptycho_torch.config.data import ConvertConfig
 from ptycho_torch.config.input import InputSettings
 from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.data.orientation import Orientation
+from ptycho_torch.io.container import open_input
 from ptycho_torch.io.scan import list_written_files, load_scan, read_parts, save_scan
 from ptycho_torch.simulation.scan import simulate_scan
 
@@ -120,7 +121,8 @@ def test_lost_quantities_and_all_written_files_are_named(
     assert sorted(written) == sorted(tmp_path.iterdir())
     assert [each.name for each in written] == files
     # The statement holds for the files: the quantities are absent after reading them again.
-    parts = read_parts(tmp_path / name, InputSettings())
+    with open_input(tmp_path / name) as file:
+        parts = read_parts(file, InputSettings())
     assert (parts.probe is None) == ("probe" in lost)
     assert (parts.object is None) == ("object" in lost)
     assert (parts.geometry.distance_m is None) == ("distance" in lost)

@@ -248,3 +248,18 @@ def test_damaged_files_raise_data_error_only(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with contextlib.suppress(PtychoError):
             load_scan(path)
+
+
+def test_a_canonical_file_is_opened_once_for_its_format_and_once_for_its_arrays(
+    canonical_arrays: Make, write_npz: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, opened = write_npz(canonical_arrays()), []
+    plain = zipfile.ZipFile
+
+    def count(file: Any) -> zipfile.ZipFile:
+        opened.append(file.name)
+        return plain(file)
+
+    monkeypatch.setattr("ptycho_torch.io.npz.zipfile.ZipFile", count)
+    load_scan(path)
+    assert opened == [str(path)] * 2

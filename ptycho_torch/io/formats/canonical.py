@@ -7,7 +7,7 @@ from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.container import InputFile
 from ptycho_torch.io.formats.base import Format
-from ptycho_torch.io.npz import read_headers, read_npz_scan, write_npz_scan
+from ptycho_torch.io.npz import read_npz_scan, write_npz_scan
 from ptycho_torch.io.parts import InputReport, ScanParts
 
 CANONICAL_KEYS = {"diffraction", "diff3d", "xcoords", "ycoords", "probeGuess"}
@@ -23,9 +23,7 @@ class CanonicalFormat(Format):
     writes_scans = True
 
     def matches(self, file: InputFile) -> bool:
-        if file.kind != "npz":
-            return False
-        return not CANONICAL_KEYS.isdisjoint(read_headers(file.path))
+        return not CANONICAL_KEYS.isdisjoint(file.npz_headers)
 
     def read(self, file: InputFile, settings: InputSettings) -> ScanParts:
         scan = read_npz_scan(

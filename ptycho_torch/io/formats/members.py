@@ -7,14 +7,14 @@ from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.io.container import InputFile
-from ptycho_torch.io.npz import read_arrays, read_headers
+from ptycho_torch.io.npz import read_arrays
 
 
 def list_members(file: InputFile) -> set[str]:
     """Return the names of the arrays at the root of a file; empty for other kinds of files."""
     if file.hdf5 is not None:
         return set(file.hdf5.list_members("/"))
-    return set(read_headers(file.path)) if file.kind == "npz" else set()
+    return set(file.npz_headers)
 
 
 def read_member(file: InputFile, name: str, *, kinds: str, ndim: int | tuple[int, ...] | None = None) -> NDArray[Any]:
@@ -31,7 +31,7 @@ def read_member(file: InputFile, name: str, *, kinds: str, ndim: int | tuple[int
     """
     if file.hdf5 is not None:
         return file.hdf5.read(f"/{name}", kinds=kinds, ndim=ndim)
-    headers = read_headers(file.path)
+    headers = file.npz_headers
     if name not in headers:
         raise DataError(f"{file.path}: there is no {name} (found {', '.join(sorted(headers))}); expected an array")
     shape, dtype = headers[name].shape, headers[name].dtype

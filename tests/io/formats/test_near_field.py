@@ -1,5 +1,6 @@
 """Files of a near field are refused with the evidence."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -24,3 +25,21 @@ def test_a_cxi_file_whose_title_states_a_near_field_is_refused(tmp_path: Path) -
     with pytest.raises(DataError, match="a near field by /entry_1/title"):
         pt.load_scan(path)
     assert len(pt.load_scan(path, propagation="far_field")) == 9
+
+
+def test_a_stated_far_field_does_not_convert_a_canonical_file(tmp_path: Path) -> None:
+    path = tmp_path / "scan.npz"
+    pt.save_scan(path, make_scan(9))
+    plain, stated = pt.load_scan(path), pt.load_scan(path, propagation="far_field")
+    assert stated.metadata == plain.metadata
+    assert stated.digest() == plain.digest()
+
+
+def test_a_canonical_file_of_a_near_field_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scan.npz"
+    pt.save_scan(path, replace(make_scan(9), geometry=Geometry(distance_m=2.0, propagation="near_field")))
+    with pytest.raises(DataError, match=r"a near field; .* set `propagation`"):
+        pt.load_scan(path)
+    pt.save_scan(path, make_scan(9))
+    with pytest.raises(DataError, match=r"a near field; .* set `propagation`"):
+        pt.load_scan(path, propagation="near_field")
