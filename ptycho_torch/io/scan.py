@@ -234,7 +234,7 @@ def save_scan(
 
 
 def _holds(scan: Scan, part: str) -> bool:
-    """Return True if the scan has the quantity ``part`` of :attr:`Format.omitted_parts`."""
+    """Return True if the scan has the quantity ``part`` of :attr:`ScanWriter.omitted_parts`."""
     if part.endswith("_m"):
         return getattr(scan.geometry, part, None) is not None
     return getattr(scan, "truth" if part == "object" else part) is not None

@@ -1,4 +1,4 @@
-"""The interface of a file format."""
+"""The interfaces of file formats: reading, writing scans, and writing results."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from ptycho_torch.io.parts import ScanParts
 
 
 class Format(ABC):
-    """A file format: recognition by content, reading, and optionally writing.
+    """A file format: recognition by content and reading; :class:`ScanWriter` and :class:`ResultWriter` also write.
 
     A reader converts axis orders, units and signs of the file to those of :class:`~ptycho_torch.io.parts.ScanParts`,
     and records the place of each quantity in its report. It does not crop, center or rescale.
@@ -24,22 +24,6 @@ class Format(ABC):
 
     title: ClassVar[str]
     """Description for people, with the programs that write the format."""
-
-    scan_suffixes: ClassVar[tuple[str, ...]] = ()
-    """Suffixes that select this format for writing a scan; empty: :meth:`write_scan` is not available."""
-
-    result_suffixes: ClassVar[tuple[str, ...]] = ()
-    """Suffixes that select this format for writing a result; empty: :meth:`write_result` is not available."""
-
-    omitted_parts: ClassVar[tuple[str, ...]] = ()
-    """Quantities of a scan for which the written file has no place: ``probe``, ``object``, ``mask``, ``scan_index``,
-    or attributes of the geometry."""
-
-    writes_pair: ClassVar[bool] = False
-    """True if a scan is written to two files: the path, and the first of :meth:`list_partners`."""
-
-    writes_scans: ClassVar[bool] = False
-    writes_results: ClassVar[bool] = False
 
     @abstractmethod
     def matches(self, file: InputFile) -> bool:
@@ -58,18 +42,39 @@ class Format(ABC):
         del path
         return ()
 
+
+class ScanWriter(Format):
+    """A format to which scans can be written."""
+
+    scan_suffixes: ClassVar[tuple[str, ...]] = ()
+    """Suffixes that select this format; empty: by name only."""
+
+    omitted_parts: ClassVar[tuple[str, ...]] = ()
+    """Quantities of a scan for which the written file has no place: ``probe``, ``object``, ``mask``, ``scan_index``,
+    or attributes of the geometry."""
+
+    writes_pair: ClassVar[bool] = False
+    """True if a scan is written to two files: the path, and the first of :meth:`list_partners`."""
+
+    @abstractmethod
     def write_scan(self, path: Path, scan: Scan) -> None:
         """Write ``scan`` to ``path``; the file appears whole or not at all.
 
         Raises:
             DataError: the scan lacks a quantity that the format requires, or the file cannot be written.
         """
-        raise NotImplementedError(self.name)
 
+
+class ResultWriter(Format):
+    """A format to which results can be written."""
+
+    result_suffixes: ClassVar[tuple[str, ...]]
+    """Suffixes that select this format."""
+
+    @abstractmethod
     def write_result(self, path: Path, result: Reconstruction) -> None:
         """Write ``result`` to ``path``; the file appears whole or not at all.
 
         Raises:
             DataError: the result lacks a quantity that the format requires, or the file cannot be written.
         """
-        raise NotImplementedError(self.name)

@@ -6,7 +6,7 @@ from ptycho_torch.config.input import InputSettings
 from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.container import InputFile
-from ptycho_torch.io.formats.base import Format
+from ptycho_torch.io.formats.base import ScanWriter
 from ptycho_torch.io.npz import read_npz_scan, write_npz_scan
 from ptycho_torch.io.parts import InputReport, ScanParts
 
@@ -14,13 +14,12 @@ CANONICAL_KEYS = {"diffraction", "diff3d", "xcoords", "ycoords", "probeGuess"}
 """Keys of the contract; a file with any of them is judged by the contract."""
 
 
-class CanonicalFormat(Format):
+class CanonicalFormat(ScanWriter):
     """NPZ files that keep the data contract."""
 
     name = "npz"
     title = "the package's own scan file (NPZ), and the legacy layout of the Run1084 files"
     scan_suffixes = (".npz",)
-    writes_scans = True
 
     def matches(self, file: InputFile) -> bool:
         return not CANONICAL_KEYS.isdisjoint(file.npz_headers)

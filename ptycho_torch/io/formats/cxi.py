@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from ptycho_torch.io.export import (
     solve_geometry,
     write_hdf5,
 )
-from ptycho_torch.io.formats.base import Format
+from ptycho_torch.io.formats.base import ResultWriter, ScanWriter
 from ptycho_torch.io.formats.cxi_layout import read_cxi
 from ptycho_torch.io.formats.cxi_writer import CxiContent, write_cxi
 from ptycho_torch.io.parts import ScanParts
@@ -29,16 +29,33 @@ SIGNATURES = ("/cxi_version", "/entry_1/instrument_1", "/entry_1/data_1")
 """Paths of which a CXI file has at least one."""
 
 
-class CxiFormat(Format):
+class CxiWriter(ScanWriter, ResultWriter):
+    """A format with the content of CXI files."""
+
+    omitted_parts = ("scan_index",)
+
+    nexus: ClassVar[bool] = False
+    """True: add the classes and units of NXptycho."""
+
+    def write_scan(self, path: Path, scan: Scan) -> None:
+        content = make_scan_content(path, scan)
+        with write_hdf5(path) as writer:
+            write_cxi(writer, content, str(path), nexus=self.nexus)
+
+    def write_result(self, path: Path, result: Reconstruction) -> None:
+        content = make_result_content(path, result)
+        with write_hdf5(path) as writer:
+            write_cxi(writer, content, str(path), nexus=self.nexus)
+            put_result_origin(writer, result)
+
+
+class CxiFormat(CxiWriter):
     """CXI files."""
 
     name = "cxi"
     title = "CXI 1.x (.cxi): cdtools, Ptychodus, CXIDB"
     scan_suffixes = (".cxi",)
     result_suffixes = (".cxi",)
-    writes_scans = True
-    omitted_parts = ("scan_index",)
-    writes_results = True
 
     def matches(self, file: InputFile) -> bool:
         return file.hdf5 is not None and file.hdf5.find(*SIGNATURES) is not None
@@ -49,17 +66,6 @@ class CxiFormat(Format):
     def list_partners(self, path: Path) -> Sequence[Path]:
         pairs = (("product", "diffraction"), ("diffraction", "product"))
         return [path.with_name(path.name.replace(old, new)) for old, new in pairs if old in path.name]
-
-    def write_scan(self, path: Path, scan: Scan) -> None:
-        content = make_scan_content(path, scan)
-        with write_hdf5(path) as writer:
-            write_cxi(writer, content, str(path))
-
-    def write_result(self, path: Path, result: Reconstruction) -> None:
-        content = make_result_content(path, result)
-        with write_hdf5(path) as writer:
-            write_cxi(writer, content, str(path))
-            put_result_origin(writer, result)
 
 
 def make_scan_content(path: Path, scan: Scan) -> CxiContent:

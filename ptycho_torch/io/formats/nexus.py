@@ -1,6 +1,5 @@
 """NeXus files of ptychography: NXptycho and NXcxi_ptycho, with the paths of CXI or with those of an area detector."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,14 +8,9 @@ from numpy.typing import NDArray
 from ptycho_torch.config.input import InputSettings
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.geometry import Geometry
-from ptycho_torch.data.reconstruction import Reconstruction
-from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.container import InputFile
-from ptycho_torch.io.export import put_result_origin, write_hdf5
-from ptycho_torch.io.formats.base import Format
-from ptycho_torch.io.formats.cxi import make_result_content, make_scan_content
+from ptycho_torch.io.formats.cxi import CxiWriter
 from ptycho_torch.io.formats.cxi_layout import read_cxi, read_length, read_patterns, read_wavelength
-from ptycho_torch.io.formats.cxi_writer import write_cxi
 from ptycho_torch.io.hdf5 import Hdf5File
 from ptycho_torch.io.parts import InputReport, ScanParts
 from ptycho_torch.io.units import UNIT_FACTORS
@@ -30,16 +24,14 @@ AXIS_WORDS = (
 """Words in the name of a positioner, with the direction of its axis: x to the left seen downstream, y up."""
 
 
-class NexusFormat(Format):
+class NexusFormat(CxiWriter):
     """NXptycho and NXcxi_ptycho."""
 
     name = "nexus"
     title = "NeXus NXptycho and NXcxi_ptycho (.nxs): NX-cxi-ptycho, ALS, APS, Diamond"
     scan_suffixes = (".nxs",)
     result_suffixes = (".nxs",)
-    writes_scans = True
-    omitted_parts = ("scan_index",)
-    writes_results = True
+    nexus = True
 
     def matches(self, file: InputFile) -> bool:
         return file.hdf5 is not None and _find_entry(file.hdf5) is not None
@@ -50,17 +42,6 @@ class NexusFormat(Format):
         if tree.is_group(f"{entry}/instrument"):
             return _read_entry(tree, entry, settings)
         return read_cxi(tree, settings, self.name)
-
-    def write_scan(self, path: Path, scan: Scan) -> None:
-        content = make_scan_content(path, scan)
-        with write_hdf5(path) as writer:
-            write_cxi(writer, content, str(path), nexus=True)
-
-    def write_result(self, path: Path, result: Reconstruction) -> None:
-        content = make_result_content(path, result)
-        with write_hdf5(path) as writer:
-            write_cxi(writer, content, str(path), nexus=True)
-            put_result_origin(writer, result)
 
 
 def _find_entry(tree: Hdf5File) -> str | None:

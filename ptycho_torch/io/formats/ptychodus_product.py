@@ -24,7 +24,7 @@ from ptycho_torch.io.export import (
     solve_geometry,
     write_hdf5,
 )
-from ptycho_torch.io.formats.base import Format
+from ptycho_torch.io.formats.base import ResultWriter, ScanWriter
 from ptycho_torch.io.formats.members import list_members, read_member, read_scalar, read_vector
 from ptycho_torch.io.formats.ptychodus_patterns import list_diffraction_files, write_patterns
 from ptycho_torch.io.parts import InputReport, ScanParts
@@ -60,16 +60,14 @@ def compute_centered_origin(
     return center[0] - pixel[0] * ((rows - 1) / 2 + half), center[1] - pixel[1] * ((columns - 1) / 2 + half)
 
 
-class PtychodusProductFormat(Format):
+class PtychodusProductFormat(ScanWriter, ResultWriter):
     """Products of Ptychodus, with the diffraction file beside them."""
 
     name = "ptychodus"
     title = "Ptychodus product (.h5, .npz), with its diffraction file"
     result_suffixes = (".h5", ".hdf5")
-    writes_scans = True
     writes_pair = True
     omitted_parts = ("scan_index",)
-    writes_results = True
 
     def matches(self, file: InputFile) -> bool:
         names = list_members(file)

@@ -14,7 +14,7 @@ from ptycho_torch.data.lattice import RELATIVE_ROUNDING_ERROR
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.container import InputFile, open_input
 from ptycho_torch.io.export import compute_photons, make_object_canvas, require_object_pixel, write_hdf5
-from ptycho_torch.io.formats.base import Format
+from ptycho_torch.io.formats.base import ScanWriter
 from ptycho_torch.io.formats.fold_slice import list_pair
 from ptycho_torch.io.formats.ptychodus_product import (
     compute_centered_origin,
@@ -28,12 +28,11 @@ from ptycho_torch.io.parts import InputReport, ScanParts
 POSITION_NAMES = {"probe_position_y_m", "probe_position_x_m"}
 
 
-class PtychoVitFormat(Format):
+class PtychoVitFormat(ScanWriter):
     """Patterns in ``dp``; probe, object and positions in a second file."""
 
     name = "ptychovit"
     title = "pair *_dp.hdf5 and *_para.hdf5 of PtychoViT and ptycho-fm"
-    writes_scans = True
     writes_pair = True
     omitted_parts = ("mask", "scan_index", "wavelength_m", "distance_m", "detector_pixel_m")
 

@@ -18,7 +18,7 @@ from ptycho_torch.io.export import (
     solve_geometry,
     write_hdf5,
 )
-from ptycho_torch.io.formats.base import Format
+from ptycho_torch.io.formats.base import ScanWriter
 from ptycho_torch.io.hdf5 import Hdf5File
 from ptycho_torch.io.parts import InputReport, ScanParts
 
@@ -33,13 +33,12 @@ def has_value(tree: Hdf5File, path: str) -> bool:
     return tree.has(path) and tree.get_text_attribute(path, "type") not in ABSENT_KINDS
 
 
-class PtydFormat(Format):
+class PtydFormat(ScanWriter):
     """Prepared data of ptypy."""
 
     name = "ptyd"
     title = "ptypy prepared data (.ptyd)"
     scan_suffixes = (".ptyd",)
-    writes_scans = True
     omitted_parts = ("probe", "object", "scan_index")
 
     def matches(self, file: InputFile) -> bool:

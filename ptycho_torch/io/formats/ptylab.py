@@ -12,7 +12,7 @@ from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.container import InputFile
 from ptycho_torch.io.export import compute_photons, solve_geometry, write_hdf5
-from ptycho_torch.io.formats.base import Format
+from ptycho_torch.io.formats.base import ScanWriter
 from ptycho_torch.io.hdf5 import Hdf5File
 from ptycho_torch.io.parts import InputReport, ScanParts
 
@@ -23,12 +23,11 @@ IGNORED = {"emptyBeam": "the empty beam", "theta": "the tilt of the sample"}
 """Datasets that are passed over."""
 
 
-class PtyLabFormat(Format):
+class PtyLabFormat(ScanWriter):
     """Scans of PtyLab."""
 
     name = "ptylab"
     title = "PtyLab scan file (HDF5)"
-    writes_scans = True
     omitted_parts = ("probe", "object", "mask", "scan_index")
 
     def matches(self, file: InputFile) -> bool:

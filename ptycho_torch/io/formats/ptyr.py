@@ -19,7 +19,7 @@ from ptycho_torch.io.export import (
     require_object_pixel,
     write_hdf5,
 )
-from ptycho_torch.io.formats.base import Format
+from ptycho_torch.io.formats.base import ResultWriter
 from ptycho_torch.io.formats.ptyd import EV_PER_KEV, has_value, put_typed
 from ptycho_torch.io.hdf5 import Hdf5File
 from ptycho_torch.io.parts import InputReport, ScanParts
@@ -28,13 +28,12 @@ STORAGE = "Sscan_00G00"
 """Name of the storages of a written result."""
 
 
-class PtyrFormat(Format):
+class PtyrFormat(ResultWriter):
     """Results of ptypy."""
 
     name = "ptyr"
     title = "ptypy result (.ptyr)"
     result_suffixes = (".ptyr",)
-    writes_results = True
 
     def matches(self, file: InputFile) -> bool:
         tree = file.hdf5

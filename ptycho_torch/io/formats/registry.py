@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.io.container import HEAD_BYTES, InputFile
-from ptycho_torch.io.formats.base import Format
+from ptycho_torch.io.formats.base import Format, ResultWriter, ScanWriter
 from ptycho_torch.io.formats.beamlines import BeamlineFormat
 from ptycho_torch.io.formats.canonical import CanonicalFormat
 from ptycho_torch.io.formats.cxi import CxiFormat
@@ -59,6 +59,9 @@ FORMATS: tuple[Format, ...] = (
 )
 """Formats from the most to the least specific test; the first that matches reads a file."""
 
+SCAN_WRITERS = tuple(each for each in FORMATS if isinstance(each, ScanWriter))
+RESULT_WRITERS = tuple(each for each in FORMATS if isinstance(each, ResultWriter))
+
 RESULT_NAME = "reconstruction.npz"
 """Name of the result in the folder of a reconstruction."""
 
@@ -109,7 +112,7 @@ def _find_hint(file: InputFile) -> str | None:
     return None
 
 
-def find_scan_writer(path: Path, name: str | None = None) -> Format:
+def find_scan_writer(path: Path, name: str | None = None) -> ScanWriter:
     """Return the format that writes a scan to ``path``, by name or by suffix.
 
     Raises:
@@ -117,27 +120,25 @@ def find_scan_writer(path: Path, name: str | None = None) -> Format:
     """
     if name is not None:
         chosen = get_format(name)
-        if chosen.writes_scans:
+        if isinstance(chosen, ScanWriter):
             return chosen
     else:
-        for each in FORMATS:
+        for each in SCAN_WRITERS:
             if path.suffix.lower() in each.scan_suffixes:
                 return each
-    known = {each.name: each.scan_suffixes for each in FORMATS if each.writes_scans}
-    listed = ", ".join(f"{key} ({' '.join(suffixes) or 'by name'})" for key, suffixes in known.items())
+    listed = ", ".join(f"{each.name} ({' '.join(each.scan_suffixes) or 'by name'})" for each in SCAN_WRITERS)
     found = f"`output_format` is {name}, which is read only" if name else f"the suffix is {path.suffix!r}"
     raise ConfigError(f"{path}: {found}; expected a format that can be written: {listed}; set `output_format`")
 
 
-def find_result_writer(path: Path, name: str | None = None) -> Format:
+def find_result_writer(path: Path, name: str | None = None) -> ResultWriter:
     """Return the format that writes a result to ``path``, by name or by suffix.
 
     Raises:
         ConfigError: no such format, or the format cannot write results.
     """
-    for each in FORMATS:
-        if each.writes_results and (each.name == name if name else path.suffix.lower() in each.result_suffixes):
+    for each in RESULT_WRITERS:
+        if each.name == name if name else path.suffix.lower() in each.result_suffixes:
             return each
-    known = {each.name: each.result_suffixes for each in FORMATS if each.writes_results}
-    listed = ", ".join(["npz (.npz)", *(f"{key} ({' '.join(suffixes)})" for key, suffixes in known.items())])
+    listed = ", ".join(["npz (.npz)", *(f"{each.name} ({' '.join(each.result_suffixes)})" for each in RESULT_WRITERS)])
     raise ConfigError(f"{path}: the suffix is {path.suffix!r}; expected a format of results: {listed}")
