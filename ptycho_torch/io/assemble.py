@@ -20,6 +20,9 @@ from ptycho_torch.io.selection import read_frame_indices
 BORDER_PX = 2
 """Pixels between the edge of the object and the outermost patch of a scan whose origin is free."""
 
+MIN_INTENSITY_VARIATION = 0.01
+"""Relative standard deviation of the incident intensity that is reported."""
+
 RESULT_FOUND = ", but object and probe, so that the file is a result"
 RESULT_USES = "; a result is the start of a reconstruction as `init`, and an input of evaluate and load_reconstruction"
 """Parts of the error about a result in the place of a scan."""
@@ -74,6 +77,7 @@ def assemble_scan(parts: ScanParts, settings: InputSettings, path: Path) -> Scan
         source=path,
     )
     _refuse_shadow_images(scan, parts, settings, name)
+    _report_intensities(parts)
     scan = finish_scan(bin_scan(scan, settings.bin), settings, select_frames=False)
     _list_missing(parts, scan)
     return scan
@@ -349,6 +353,19 @@ def _make_metadata(parts: ScanParts, settings: InputSettings, path: Path) -> dic
     changes = {key: value.name if isinstance(value, Path) else value for key, value in changes.items()}
     known = () if parts.report.format in ("generic", "npz") else (("format", parts.report.format),)
     return parts.metadata | {"converted": changes | {"source": path.name} | dict(known)}
+
+
+def _report_intensities(parts: ScanParts) -> None:
+    """Record how much the incident intensity varies by the file; the patterns stay as measured."""
+    values = parts.intensities
+    if values is None or not (np.isfinite(values).all() and values.mean() > 0):
+        return
+    variation = float(values.std() / values.mean())
+    if variation > MIN_INTENSITY_VARIATION:
+        parts.report.assumptions.append(
+            f"the incident intensity in the file varies by {variation:.1%} (standard deviation); the patterns are not "
+            "divided by it; `update_intensity` of an engine fits the power of the probe in each pattern"
+        )
 
 
 def _list_missing(parts: ScanParts, scan: Scan) -> None:

@@ -56,8 +56,18 @@ def assemble_result(parts: ScanParts, path: Path) -> Reconstruction:
         probe=np.ascontiguousarray(probe, np.complex64),
         positions=positions,
         geometry=None if geometry == Geometry() else geometry,
+        intensities=_convert_intensities(parts),
         metadata=metadata,
     )
+
+
+def _convert_intensities(parts: ScanParts) -> NDArray[np.float32] | None:
+    """Return the power of the probe in each pattern relative to its mean; None: not stored, or equal."""
+    photons = parts.intensities
+    if photons is None or parts.positions is None or len(photons) != len(parts.positions) or (photons <= 0).any():
+        return None
+    relative = (photons / photons.mean()).astype(np.float32)
+    return None if (relative == relative[0]).all() else relative
 
 
 def assemble_positions(parts: ScanParts, path: Path) -> NDArray[np.float64]:

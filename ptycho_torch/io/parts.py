@@ -112,7 +112,8 @@ class ScanParts:
     """(rows, columns) relative efficiency of the pixels."""
 
     intensities: NDArray[np.float64] | None = None
-    """(n,) incident photons of each pattern, in any unit."""
+    """(n,) incident photons of each pattern, in any unit: the power of the probe of a result; of a scan, its variation
+    is recorded and the patterns stay as measured."""
 
     geometry: Geometry = field(default_factory=Geometry)
     """Wavelength, distance and pixel sizes; the detector pixel is of ``patterns`` as stored."""

@@ -302,3 +302,10 @@ def test_the_bias_of_clipped_values_is_given_where_it_is_large(caplog: pytest.Lo
     assemble(make_parts(patterns=patterns, dark=dark))
     assert "1 negative values (0.07% of all)" in caplog.text
     assert "adds" not in caplog.text
+
+
+@pytest.mark.parametrize(("variation", "reported"), [(0.2, True), (0.001, False)])
+def test_a_varying_incident_intensity_is_recorded_and_the_patterns_stay(variation: float, reported: bool) -> None:
+    parts = make_parts(intensities=1e9 * (1 + variation * np.sin(np.arange(COUNT))))
+    np.testing.assert_array_equal(count_photons(assemble(parts)), parts.patterns)
+    assert any("incident intensity" in text for text in parts.report.assumptions) == reported

@@ -57,6 +57,14 @@ def test_a_written_result_returns(tmp_path: Path, suffix: str, size: int) -> Non
     assert path.read_bytes() == first
 
 
+def test_the_power_of_the_probe_in_each_pattern_returns_from_a_product(tmp_path: Path) -> None:
+    power = np.linspace(0.8, 1.2, 9).astype(np.float32)
+    save_reconstruction(tmp_path / "result.h5", replace(make_result(16), intensities=power))
+    loaded = load_reconstruction(tmp_path / "result.h5").intensities
+    assert loaded is not None
+    np.testing.assert_allclose(loaded, power, rtol=1e-6)
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_result_without_a_pixel_size_is_not_written(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(DataError, match="`pixel_size`"):
