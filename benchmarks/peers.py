@@ -134,7 +134,7 @@ def compute_medians(traces: list[Trace]) -> Trace:
     """Return the medians over the runs at each epoch that all runs reached."""
     return [
         (median(at for at, _ in epoch), {name: median(f[name] for _, f in epoch) for name in epoch[0][1]})
-        for epoch in zip(*traces, strict=False)
+        for epoch in zip(*traces, strict=False)  # runs within a time limit end at different epochs
     ]
 
 

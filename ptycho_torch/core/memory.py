@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+# Interfaces of the Linux kernel, at these fixed paths; on other systems the files do not exist and no limit is stated.
+MEMORY_FILE = Path("/proc/meminfo")
+CGROUP_FOLDER = Path("/sys/fs/cgroup")
+
 CGROUP_FILES = ("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
-"""Files with the limit and the use of a control group in bytes, of version 2 and of version 1."""
+"""Files in :data:`CGROUP_FOLDER` with the limit and the use of a control group in bytes, of versions 2 and 1."""
 
 
 def read_available_memory() -> int | None:
@@ -16,7 +20,7 @@ def read_available_memory() -> int | None:
 
 
 def _read_available_of_machine() -> int | None:
-    text = _read_text(Path("/proc/meminfo"))
+    text = _read_text(MEMORY_FILE)
     for line in text.splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
@@ -25,7 +29,7 @@ def _read_available_of_machine() -> int | None:
 
 def _read_rest_of_control_group() -> int | None:
     for limit, use in CGROUP_FILES:
-        texts = [_read_text(Path("/sys/fs/cgroup") / name).strip() for name in (limit, use)]
+        texts = [_read_text(CGROUP_FOLDER / name).strip() for name in (limit, use)]
         if all(text.isdecimal() for text in texts):
             return max(0, int(texts[0]) - int(texts[1]))
     return None

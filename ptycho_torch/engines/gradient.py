@@ -195,6 +195,7 @@ class GradientEngine(Engine):
 
     def _step_optimizer(self, optimizer: LeafOptimizer, progress: float) -> None:
         """Step an optimizer and replace the tensors of the state."""
+        # Adam has a group per leaf; SGD and L-BFGS have one group, with the rate of the first leaf.
         for name, group in zip(optimizer.leaves, optimizer.optimizer.param_groups, strict=False):
             group["lr"] = self.step_scale * self._compute_learning_rate(name, progress)
             if self.options.optimizer == "adam":

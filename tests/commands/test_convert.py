@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import CommandOutcome
 
 from ptycho_torch.commands.convert import convert as run_convert
 from ptycho_torch.config.data import ConvertConfig
@@ -17,6 +19,8 @@ from ptycho_torch.data.orientation import Orientation
 from ptycho_torch.io.container import open_input
 from ptycho_torch.io.scan import list_written_files, load_scan, read_parts, save_scan
 from ptycho_torch.simulation.scan import simulate_scan
+
+RunMain = Callable[..., CommandOutcome]
 
 
 def convert(folder: Path, *words: str | Path) -> "subprocess.CompletedProcess[str]":
@@ -59,14 +63,29 @@ def test_foreign_file_is_converted(foreign: Path) -> None:
         (("foreign.npz",), "DESTINATION missing"),
     ],
 )
-def test_bad_input_gives_one_line_and_no_file(foreign: Path, words: tuple[str, ...], message: str) -> None:
+def test_bad_input_gives_one_line_and_no_file(
+    foreign: Path, run_main: RunMain, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str
+) -> None:
     before = (foreign / "foreign.npz").read_bytes()
-    result = convert(foreign, *words)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.count("\n") == 1
-    assert message in result.stderr
+    monkeypatch.chdir(foreign)
+    result = run_main("convert", *words)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.count("\n") == 1
+    assert message in result.err
     assert [path.name for path in foreign.iterdir()] == ["foreign.npz"]
     assert (foreign / "foreign.npz").read_bytes() == before
+
+
+def test_corrected_faults_are_printed_and_listed_in_the_metadata(tmp_path: Path) -> None:
+    scan = simulate_scan("tiny", photons=1e6, seed=0)
+    amplitudes = scan.amplitudes.copy()
+    amplitudes[:, 3, 5] = 30
+    save_scan(tmp_path / "damaged.npz", replace(scan, amplitudes=amplitudes))
+    result = convert(tmp_path, "damaged.npz", "scan.npz", "--fix")
+    fixes = load_scan(tmp_path / "scan.npz").metadata["fixes"]
+    assert [text.partition(":")[0] for text in fixes] == ["masked pixels"]
+    assert result.returncode == 0
+    assert fixes[0] in " ".join(result.stderr.split())
 
 
 @pytest.mark.skipif("PTYCHO_TORCH_DATA" not in os.environ, reason="needs the data folder PTYCHO_TORCH_DATA")

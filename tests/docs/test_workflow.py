@@ -2,9 +2,11 @@
 
 import re
 import shlex
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
+from helpers import CommandOutcome
 
 from ptycho_torch.__main__ import COMMANDS
 
@@ -41,11 +43,14 @@ def test_the_readme_lists_every_command() -> None:
     assert sorted(listed) == sorted(COMMANDS)
 
 
-def test_every_command_of_the_pages_runs(tmp_path: Path) -> None:
+def test_every_command_of_the_pages_runs(
+    tmp_path: Path, run_main: Callable[..., CommandOutcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for words in list_commands():
         assert words[:2] == ["python", "-m"]
-        done = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
+        done = run_main(words[2].removeprefix("ptycho_torch."), *words[3:])
+        assert done.code == 0, f"{shlex.join(words)}\n{done.stderr}"
     assert (tmp_path / "evaluation" / "report.html").stat().st_size > 10_000
 
 
