@@ -2,21 +2,24 @@
 
 import json
 import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import CommandOutcome
 
 from ptycho_torch.commands import describe as describe_module
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.scan import save_scan
 
+Describe = Callable[..., CommandOutcome]
 
-def describe(*words: str | Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "ptycho_torch.describe", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+@pytest.fixture
+def describe(run_main: Callable[..., CommandOutcome]) -> Describe:
+    """Runs the command in this process."""
+    return lambda *words: run_main("describe", *words)
 
 
 @pytest.fixture
@@ -34,68 +37,72 @@ def scan_file(tmp_path: Path) -> Path:
     return tmp_path / "scan.npz"
 
 
-def test_valid_file_is_described_in_text_and_json(scan_file: Path) -> None:
-    text = describe(scan_file)
-    assert (text.returncode, text.stderr) == (0, "")
+def test_valid_file_is_described_in_text_and_json(
+    describe: Describe, run_process: Callable[..., CommandOutcome], scan_file: Path
+) -> None:
+    text = run_process("-m", "ptycho_torch.describe", scan_file)
+    assert (text.code, text.err) == (0, "")
     for words in ("diffraction", "complex64", "axis order", "photons", "overlap", "keeps every rule"):
-        assert words in text.stdout
+        assert words in text.out
     first, second = describe(scan_file, "--json"), describe("--json", scan_file)
-    assert first.stdout == second.stdout
-    profile = json.loads(first.stdout)
+    assert first.out == second.out
+    profile = json.loads(first.out)
     assert profile["valid"]
     assert profile["file"] == "scan.npz"
     assert profile["photons"]["per_unit"] == 1
     assert profile["axis_order"]["order"] == "nhw"
-    assert str(scan_file.parent) not in first.stdout
+    assert str(scan_file.parent) not in first.out
 
 
-def test_json_does_not_depend_on_the_folder(scan_file: Path, tmp_path: Path) -> None:
+def test_json_does_not_depend_on_the_folder(describe: Describe, scan_file: Path, tmp_path: Path) -> None:
     other = tmp_path / "elsewhere"
     other.mkdir()
     (other / "scan.npz").write_bytes(scan_file.read_bytes())
-    assert describe(other / "scan.npz", "--json").stdout == describe(scan_file, "--json").stdout
+    assert describe(other / "scan.npz", "--json").out == describe(scan_file, "--json").out
 
 
-def test_broken_file_is_described_with_exit_code_1(scan_file: Path) -> None:
+def test_broken_file_is_described_with_exit_code_1(describe: Describe, scan_file: Path) -> None:
     with np.load(scan_file) as archive:
         arrays = dict(archive)
     arrays["xcoords"] = arrays["xcoords"][:-1]
     arrays["diffraction"][0, 0, 0] = np.nan
     np.savez(scan_file, **arrays)
     result = describe(scan_file)
-    assert (result.returncode, result.stderr) == (1, "")
-    assert "MUST   R9" in result.stdout
-    assert "MUST   R11" in result.stdout
-    assert "probeGuess" in result.stdout
+    assert (result.code, result.err) == (1, "")
+    assert "MUST   R9" in result.out
+    assert "MUST   R11" in result.out
+    assert "probeGuess" in result.out
     result = describe(scan_file, "--json")
-    assert result.returncode == 1
-    assert [v["rule"] for v in json.loads(result.stdout)["violations"] if v["level"] == "MUST"] == ["R9", "R11"]
+    assert result.code == 1
+    assert [v["rule"] for v in json.loads(result.out)["violations"] if v["level"] == "MUST"] == ["R9", "R11"]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no archive", b"PK\x03\x04 cut short"])
-def test_unreadable_file_gives_one_line_and_exit_code_2(tmp_path: Path, content: bytes | None) -> None:
+def test_unreadable_file_gives_one_line_and_exit_code_2(
+    describe: Describe, tmp_path: Path, content: bytes | None
+) -> None:
     path = tmp_path / "scan.npz"
     if content is not None:
         path.write_bytes(content)
     result = describe(path)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.count("\n") == 1
-    assert "Traceback" not in result.stderr
-    assert str(path) in result.stderr
+    assert (result.code, result.out) == (2, "")
+    assert result.err.count("\n") == 1
+    assert "Traceback" not in result.err
+    assert str(path) in result.err
 
 
-def test_no_stats_reads_headers_only(scan_file: Path) -> None:
+def test_no_stats_reads_headers_only(describe: Describe, scan_file: Path) -> None:
     result = describe(scan_file, "--no_stats")
-    assert result.returncode == 0
-    assert "mean" not in result.stdout
-    assert "12 × 16 × 16" in result.stdout
+    assert result.code == 0
+    assert "mean" not in result.out
+    assert "12 × 16 × 16" in result.out
 
 
 @pytest.mark.skipif("PTYCHO_TORCH_DATA" not in os.environ, reason="needs the data folder PTYCHO_TORCH_DATA")
-def test_legacy_run1084_file_is_described_with_its_conversions() -> None:
+def test_legacy_run1084_file_is_described_with_its_conversions(describe: Describe) -> None:
     result = describe(Path(os.environ["PTYCHO_TORCH_DATA"]) / "run1084" / "Run1084_twin_legacy.npz", "--json")
-    assert result.returncode == 0
-    profile = json.loads(result.stdout)
+    assert result.code == 0
+    profile = json.loads(result.out)
     assert profile["axis_order"]["order"] == "hwn"
     assert profile["photons"]["origin"] == "lattice"
     assert profile["photons"]["per_pattern"] == pytest.approx(1e6, rel=1e-3)

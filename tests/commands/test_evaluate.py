@@ -154,9 +154,9 @@ def test_bad_input_gives_one_line_and_no_file(
     assert sorted(files.iterdir()) == before
 
 
-def test_failed_command_prints_no_traceback(files: Path, tmp_path: Path, run_process: Callable[..., Any]) -> None:
-    words = (files / "cut.npz", "--scan", files / "scan.npz", "--output_dir", "out")
-    code, out, err = run_process("-m", "ptycho_torch.evaluate", *words, cwd=tmp_path)
+def test_failed_command_prints_no_traceback(files: Path, tmp_path: Path, run_main: Callable[..., Any]) -> None:
+    words = (files / "cut.npz", "--scan", files / "scan.npz", "--output_dir", tmp_path / "out")
+    code, out, err = run_main("evaluate", *words)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert list(tmp_path.iterdir()) == []
 

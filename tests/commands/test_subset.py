@@ -51,13 +51,15 @@ def test_script_writes_subset_and_record(run_process: Callable[..., Any], source
     assert record["groups"]["apart"] == 4
 
 
-def test_bytes_do_not_depend_on_time_or_folder(run_process: Callable[..., Any], source: Path) -> None:
+def test_bytes_do_not_depend_on_time_or_folder(
+    run_main: Callable[..., Any], run_process: Callable[..., Any], source: Path
+) -> None:
     folder = source.parent
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir()
     shutil.copy(source, elsewhere / source.name)
     os.utime(elsewhere / source.name, (1e9, 1e9))
-    first = run_process(*COMMAND, "--source", source, "--output", folder / "f.npz", "--subset_size", "8")
+    first = run_main("subset", "--source", source, "--output", folder / "f.npz", "--subset_size", "8")
     second = run_process(
         *COMMAND, "--source", source.name, "--output", "f.npz", "--subset_size", "8", cwd=elsewhere, TZ="Asia/Tokyo"
     )

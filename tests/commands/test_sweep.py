@@ -128,10 +128,10 @@ def test_report_describes_the_scan_file(scope: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("seconds", ["0.5"])
 def test_run_is_stopped_at_the_limit_and_not_retried(
-    seconds: str, tmp_path: Path, scan_file: Path, run_process: Callable[..., Any]
+    seconds: str, tmp_path: Path, scan_file: Path, run_main: Callable[..., Any]
 ) -> None:
     words = ["--train_data_file", scan_file, "--output_dir", tmp_path / "out", "--timeout", seconds]
-    result = run_process("-m", "ptycho_torch.sweep", *words, "--run", f"epochs=10000,{SMALL}")
+    result = run_main("sweep", *words, "--run", f"epochs=10000,{SMALL}")
     assert (result.code, result.out.count("\n")) == (1, 1)
     (run,) = json.loads((tmp_path / "out" / "scope.json").read_text())["runs"]
     assert run["failure"].startswith(f"stopped at the limit of {seconds} s")
@@ -142,10 +142,10 @@ def test_run_is_stopped_at_the_limit_and_not_retried(
 
 
 def test_keep_leaves_all_files_and_no_epoch_has_no_loss(
-    tmp_path: Path, scan_file: Path, run_process: Callable[..., Any]
+    tmp_path: Path, scan_file: Path, run_main: Callable[..., Any]
 ) -> None:
     words = ["--train_data_file", scan_file, "--output_dir", tmp_path / "out", "--keep_outputs", "--quiet"]
-    result = run_process("-m", "ptycho_torch.sweep", *words, "--run", f"epochs=0,{SMALL},update_probe=false")
+    result = run_main("sweep", *words, "--run", f"epochs=0,{SMALL},update_probe=false")
     assert (result.code, result.out, result.err) == (0, "", "")
     (run,) = json.loads((tmp_path / "out" / "scope.json").read_text())["runs"]
     folder = tmp_path / "out" / "runs" / "1"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ptycho_torch.__main__ import main
 from ptycho_torch.models.saved_model import load_model
 
 Command = Callable[..., Any]
@@ -41,15 +42,11 @@ def check_trained_model(folder: Path, epochs: int = 2, groups: int = 16) -> None
     assert load_model(folder).provenance["epochs"] == epochs
 
 
-@pytest.mark.parametrize("layout", ["canonical", "legacy"])
-def test_documented_command_writes_a_model(
-    layout: str, tmp_path: Path, scan_file: Path, legacy_file: Path, run_process: Command
-) -> None:
-    file = {"canonical": scan_file, "legacy": legacy_file}[layout]
+def test_documented_command_writes_a_model(tmp_path: Path, scan_file: Path, run_process: Command) -> None:
     done = run_process(
         "-m",
         "ptycho_torch.train",
-        *make_documented_arguments(file, tmp_path / "a model"),
+        *make_documented_arguments(scan_file, tmp_path / "a model"),
         cwd=tmp_path,
         CUDA_VISIBLE_DEVICES="",
     )
@@ -64,6 +61,7 @@ def test_both_layouts_give_the_same_loss(tmp_path: Path, scan_file: Path, legacy
     losses = []
     for file in (scan_file, legacy_file):
         assert run_main("train", *make_documented_arguments(file, tmp_path / file.stem), "--width", 4).code == 0
+        check_trained_model(tmp_path / file.stem)
         losses.append(float((tmp_path / file.stem / "history.csv").read_text().splitlines()[-1].split(",")[2]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
@@ -77,28 +75,28 @@ def test_documented_command_on_the_simulated_run1084(tmp_path: Path, run_main: C
     check_trained_model(tmp_path / "model", groups=64)
 
 
-def test_console_command_equals_the_module(
-    tmp_path: Path, scan_file: Path, run_process: Command, train_model: Train
+def test_console_command_equals_the_module_and_the_library(
+    tmp_path: Path, scan_file: Path, restore_logging: None, train_model: Train
 ) -> None:
-    """The console command and ``python -m ptycho_torch``, at the same time in two folders, give equal bytes."""
     script = Path(sys.executable).with_name("ptycho-torch")
     if not script.exists():
         pytest.skip("the package is not installed with its console command")
     words = ["--max-epochs=1", "--batch-size=6", "--width", "4", "--device", "cpu", "--precision", "fp32"]
     words += ["--logger", "none", "--quiet"]
-    runs = [
-        subprocess.Popen(
-            [*map(str, start), "train", "--train-data-file", scan_file, "--output-dir", tmp_path / str(index), *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for index, start in enumerate([(script,), (sys.executable, "-m", "ptycho_torch")])
-    ]
-    assert [(run.communicate(timeout=120)[0], run.returncode) for run in runs] == [(b"", 0)] * 2
+    words = ["train", "--train-data-file", str(scan_file), *words, "--output-dir"]
+    done = subprocess.run(
+        [script, *words, tmp_path / "script"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+        timeout=120,
+    )
+    assert (done.stdout, done.returncode) == (b"", 0)
+    assert main([*words, str(tmp_path / "module")]) == 0
     alone = train_model(tmp_path / "alone")
     for name in ("model.safetensors", "history.csv"):
-        for index in (0, 1):
-            assert (tmp_path / str(index) / name).read_bytes() == (alone / name).read_bytes()
+        for folder in ("script", "module"):
+            assert (tmp_path / folder / name).read_bytes() == (alone / name).read_bytes()
 
 
 def test_recorded_configuration_reproduces_the_training(tmp_path: Path, scan_file: Path, run_main: Command) -> None:
