@@ -131,7 +131,7 @@ class Comparison:
         simplest = compare_simplest(self.searcher)
         first, *rest = simplest
         probe = self._compare_probes(first.placement)
-        overlap = measure_overlap(self.searcher.trials)
+        overlap = measure_overlap(self.searcher.trials, first.placement)
         if overlap < MIN_OVERLAP:
             return self._conclude_sparse(simplest, probe, overlap)
         margin = compute_margin(first.trial.score, rest[0].trial.score)
@@ -164,7 +164,7 @@ class Comparison:
                     f"positions rotated by {rotation:.1f} degrees and scaled by {placement.scale:.3g} fit {gain:.0%} "
                     f"better than positions as they are; expected at least {required:.0%}"
                 )
-        overlap = measure_overlap(self.searcher.trials, placement.scale)
+        overlap = measure_overlap(self.searcher.trials, placement)
         if overlap < MIN_OVERLAP:
             doubts.append(
                 f"neighboring patterns overlap by {max(overlap, 0.0):.0%} with positions scaled by "

@@ -107,9 +107,7 @@ class OrientationSearcher:
         """Return the trial of a placement, which is run the first time."""
         key = (placement, source, epochs)
         if key not in self._done:
-            matrix = placement.matrix
-            probe = self.trials.make_probe(matrix) if source == "estimated" else self._orient_probe(placement, source)
-            self._done[key] = self.trials.run(matrix, probe, epochs)
+            self._done[key] = self._reconstruct(placement, source, epochs)
             if self._left > 0:
                 self._left -= 1
                 self.observer.advance(1, deviance=self._done[key].score)
@@ -174,6 +172,11 @@ class OrientationSearcher:
         finally:
             self._left = 0
             self.observer.finish()
+
+    def _reconstruct(self, placement: Placement, source: ProbeSource, epochs: int) -> Trial:
+        matrix = placement.matrix
+        probe = self.trials.make_probe(matrix) if source == "estimated" else self._orient_probe(placement, source)
+        return self.trials.run(matrix, probe, epochs)
 
     def _rank(self, placement: Placement) -> float:
         return self.run(placement, "estimated", SHORT_EPOCHS).score

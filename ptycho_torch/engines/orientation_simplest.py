@@ -2,8 +2,6 @@
 
 from typing import NamedTuple
 
-import numpy as np
-
 from ptycho_torch.data.extent import compute_median_step, compute_probe_diameter
 from ptycho_torch.data.orientation import Orientation
 from ptycho_torch.engines.orientation_placement import LONG_EPOCHS, OrientationSearcher, Placement, ProbeSource
@@ -54,14 +52,14 @@ def compare_simplest(searcher: OrientationSearcher) -> list[Finalist]:
     return sorted(best, key=_get_score)
 
 
-def measure_overlap(trials: OrientationTrials, scale: float = 1.0) -> float:
-    """Return the linear overlap of neighboring patterns, 1 − step / probe diameter, with scaled positions.
+def measure_overlap(trials: OrientationTrials, placement: Placement) -> float:
+    """Return the linear overlap of neighboring patterns, 1 − step / probe diameter, with positions as placed.
 
-    The probe is that of the scan, or the one that the patterns suggest.
+    The probe is that of the scan, or the one that the patterns suggest for this placement.
     """
     window = trials.window
-    probe = trials.make_probe(np.eye(2)) if window.probe is None else window.probe
-    return 1 - scale * (compute_median_step(window.positions) or 0.0) / compute_probe_diameter(probe)
+    probe = trials.make_probe(placement.matrix) if window.probe is None else window.probe
+    return 1 - placement.scale * (compute_median_step(window.positions) or 0.0) / compute_probe_diameter(probe)
 
 
 def is_unusual(scale: float) -> bool:

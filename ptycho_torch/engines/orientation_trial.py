@@ -64,14 +64,22 @@ class OrientationTrials:
         assert held.mask is not None
         self._held_mask, self._held_counts = held.mask, held.counts
         self._positions = window.positions - window.positions.mean(0)
-        self._shadows = MovingShadows(window, np.random.default_rng([seed, 2]))
+        self._shadows: dict[int, MovingShadows] = {}
 
     def make_probe(self, linear_map: Map) -> NDArray[np.complex64]:
         """Return a Gaussian probe (1, N, N) with the curvature that the shadows have for mapped positions."""
-        curvature = self._shadows.estimate_curvature(linear_map)
+        scale = float(np.abs(np.linalg.det(linear_map))) ** 0.5
+        curvature = self._select_shadows(scale).estimate_curvature(linear_map)
         sigma = estimate_width(self.window, curvature)
         y, x = make_pixel_grid(self.window.size)
         return np.exp((y**2 + x**2) * (0.5j * curvature - 0.5 / sigma**2))[None].astype(np.complex64)
+
+    def _select_shadows(self, scale: float) -> MovingShadows:
+        """Return the pairs of patterns whose distances suit positions of about this scale: one list per factor √2."""
+        step = round(2 * np.log2(scale))
+        if step not in self._shadows:
+            self._shadows[step] = MovingShadows(self.window, np.random.default_rng([self.seed, 2]), 2 ** (step / 2))
+        return self._shadows[step]
 
     @torch.no_grad()
     def run(self, linear_map: Map, probe: NDArray[np.complex64], epochs: int) -> Trial:
@@ -86,7 +94,9 @@ class OrientationTrials:
         state = make_vacuum_state(torch.from_numpy(self._positions @ linear_map.T), modes, 2)
         state.object = state.object * fit_object_scale(self.measurement, state)
         options = PIE(epochs=epochs, update_probe=True, batch_size=BATCH_PATTERNS)
-        if not EngineRunner(make_engine(self.measurement, state, options), self.seed).run(SilentObserver()):
+        engine = make_engine(self.measurement, state, options)
+        # All trials fit the same patterns: an excluded one keeps a high score, which its trial did not minimize.
+        if not EngineRunner(engine, self.seed, excludes_unexplained=False).run(SilentObserver()):
             raise KeyboardInterrupt
         scores = self._score(state)
         return Trial(float(scores.mean()), scores)

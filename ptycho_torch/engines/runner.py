@@ -158,13 +158,20 @@ class EngineRunner:
         seed: seed of the batches.
         held_out: pixels that the measurement does not contain; None: no pixels are held out.
         keeps_better_start: whether the run ends with its initial estimate if that explains the patterns better.
+        excludes_unexplained: whether the run leaves out patterns that its estimate does not explain.
     """
 
     uncertainty: NDArray[np.float32] | None = None
     """None: an iterative engine computes no uncertainty."""
 
     def __init__(
-        self, engine: Engine, seed: int, held_out: HoldoutPixels | None = None, *, keeps_better_start: bool = False
+        self,
+        engine: Engine,
+        seed: int,
+        held_out: HoldoutPixels | None = None,
+        *,
+        keeps_better_start: bool = False,
+        excludes_unexplained: bool = True,
     ) -> None:
         self.engine, self.options, self.seed, self.held_out = engine, engine.options, seed, held_out
         self.history = History()
@@ -175,6 +182,7 @@ class EngineRunner:
         """Initial estimate to return to; empty if the run does not."""
         self._best: dict[str, Tensor] = {}
         """Estimate with the lowest held-out deviance; empty without ``patience``."""
+        self._excludes_unexplained = excludes_unexplained
         self._exclusion_changed = False
         """True if the last epoch changed the excluded patterns, so that its R has another basis than the next."""
         self._noise_floor, self._noise_floor_due = math.nan, 1
@@ -247,7 +255,7 @@ class EngineRunner:
         """Exclude the patterns that the estimate does not explain, at a few epochs of the run."""
         engine, state = self.engine, self.engine.state
         self._exclusion_changed = False
-        if len(self.history.r) not in EXCLUSION_EPOCHS:
+        if not self._excludes_unexplained or len(self.history.r) not in EXCLUSION_EPOCHS:
             return
         refines = self.options.update_positions
         excluded = find_unexplained(compute_pattern_errors(engine.measurement, state), refines)

@@ -76,11 +76,12 @@ class MovingShadows:
     Args:
         scan: Patterns and positions; its probe is ignored.
         rng: Selects the pairs if there are more than needed.
+        scale: Approximate scale of the linear maps, on which the distances of suitable pairs depend.
     """
 
-    def __init__(self, scan: Scan, rng: np.random.Generator) -> None:
+    def __init__(self, scan: Scan, rng: np.random.Generator, scale: float = 1.0) -> None:
         self.size = scan.size
-        pairs = _select_pairs(scan, rng)
+        pairs = _select_pairs(scale * scan.positions, scan.size, rng)
         self._displacements = scan.positions[pairs[:, 1]] - scan.positions[pairs[:, 0]]
         self._members, inverse = np.unique(pairs, return_inverse=True)
         self._pairs = inverse.reshape(pairs.shape)
@@ -163,19 +164,17 @@ def estimate_width(scan: Scan, curvature: float) -> float:
     return float(np.sqrt((variance + root) / magnification**2))
 
 
-def _select_pairs(scan: Scan, rng: np.random.Generator) -> NDArray[np.intp]:
+def _select_pairs(positions: NDArray[np.float64], size: int, rng: np.random.Generator) -> NDArray[np.intp]:
     """Return pairs of positions at a suitable distance, (m, 2)."""
     from scipy.spatial import cKDTree
 
     # A dense scan has too many pairs to list; a few hundred first patterns give enough of them.
-    anchors = np.sort(rng.permutation(len(scan))[:MAX_PAIRS])
-    neighbors = cKDTree(scan.positions).query_ball_point(
-        scan.positions[anchors], MAX_PAIR_DISTANCE_FRACTION * scan.size
-    )
+    anchors = np.sort(rng.permutation(len(positions))[:MAX_PAIRS])
+    neighbors = cKDTree(positions).query_ball_point(positions[anchors], MAX_PAIR_DISTANCE_FRACTION * size)
     pairs = []
     for anchor, others in zip(anchors, neighbors, strict=True):
-        offsets = scan.positions[others] - scan.positions[anchor]
-        distant = np.array(others, np.intp)[np.hypot(*offsets.T) >= MIN_PAIR_DISTANCE_FRACTION * scan.size]
+        offsets = positions[others] - positions[anchor]
+        distant = np.array(others, np.intp)[np.hypot(*offsets.T) >= MIN_PAIR_DISTANCE_FRACTION * size]
         pairs += [(anchor, other) for other in rng.permutation(distant)[:MAX_PAIRS_PER_ANCHOR]]
     return rng.permutation(np.array(pairs, np.intp).reshape(-1, 2))[:MAX_PAIRS]
 

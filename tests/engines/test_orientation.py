@@ -157,6 +157,25 @@ def test_the_progress_of_a_search_ends_at_its_total() -> None:
     assert counter.counts == [[1, 1], [5, 5]]
 
 
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_the_estimated_probe_depends_only_on_the_mapped_positions(scale: float) -> None:
+    window = select_window(simulate_asymmetric(40))
+    expected = OrientationTrials(window, 0).make_probe(np.eye(2))
+    scaled = OrientationTrials(replace(window, positions=window.positions / scale), 0)
+    np.testing.assert_allclose(scaled.make_probe(scale * np.eye(2)), expected, atol=1e-5)
+    assert compute_probe_diameter(expected) > 10  # with curvature; without it, a focus of 4.3 pixels
+
+
+def test_a_trial_leaves_out_no_pattern(caplog: pytest.LogCaptureFixture) -> None:
+    window = select_window(simulate_asymmetric(24))
+    amplitudes = window.amplitudes.copy()
+    amplitudes[7] = np.sqrt(np.random.default_rng(0).poisson(1e5 / 24**2, amplitudes[7].shape))
+    trials = OrientationTrials(replace(window, amplitudes=amplitudes), 0)
+    trial = trials.run(np.eye(2), window.require_probe(), 20)
+    assert trial.scores.argmax() == 7
+    assert "left out" not in caplog.text
+
+
 def test_a_scan_of_few_patterns_is_refused() -> None:
     scan = simulate_asymmetric(24)
     with pytest.raises(DataError, match="7 patterns; expected at least 8"):
