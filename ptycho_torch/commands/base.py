@@ -3,10 +3,12 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ptycho_torch.core.observer import Observer, SilentObserver
-from ptycho_torch.distributed.process_group import ProcessGroup
+
+if TYPE_CHECKING:  # at run time it would make describe and convert import torch
+    from ptycho_torch.distributed.process_group import ProcessGroup
 
 EXIT_INTERRUPTED = 130
 """Exit code after ctrl-C."""
@@ -25,7 +27,7 @@ class Invocation:
     observer: Observer = field(default_factory=SilentObserver)
     """Receives progress."""
 
-    process_group: ProcessGroup | None = None
+    process_group: "ProcessGroup | None" = None
     """The process group if the command runs in several processes; None: one process."""
 
     format_message: Callable[[str], str] = str

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +55,15 @@ def test_launchers_forward_the_names_of_the_command() -> None:
 def test_importing_the_package_imports_no_torch(run_process: Command) -> None:
     code = "import sys, ptycho_torch; dir(ptycho_torch); ptycho_torch.load_scan; print('torch' in sys.modules)"
     assert run_process("-c", code).out == "False\n"
+
+
+def test_describe_and_convert_import_no_torch(tmp_path: Path, scan_file: Path, run_process: Command) -> None:
+    code = (
+        "import sys; from ptycho_torch.__main__ import main; "
+        f"codes = main(['describe', {str(scan_file)!r}]), main(['convert', {str(scan_file)!r}, 'copy.npz']); "
+        "print(codes, 'torch' in sys.modules)"
+    )
+    assert run_process("-c", code, cwd=tmp_path).out.splitlines()[-1] == "(0, 0) False"
 
 
 def test_the_program_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
