@@ -5,18 +5,22 @@
     peer_environment/cdtools/bin/python benchmarks/in_cdtools.py task.npz result.npz
 
 Input and output use the conventions of this package. cdtools extracts a patch at the floor of its corner and shifts the
-probe by the remainder, uses an orthonormal transform, and scales its probe by the largest value.
+probe by the remainder, uses an orthonormal transform, and scales its probe by the largest value. Pixels with negative
+counts do not count; cdtools itself has one mask for all patterns.
 """
 
 import json
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from cdtools.datasets import Ptycho2DDataset
 from cdtools.models import FancyPtycho
+from cdtools.reconstructors import AdamReconstructor
+from cdtools.tools.losses import amplitude_mse
 
 BASIS = np.array([[0.0, -1.0], [-1.0, 0.0], [0.0, 0.0]])
 """One pixel is one unit: rows along −y, columns along −x."""
@@ -45,7 +49,26 @@ def make_model(data: dict[str, Any], options: dict[str, Any]) -> tuple[FancyPtyc
     )
     for name, parameter in model.named_parameters():
         parameter.requires_grad = name in options["learn"]
+    model.loss = compute_loss
     return model, dataset
+
+
+def compute_loss(counts: torch.Tensor, intensity: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the loss of cdtools over the pixels that count."""
+    return amplitude_mse(counts, intensity, mask & (counts >= 0), use_sum=True)
+
+
+def iterate_epochs(
+    model: FancyPtycho, dataset: Ptycho2DDataset, options: dict[str, Any], epochs: int
+) -> Iterator[float]:
+    """Run Adam one epoch per step of the iterator.
+
+    The settings ``adam`` apply to all epochs, ``adam_stages`` to their own number of epochs each.
+    """
+    optimizer = AdamReconstructor(model, dataset)
+    for settings in options.get("adam_stages") or [{"epochs": epochs} | options["adam"]]:
+        rest = {name: value for name, value in settings.items() if name != "epochs"}
+        yield from optimizer.optimize(settings["epochs"], thread=False, **rest)
 
 
 def main(source: str, destination: str) -> None:
@@ -53,13 +76,15 @@ def main(source: str, destination: str) -> None:
     with np.load(source) as file:
         data = dict(file)
     task = json.loads(str(data["settings"]))
-    clock, settings = getattr(time, task["clock"]), task["options"]["adam"]
+    clock = getattr(time, task["clock"])
     model, dataset = make_model(data, task["options"])
-    next(iter(model.Adam_optimize(1, dataset, thread=False, **settings)))
+    next(iterate_epochs(model, dataset, task["options"], 1))
     model, dataset = make_model(data, task["options"])
     seconds: list[float] = []
-    states: dict[str, list[np.ndarray]] = {"object": [], "probe": [], "positions": []}
-    run = iter(model.Adam_optimize(task["epochs"], dataset, thread=False, **settings))
+    states: dict[str, list[np.ndarray]] = {
+        name: [] for name in ("object", "probe", "positions", "background", "intensities")
+    }
+    run = iterate_epochs(model, dataset, task["options"], task["epochs"])
     while len(seconds) < task["epochs"] and sum(seconds) < task["time_limit"]:
         started = clock()
         next(run)
@@ -68,6 +93,9 @@ def main(source: str, destination: str) -> None:
         states["object"].append(model.obj.detach().numpy().copy())
         states["probe"].append((model.probe * model.probe_norm).detach().numpy().copy())
         states["positions"].append(data["positions"] + shift)
+        states["background"].append(np.fft.ifftshift(model.background.detach().numpy() ** 2))
+        power = model.weights.detach().numpy() ** 2
+        states["intensities"].append(np.broadcast_to(power, (len(model.probe), len(power))).copy())
     np.savez(destination, seconds=np.cumsum(seconds), **{name: np.stack(arrays) for name, arrays in states.items()})
 
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import peer_tasks
@@ -91,35 +92,50 @@ def run_ours(task: Task, stage: EngineOptions, settings: Settings, seed: int) ->
     return scorer.trace
 
 
+def call_peer(
+    python: Path, package: str, arrays: dict[str, np.ndarray], request: dict[str, Any], threads: int
+) -> dict[str, np.ndarray]:
+    """Run another program in its environment, and return the arrays of all its epochs.
+
+    Args:
+        python: Python of the environment of ``package``.
+        package: ``ptychi`` or ``cdtools``.
+        arrays: counts, object, probe, positions on the object and mask.
+        request: engine, options, clock, number of epochs and time limit.
+        threads: number of processor threads.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        source, destination = Path(name) / "task.npz", Path(name) / "result.npz"
+        np.savez(source, settings=json.dumps(request), **arrays)  # type: ignore[arg-type]
+        done = subprocess.run(
+            [python, Path(__file__).with_name(f"in_{package}.py"), source, destination],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
+        )
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        with np.load(destination) as out:
+            return dict(out)
+
+
 def run_peer(task: Task, peer: Peer, settings: Settings, seed: int) -> Trace:
     """Return (seconds, scores) after each epoch of another program, setup excluded."""
     scale, estimate = task.start()
     origin, scan = np.array(estimate.canvas.origin), task.scan
     options = peer.options | ({"reconstructor_options.random_seed": seed} if peer.package == "ptychi" else {})
     request = {"engine": peer.engine, "options": options, "clock": settings.clock, "epochs": 200}
-    with tempfile.TemporaryDirectory() as name:
-        source, destination = Path(name) / "task.npz", Path(name) / "result.npz"
-        np.savez(
-            source,
-            counts=np.square(scan.amplitudes) * np.float32(scale),
-            object=estimate.object.numpy(),
-            probe=estimate.probe.numpy(),
-            positions=scan.positions - origin,
-            mask=np.ones(scan.amplitudes.shape[1:], bool) if scan.mask is None else scan.mask,
-            settings=json.dumps(request | {"time_limit": task.seconds}),
-        )
-        script = Path(__file__).with_name(f"in_{peer.package}.py")
-        done = subprocess.run(
-            [settings.python(peer.package), script, source, destination],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"OMP_NUM_THREADS": str(settings.threads), "MKL_NUM_THREADS": str(settings.threads)},
-        )
-        if done.returncode:
-            raise SystemExit(done.stderr)
-        with np.load(destination) as out:
-            found = [out[name] for name in ("seconds", "object", "probe", "positions")]
+    arrays = {
+        "counts": np.square(scan.amplitudes) * np.float32(scale),
+        "object": estimate.object.numpy(),
+        "probe": estimate.probe.numpy(),
+        "positions": scan.positions - origin,
+        "mask": np.ones(scan.amplitudes.shape[1:], bool) if scan.mask is None else scan.mask,
+    }
+    request |= {"time_limit": task.seconds}
+    out = call_peer(settings.python(peer.package), peer.package, arrays, request, settings.threads)
+    found = [out[name] for name in ("seconds", "object", "probe", "positions")]
     coverage = compute_coverage(estimate).numpy().astype(np.float32)
     trace: Trace = []
     for epoch, (seconds, obj, probe, positions) in enumerate(zip(*found, strict=True), 1):
