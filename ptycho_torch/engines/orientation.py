@@ -4,6 +4,12 @@ A flip or transpose of all patterns is equivalent to the inverse map of the posi
 are mapped alike. So patterns stay as they are, and every trial maps the positions by ``scale · O``, with an orthogonal
 O. The inversion O = −1 is equivalent to the identity: the far field of the complex conjugate of an inverted wave has
 the same intensity. Orientations therefore come in four pairs that only a known probe distinguishes.
+
+The order of a search: :func:`~ptycho_torch.engines.orientation_window.select_window` takes 40 patterns,
+:class:`~ptycho_torch.engines.orientation_trial.OrientationTrials` reconstructs them with mapped positions,
+:class:`~ptycho_torch.engines.orientation_placement.OrientationSearcher` searches the map of the lowest score, and
+:class:`Comparison` decides whether it is certain, from the placements without rotation and scale
+(``orientation_simplest.py``) on.
 """
 
 from collections.abc import Sequence
@@ -65,7 +71,6 @@ MIN_PATTERNS = 8
 
 MIN_WIDTH_FRACTION = 0.05
 """Width of the positions, as a fraction of their length, below which they lie on a line."""
-
 
 COMPARISON_TRIALS = 40
 """Largest usual number of trials of the refinement and the comparison of finalists."""

@@ -25,6 +25,9 @@ from ptycho_torch.io.zarr_store import ZarrStore, is_zarr
 MATLAB_73 = b"MATLAB 7.3"
 """First bytes of a MATLAB file of version 7.3."""
 
+CHUNK_BYTES = 1 << 24
+"""Bytes that are decompressed at once."""
+
 
 class NpzStore(ArrayStore):
     """The arrays of an NPZ file."""
@@ -131,15 +134,19 @@ def _read_bz2(path: Path) -> dict[str, NDArray[Any]]:
     """Read all arrays of an NPZ file that is compressed as ``.bz2``."""
     try:
         limit = max(MAX_SPARSE_BYTES, MAX_COMPRESSION * path.stat().st_size)
+        content = io.BytesIO()
         with bz2.open(path) as stream:
-            content = stream.read(limit + 1)
-        if len(content) > limit:
+            # One read of `limit` bytes would allocate them before it reads the first.
+            while content.tell() <= limit and (part := stream.read(CHUNK_BYTES)):
+                content.write(part)
+        if content.tell() > limit:
             raise DataError(f"{path}: the bzip2 file holds more than {limit} bytes; expected an NPZ file of arrays")
     except OSError as error:
         raise DataError(f"{path}: cannot be read as a bzip2 file ({error.strerror or error})") from error
     except (ValueError, EOFError) as error:
         raise DataError(f"{path}: the bzip2 file is truncated ({error}); copy it again") from error
-    return read_arrays_from_stream(io.BytesIO(content), str(path))
+    content.seek(0)
+    return read_arrays_from_stream(content, str(path))
 
 
 def read_npy(path: Path) -> NDArray[Any]:

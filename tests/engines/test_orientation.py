@@ -1,6 +1,8 @@
 """The search for the orientation of the detector against the positions, their rotation and their scale."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from ptycho_torch.engines.orientation import find_orientation, invert
 from ptycho_torch.engines.orientation_placement import OrientationSearcher, Placement
 from ptycho_torch.engines.orientation_trial import OrientationTrials
 from ptycho_torch.engines.orientation_window import resample_detector, select_window
+from ptycho_torch.io.scan import load_scan
 from ptycho_torch.simulation.objects import OBJECTS
 from ptycho_torch.simulation.probes import PROBES
 from ptycho_torch.simulation.scan import simulate_measurement
@@ -114,6 +117,25 @@ def test_shuffled_positions_are_undecided() -> None:
 def test_a_decided_orientation_is_right(right: Orientation, rotation_deg: float, size: int) -> None:
     scan = misplace(simulate_asymmetric(size), right, rotation_deg)
     assert_right_or_undecided(find_orientation(scan), right, rotation_deg)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("position_scale", [0.5, 1.3, 2.0])
+@pytest.mark.parametrize(("probe", "has_probe"), [("zernike", True), ("zernike", False), ("disk", False)])
+def test_a_scale_of_the_positions_is_found(position_scale: float, probe: str, has_probe: bool) -> None:
+    right = Orientation(True)
+    scan = misplace(simulate_asymmetric(33, probe=probe), right, 0.0, position_scale)
+    result = find_orientation(scan if has_probe else replace(scan, probe=None))
+    assert_right_or_undecided(result, right, 0.0, position_scale)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("PTYCHO_TORCH_DATA" not in os.environ, reason="needs the data folder PTYCHO_TORCH_DATA")
+@pytest.mark.parametrize("right", [Orientation(), Orientation(True, False, True)], ids=str)
+def test_the_orientation_of_the_measured_siemens_star_is_right_or_undecided(right: Orientation) -> None:
+    path = Path(os.environ["PTYCHO_TORCH_DATA"]) / "siemens_star" / "siemens-star-small.npz.bz2"
+    scan = load_scan(path, measurement="counts", origin="corner")
+    assert_right_or_undecided(find_orientation(misplace(scan, right)), right, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,15 @@ def test_a_small_bzip2_file_of_zeros_is_not_expanded(tmp_path: Path, monkeypatch
     assert "holds more than" in load_within_limit(path, {"measurement": "counts"})
 
 
+def test_a_large_limit_of_a_bzip2_file_allocates_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ptycho_torch.io.arrays.MAX_SPARSE_BYTES", 1 << 50)
+    stream = io.BytesIO()
+    np.savez(stream, data=np.ones((2, 8, 8), np.float32))
+    path = tmp_path / "scan.npz.bz2"
+    path.write_bytes(bz2.compress(stream.getvalue()))
+    assert "positions" in load_within_limit(path, {"measurement": "counts"})
+
+
 def test_an_impossible_length_of_a_file_is_named_with_the_file(tmp_path: Path) -> None:
     path = tmp_path / "scan.npz"
     np.savez(
