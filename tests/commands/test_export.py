@@ -73,7 +73,7 @@ def test_output_of_a_pattern_does_not_depend_on_the_batch(exported: Path) -> Non
         np.testing.assert_allclose(together, alone[:count], atol=1e-5)
 
 
-@pytest.mark.parametrize("modes", [1, 3])
+@pytest.mark.parametrize("modes", [pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize(
     "config",
     [
