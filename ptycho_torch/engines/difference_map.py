@@ -61,6 +61,11 @@ class ProjectionEngine(Engine):
         """Batches of the patterns that are not excluded."""
         return self.state.find_included().split(len(self._all_batches[0]))
 
+    def handle_positions(self) -> None:
+        self.model.refresh()
+        self._divisor = self._compute_divisor()
+        self.reset()
+
     def handle_exclusion(self) -> None:
         self._divisor = self._compute_divisor()
         self.solve_object()

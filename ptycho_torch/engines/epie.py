@@ -44,6 +44,9 @@ class EpieEngine(Engine):
         state.object = state.object + step_size * object_update
         return update.error
 
+    def handle_positions(self) -> None:
+        self.model.refresh()
+
     def end_epoch(self, epoch: int, progress: float) -> None:
         self.refiner.end_epoch()
 

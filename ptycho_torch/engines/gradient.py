@@ -227,7 +227,8 @@ class GradientEngine(Engine):
         options = self.options
         displacements = positions - self._initial_positions
         if options.update_probe or options.position_model == "affine":  # see PositionRefiner
-            rest = remove_affine_part(displacements, self._initial_positions)
+            is_affine = options.position_model == "affine"
+            rest = remove_affine_part(displacements, self._initial_positions if is_affine else positions)
             displacements = displacements - rest if options.position_model == "affine" else rest
         displacements = limit_displacements(displacements, options.position_bound, options.position_model)
         low = positions.new_tensor(canvas.origin) + self.state.size // 2

@@ -89,6 +89,10 @@ class LsqmlEngine(Engine):
         state.object = obj + object_update
         return update.error
 
+    def handle_positions(self) -> None:
+        self.model.refresh()
+        self._update_illumination()
+
     def end_epoch(self, epoch: int, progress: float) -> None:
         if self.refiner.end_epoch():
             self.velocity = self.refiner.ambiguity_fix.apply(self.velocity)

@@ -80,6 +80,9 @@ class PieEngine(Engine):
         state.object = obj + self.velocity
         return update.error
 
+    def handle_positions(self) -> None:
+        self.model.refresh()
+
     def end_epoch(self, epoch: int, progress: float) -> None:
         if self.refiner.end_epoch():
             self.velocity = self.refiner.ambiguity_fix.apply(self.velocity)

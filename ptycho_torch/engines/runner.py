@@ -19,6 +19,7 @@ from ptycho_torch.data.grouping import Indices, make_compact_batches
 from ptycho_torch.engines.constraints import Constraint
 from ptycho_torch.engines.cross_validation import HoldoutPixels, estimate_noise_floor
 from ptycho_torch.engines.outliers import compute_pattern_errors, describe_excluded, find_unexplained
+from ptycho_torch.engines.position_search import search_positions
 from ptycho_torch.engines.state import Measurement, ReconstructionState
 
 MAX_ERROR_GROWTH = 1.2
@@ -29,6 +30,9 @@ NEGLIGIBLE_R = 1e-10
 
 EXCLUSION_EPOCHS = (3, 5, 8, 13, 21, 34, 55)
 """Numbers of complete epochs after which the patterns are compared with the estimate."""
+
+SEARCH_SEED_KEY = (0, 2)
+"""Key of the generator of the search for positions, next to the seed: different from the keys of the epochs."""
 
 STEP_SCALE_RECOVERY, MIN_STEP_SCALE = 1.2, 1 / 64
 """Factor by which reduced steps grow after each epoch without divergence, and the smallest factor on the steps."""
@@ -85,6 +89,10 @@ class Engine(ABC):
     def end_epoch(self, epoch: int, progress: float) -> None:
         """Complete ``epoch``, counted from 0, after its last batch; no effect by default."""
         del epoch, progress
+
+    def handle_positions(self) -> None:
+        """Adapt tensors of the engine after all positions of the state changed before the first epoch."""
+        return
 
     def handle_exclusion(self) -> None:
         """Adapt tensors of the engine after the excluded patterns of the state changed; no effect by default."""
@@ -203,6 +211,8 @@ class EngineRunner:
         before = self._take_snapshot()
         observer.start("reconstruction", max(0, self.options.epochs - done))
         try:
+            if not done:
+                self._search_positions()
             for epoch in range(done, self.options.epochs):
                 before = self._take_snapshot()
                 if self._is_patience_exhausted() or not self._run_epoch(epoch, started):
@@ -221,6 +231,14 @@ class EngineRunner:
         finally:
             observer.finish()
         return True
+
+    def _search_positions(self) -> None:
+        """Search for positions with large errors before the first epoch."""
+        rng = np.random.default_rng([self.seed, *SEARCH_SEED_KEY])
+        found = search_positions(self.engine.measurement, self.engine.state, self.options, rng)
+        if found is not None:
+            self.engine.state.positions = found
+            self.engine.handle_positions()
 
     def _run_epoch(self, epoch: int, started: float) -> bool:
         """Run the batches of ``epoch`` within the time limit; return False if the time was over before the first."""

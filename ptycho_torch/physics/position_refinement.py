@@ -67,10 +67,15 @@ def limit_displacements(displacements: Tensor, bound: float, model: str = "free"
     return displacements.clamp(-bound, bound)
 
 
-def remove_affine_part(displacements: Tensor, positions: Tensor) -> Tensor:
+def remove_affine_part(displacements: Tensor, positions: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return ``displacements`` (n, 2) without their best affine map of ``positions`` (n, 2).
 
     Fewer than :data:`MIN_AFFINE_PATTERNS` displacements lose only their mean.
+
+    Args:
+        displacements: (n, 2) (y, x) in pixels.
+        positions: (n, 2) (y, x) in pixels. Errors of the positions that are also in the displacements bias the map.
+        weights: (n,) weights of the fit; None: all equal.
     """
     centered = positions - positions.mean(0)
     terms = torch.cat([positions.new_ones(len(positions), 1), centered], 1)
@@ -78,7 +83,8 @@ def remove_affine_part(displacements: Tensor, positions: Tensor) -> Tensor:
         terms = terms[:, :1]
     scale = torch.linalg.vector_norm(terms, dim=0).clamp_min(1e-9)
     terms = terms / scale  # positions on one line do not determine the map across it
-    return displacements - terms @ (torch.linalg.pinv(terms, rtol=1e-9) @ displacements)
+    root = 1.0 if weights is None else weights.sqrt()[:, None]
+    return displacements - terms @ (torch.linalg.pinv(root * terms, rtol=1e-9) @ (root * displacements))
 
 
 def compute_object_slopes(obj: Tensor) -> tuple[Tensor, Tensor]:
