@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ptycho_torch.config.engines import RefinementOptions
 from ptycho_torch.engines.measurement_model import ExitWaveUpdate, MeasurementModel
+from ptycho_torch.engines.pattern_start import MIN_BACKGROUND_SHARE, regularize_background
 from ptycho_torch.engines.position_refinement import PositionRefiner
 from ptycho_torch.engines.state import ReconstructionState
 from ptycho_torch.physics.position_refinement import EXIT_WAVE_STEP_FACTOR
@@ -24,7 +25,9 @@ class NuisanceRefiner:
 
     Background: one Newton step per epoch on the Poisson likelihood, ``Σ (k/I − 1) / Σ 1/I`` over all patterns, with
     measured photons k and expected photons I. It begins after a part of the run: a background takes up the misfit of a
-    rough object and returns it slowly.
+    rough object and returns it slowly. A background that starts strong, with a share of the photons of about
+    :data:`~ptycho_torch.engines.pattern_start.MIN_BACKGROUND_SHARE` or more, is fitted from the second epoch, and its
+    insignificant deviations from a smooth background are removed.
 
     Intensities: the least-squares factor c of ``c ψ`` against the updated exit wave gives the intensity ratio c² of
     each pattern. The intensities keep a mean of one, and their changes no slow variation over the field: patterns
@@ -53,6 +56,10 @@ class NuisanceRefiner:
         )
         self.ambiguity_fix = AmbiguityFix(model.state)
         self.initial_intensities = model.state.intensities
+        photons_per_pattern = model.measurement.photons / len(model.measurement)
+        self.background_is_strong = (
+            float(model.state.background.sum()) > 0.5 * MIN_BACKGROUND_SHARE * photons_per_pattern
+        )
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
@@ -67,7 +74,9 @@ class NuisanceRefiner:
             self.positions.accumulate(update, indices)
         if self.options.update_intensity and epoch:
             self._intensity_ratios[indices] = estimate_intensity_ratios(update)
-        if update.excess is not None and epoch and self.options.is_background_fitted(epoch):
+        is_fitted = self.options.is_background_fitted(epoch)
+        is_fitted |= self.options.update_background and self.background_is_strong
+        if update.excess is not None and epoch and is_fitted:
             counts = self.model.measurement.counts[indices]
             weight = 1 / (counts - update.excess + 1)
             mask = self.model.measurement.select_mask(indices)
@@ -86,7 +95,10 @@ class NuisanceRefiner:
         state = self.model.state
         if bool(self._background_weight.any()):
             step = self._background_residual / self._background_weight.clamp_min(1e-30)
-            state.background = (state.background + step).clamp_min(0)
+            fitted = (state.background + step).clamp_min(0)
+            if self.background_is_strong:
+                fitted = regularize_background(fitted, self.model.measurement)
+            state.background = fitted
         moved = self.positions.end_epoch()
         scaled = bool((self._intensity_ratios != 1).any())
         if scaled:

@@ -16,6 +16,15 @@ MIN_TOTAL_FRACTION = 0.2
 OPENING_FRACTION = 0.25
 """Side of the window of the morphological opening that removes the signal, as a fraction of N."""
 
+SMOOTH_FRACTION = 1 / 16
+"""Standard deviation of the Gaussian that smooths a fitted background, as a fraction of N."""
+
+SIGNAL_UNCERTAINTY = 0.05
+"""Error of a fitted background as a fraction of the mean signal of a pixel, which barely differs from a background."""
+
+MIN_SIGNIFICANCE = 4.0
+"""Deviation from the smooth background, in standard deviations, above which a pixel keeps part of it."""
+
 JUMP_WINDOW_FRAMES = 8
 """Frames before and after a jump of the source whose medians are compared."""
 
@@ -65,6 +74,61 @@ def estimate_background(measurement: Measurement) -> Tensor:
     if background.sum() < MIN_BACKGROUND_SHARE * float(totals[kept].median()):
         return torch.zeros_like(darkest)
     return torch.from_numpy(np.fft.ifftshift(background)).to(darkest)
+
+
+def regularize_background(background: Tensor, measurement: Measurement) -> Tensor:
+    """Return a fitted background (N, N), zero frequency at [0, 0], without its insignificant deviations.
+
+    The smooth part is that of :func:`smooth_by_local_parabola`, weighted by the inverse variance of each pixel. The
+    variance has two parts: the counting noise of the mean pattern, and the square of a fraction of the mean signal,
+    which an object that has not converged exchanges for background. Of a deviation d from the smooth part a pixel
+    keeps ``d (1 − z²σ² / d²)``, so that hot pixels, edges and rings remain.
+    """
+    n = len(measurement)
+    counted = torch.full_like(background, n) if measurement.mask is None else measurement.mask.sum(0).to(background)
+    counted = counted * (n / len(measurement.mask)) if measurement.mask is not None else counted
+    sums = torch.stack([measurement.counts.sum(0), counted, background]).cpu().double().numpy()
+    total, number, values = np.fft.fftshift(sums, (-2, -1))
+    mean = total / np.maximum(number, 1)
+    signal = np.maximum(mean - values, 0)
+    variance = (mean + 1 / n) / np.maximum(number, 1) + np.square(SIGNAL_UNCERTAINTY * signal)
+    weights, width = np.where(number > 0, 1 / variance, 0), SMOOTH_FRACTION * measurement.size
+    smooth = smooth_by_local_parabola(values, weights, width)
+    deviation = values - smooth
+    kept = 1 - MIN_SIGNIFICANCE**2 * variance / np.maximum(np.square(deviation), 1e-30)
+    regular = smooth + deviation * np.clip(kept, 0, 1)
+    return torch.from_numpy(np.fft.ifftshift(np.maximum(regular, 0))).to(background)
+
+
+def smooth_by_local_parabola(
+    values: NDArray[np.float64], weights: NDArray[np.float64], width_px: float
+) -> NDArray[np.float64]:
+    """Return a weighted fit of a parabola about each pixel, which continues the curvature into pixels of low weight.
+
+    Args:
+        values: (rows, columns).
+        weights: (rows, columns) inverse variances.
+        width_px: standard deviation of the Gaussian window.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    y, x = np.meshgrid(*(np.arange(side) / width_px for side in values.shape), indexing="ij")
+    y, x = y - y.mean(), x - x.mean()
+
+    def sum_locally(image: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(gaussian_filter(image, width_px, mode="constant", truncate=6))
+
+    scaled = weights / max(float(weights.max()), 1e-300)
+    powers = [(0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2)]
+    sums = {(a, b): sum_locally(scaled * y**a * x**b) for a in range(5) for b in range(5 - a)}
+    matrix = np.stack([np.stack([sums[a + c, b + d] for c, d in powers], -1) for a, b in powers], -2)
+    right = np.stack([sum_locally(scaled * values * y**a * x**b) for a, b in powers], -1)
+    terms = np.stack([y**a * x**b for a, b in powers], -1)
+    diagonal = np.einsum("...ii->...i", matrix)
+    unit = 1 / np.sqrt(np.maximum(diagonal, 1e-300))  # a diagonal of ones
+    matrix = matrix * unit[..., None] * unit[..., None, :] + 1e-11 * np.eye(len(powers))
+    solution = np.linalg.solve(matrix, (right * unit)[..., None])[..., 0]
+    return np.asarray((terms * unit * solution).sum(-1), np.float64)
 
 
 def compute_totals(measurement: Measurement, background: Tensor) -> NDArray[np.float64]:

@@ -11,10 +11,16 @@ from ptycho_torch.config.engines import ENGINES, PIE, EngineOptions
 from ptycho_torch.core.observer import SilentObserver
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.engines.pattern_start import estimate_intensity_levels, find_outlier_totals
+from ptycho_torch.engines.pattern_start import (
+    estimate_intensity_levels,
+    find_outlier_totals,
+    regularize_background,
+    smooth_by_local_parabola,
+)
 from ptycho_torch.engines.pipeline import Pipeline
+from ptycho_torch.engines.state import make_measurement
 from ptycho_torch.evaluation.metrics import compare_with_truth
-from ptycho_torch.physics.noise import Poisson
+from ptycho_torch.physics.noise import Poisson, make_noise_model
 from ptycho_torch.simulation.scan import simulate_scan
 
 BAD_FRAMES = np.array([3, 40, 41, 77, 100, 120, 160])
@@ -120,6 +126,25 @@ def test_a_background_of_ten_times_the_signal_is_separated(clean: Scan, engine: 
     assert error < 0.09  # counting noise of the background; without a start from the patterns 0.15 to 1
     assert result.background is not None
     assert result.background.mean() == pytest.approx(1e7 / 1024, rel=0.01)
+
+
+def test_a_parabola_is_continued_into_pixels_without_weight() -> None:
+    y, x = np.mgrid[:32, :32] / 32 - 0.5
+    parabola, hole = 3 + y - 2 * x + y**2 - 4 * x * y + 2 * x**2, np.hypot(y, x) < 0.12
+    smooth = smooth_by_local_parabola(np.where(hole, 100.0, parabola), np.where(hole, 0.0, 1.0), 2.0)
+    assert np.abs(smooth - parabola).max() < 1e-3
+
+
+def test_a_background_keeps_its_hot_pixel_and_loses_its_noise(clean: Scan) -> None:
+    level, rng = 1e7 / 1024, np.random.default_rng(0)
+    true = np.full((32, 32), level)
+    true[3, 4] = 2 * level  # a corner with little signal
+    scan = replace_counts(clean, get_counts(clean) + rng.poisson(true, clean.amplitudes.shape))
+    measurement = make_measurement(scan, 1.0, make_noise_model("amplitude"), torch.device("cpu"))
+    noisy = rng.normal(true, np.sqrt(true / len(scan)))
+    regular = np.fft.fftshift(regularize_background(torch.from_numpy(np.fft.ifftshift(noisy)), measurement).numpy())
+    assert regular[3, 4] == pytest.approx(2 * level, rel=0.02)
+    assert np.median(np.abs(regular - true)) < 0.5 * np.median(np.abs(noisy - true))
 
 
 @pytest.mark.parametrize("engine", ["pie", "lsqml", "gradient"])
