@@ -114,13 +114,17 @@ class NuisanceRefiner:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the tensors of a checkpoint."""
-        own = {"initial_intensities": self.initial_intensities}
+        own = {
+            "initial_intensities": self.initial_intensities,
+            "background_is_strong": torch.tensor(self.background_is_strong),
+        }
         return own | self.positions.state_dict() | self.ambiguity_fix.state_dict()
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Restore the tensors that :meth:`state_dict` returned, after the state was restored."""
         self.positions.load_state_dict(tensors)
         self.initial_intensities = tensors.get("initial_intensities", torch.ones_like(self.initial_intensities))
+        self.background_is_strong = bool(tensors.get("background_is_strong", False))
         self.ambiguity_fix.load_state_dict(tensors)
         self._begin_epoch()
         if self.options.update_positions or self.options.update_intensity:
