@@ -14,7 +14,19 @@ MIN_PROBE_CORRELATION = 0.96
 MIN_SYMMETRY_CORRELATION = 0.7
 """Smallest correlation of the pattern with its rotation by 180° at which the pattern has a center of symmetry."""
 
+MIN_VISIBLE_SHARE, HIDDEN_UNCERTAINTY_PX = 0.6, 1.0
+"""Share of the far field on pixels that count below which the center is uncertain by the given number of pixels."""
+
+MIN_VISIBLE_PIXELS = 0.75
+"""Smallest fraction of the pixels around a center of symmetry, within twice the width of the pattern, that count."""
+
 PROBE_UNCERTAINTY_PX = 0.1
+"""Uncertainty where the mask excludes little of the far field of the probe."""
+
+MASK_TEST_BLUR_PX, MASK_ERROR_FACTOR = 2.0, 1.5
+"""Blur of the far field by which the effect of the mask on the center is measured, and the factor on that effect. An
+object blurs the mean pattern, and beside a one-sided mask the blur resembles a displacement."""
+
 SYMMETRY_UNCERTAINTY_PX = 0.5
 
 MAX_UNCERTAINTY_PX = 3.0
@@ -85,13 +97,53 @@ def compute_far_field(probe: NDArray[Any]) -> NDArray[np.float64]:
     return shifted
 
 
+def move_far_field(probe: NDArray[Any], offset: tuple[float, float]) -> NDArray[Any]:
+    """Return the probe (M, N, N) with a phase ramp that moves its far field by ``offset`` (rows, columns) in pixels."""
+    size = probe.shape[-1]
+    axis = np.arange(size) - size // 2
+    ramp = np.exp(2j * np.pi * (offset[0] * axis[:, None] + offset[1] * axis) / size)
+    moved: NDArray[Any] = (probe * ramp).astype(probe.dtype)
+    return moved
+
+
 def _estimate_by_probe(
     amplitude: NDArray[np.float64], counting: NDArray[np.bool_], probe: NDArray[Any]
 ) -> CenterEstimate | None:
-    """Return the center at which the far field of the probe has the highest correlation with the pattern."""
-    from scipy import fft
+    """Return the center at which the far field of the probe fits the pattern, with the effect of the mask."""
+    from scipy.ndimage import gaussian_filter
 
     model = np.sqrt(compute_far_field(probe))
+    estimate = _match_far_field(amplitude, counting, model)
+    if estimate is None or counting.all():
+        return estimate
+    center = np.array(estimate[:2])
+    whole = np.rint(center).astype(int)
+    middle = np.array(model.shape) // 2
+    blurred = np.zeros_like(amplitude)
+    spread = np.sqrt(gaussian_filter(np.square(model), MASK_TEST_BLUR_PX))
+    first = whole - middle
+    here = tuple(slice(max(0, low), max(0, low + side)) for low, side in zip(first, model.shape, strict=True))
+    there = tuple(
+        slice(max(0, -low), max(0, -low) + min(amplitude.shape[axis], low + side) - max(0, low))
+        for axis, (low, side) in enumerate(zip(first, model.shape, strict=True))
+    )
+    blurred[here] = spread[there]
+    test = _match_far_field(np.where(counting, blurred, 0), counting, model)
+    if test is None:
+        return estimate
+    error = MASK_ERROR_FACTOR * float(np.abs(np.array(test[:2]) - whole).max())
+    visible = float(np.square(blurred[counting]).sum() / max(np.square(blurred).sum(), 1e-300))
+    if visible < MIN_VISIBLE_SHARE:
+        error = max(error, HIDDEN_UNCERTAINTY_PX)
+    return estimate._replace(uncertainty=max(PROBE_UNCERTAINTY_PX, error))
+
+
+def _match_far_field(
+    amplitude: NDArray[np.float64], counting: NDArray[np.bool_], model: NDArray[np.float64]
+) -> CenterEstimate | None:
+    """Return the center at which the far-field amplitude ``model`` has the highest correlation with the pattern."""
+    from scipy import fft
+
     shape = [fft.next_fast_len(a + b, real=True) for a, b in zip(amplitude.shape, model.shape, strict=True)]
 
     def correlate(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -139,6 +191,10 @@ def _estimate_by_symmetry(amplitude: NDArray[np.float64], counting: NDArray[np.b
     width = _compute_width(np.square(amplitude), mass)
     if width > 0.25 * min(amplitude.shape) and value > 0.999:
         return None  # uniform: symmetric about every point
+    rows, columns = np.indices(amplitude.shape)
+    around = np.hypot(rows - center[0], columns - center[1]) <= max(2 * width, 2.0)
+    if counting[around].mean() < MIN_VISIBLE_PIXELS:
+        return None  # the pattern appears symmetric about the middle of the pixels that count
     uncertainty = max(SYMMETRY_UNCERTAINTY_PX, distance)
     return CenterEstimate(float(center[0]), float(center[1]), uncertainty, "symmetry", min(value, 1.0))
 

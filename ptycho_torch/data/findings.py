@@ -31,7 +31,7 @@ MIN_SYMMETRIC_CORRELATION, MAX_SYMMETRIC_OFFSET_PX = 0.99, 1.5
 within 0.8 pixels for simulated disks, Gaussians, defocused beams and zone plates."""
 
 MIN_CENTER_OFFSET_UNCERTAINTIES = 2.0
-"""Smallest offset in uncertainties of a center that the symmetry of the pattern determines."""
+"""Smallest offset of a center in its uncertainties."""
 
 SIMILAR_FRACTION_OF_PROBE = 0.25
 """Distance in probe diameters up to which patterns are similar."""
@@ -177,7 +177,7 @@ def _find_center(
         return None  # corner origin, a finding of its own
     estimate = estimate_center(mean_pattern, good, probe)  # a shift of the probe does not change its far field
     offset = max(abs(estimate.row - len(mean_pattern) // 2), abs(estimate.column - len(mean_pattern) // 2))
-    limit = MAX_CENTER_OFFSET_PX
+    limit = max(MAX_CENTER_OFFSET_PX, MIN_CENTER_OFFSET_UNCERTAINTIES * estimate.uncertainty)
     if estimate.method != "probe":
         symmetric = estimate.correlation >= MIN_SYMMETRIC_CORRELATION
         largest = MAX_SYMMETRIC_OFFSET_PX if symmetric else MAX_SYMMETRY_OFFSET_PX

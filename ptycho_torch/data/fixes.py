@@ -5,9 +5,13 @@ from dataclasses import replace
 import numpy as np
 
 from ptycho_torch.core.errors import DataError
+from ptycho_torch.data.beam_center import estimate_center, move_far_field
 from ptycho_torch.data.detector import combine_masks, fit_window
 from ptycho_torch.data.findings import Faults, locate_faults
 from ptycho_torch.data.scan import Scan
+
+MIN_REST_PX, MAX_REST_PX = 0.15, 3.0
+"""Smallest and largest distance of the center of the patterns from that of the probe that the probe follows."""
 
 
 def fix_scan(scan: Scan) -> tuple[Scan, list[str]]:
@@ -15,7 +19,7 @@ def fix_scan(scan: Scan) -> tuple[Scan, list[str]]:
 
     Frames and positions that are outliers are left out, and ``source_index`` keeps the indices of the others. Bad and
     saturated pixels are masked. Patterns whose zero frequency is not at N//2 are moved by whole pixels, with masked
-    pixels where the detector ends, and a probe with a corner origin is centered.
+    pixels where the detector ends; the probe follows the rest. A probe with a corner origin is centered.
 
     Raises:
         DataError: no frame remains.
@@ -53,7 +57,28 @@ def _move_center(scan: Scan, faults: Faults) -> tuple[Scan, list[str]]:
         if mask is None or mask.any():
             scan = replace(scan, amplitudes=np.ascontiguousarray(amplitudes), mask=mask)
             applied.append(f"moved zero frequency from ({center[0]:.1f}, {center[1]:.1f}) to N//2")
+            scan, aligned = align_probe(scan)
+            applied += aligned
     return scan, applied
+
+
+def align_probe(scan: Scan) -> tuple[Scan, list[str]]:
+    """Move the far field of the probe to the center of the patterns, with a description of the change.
+
+    A window moves patterns by whole pixels; the rest would be a phase ramp of the object. The scan is unchanged if the
+    rest is below :data:`MIN_REST_PX`, or if the probe does not determine the center.
+    """
+    if scan.probe is None:
+        return scan, []
+    mean = np.square(scan.amplitudes).mean(0, dtype=np.float64)
+    mask = scan.mask if scan.mask is None or scan.mask.ndim == 2 else np.asarray(scan.mask.all(0))
+    estimate = estimate_center(mean, mask, scan.probe)
+    rest = (estimate.row - scan.size // 2, estimate.column - scan.size // 2)
+    largest = max(map(abs, rest))
+    if estimate.method != "probe" or largest < max(MIN_REST_PX, estimate.uncertainty) or largest > MAX_REST_PX:
+        return scan, []
+    scan = replace(scan, probe=move_far_field(scan.probe, rest))
+    return scan, [f"moved the far field of the probe by ({rest[0]:.2f}, {rest[1]:.2f}) pixels to that of the patterns"]
 
 
 def _drop_outliers(scan: Scan, faults: Faults) -> tuple[Scan, list[str]]:

@@ -28,6 +28,13 @@ MAX_TYPICAL_RATIO, MAX_HIGH_RATIO = 1.02, 1.05
 """Largest median and 90 % quantile of the ratio of both autocorrelations for amplitudes; at most 1 without errors."""
 
 
+MAX_LOWEST_COUNT, MAX_LOWEST_STEP = 20.0, 5.0
+"""Largest smallest value and largest median step between the smallest distinct values, in multiples of the spacing, of
+counts. Amplitudes rounded to a few digits or to float16 are multiples of their last digit, with larger steps."""
+
+N_LOWEST_VALUES = 12
+"""Number of the smallest distinct values whose steps are compared."""
+
 REASON_DECIDED = "floating point without metadata; "
 """Start of the reason of a measurement that the values decide, or leave open."""
 
@@ -96,7 +103,8 @@ def decide_measurement(
     flat = values.reshape(-1) if counting is None else values[np.broadcast_to(counting, values.shape)]
     if estimate_lattice_factor(np.square(flat)) is not None:
         return MeasuredQuantity("amplitude", "the squares of the values are multiples of one number, as counts are")
-    if estimate_lattice_factor(flat) is not None:
+    factor = estimate_lattice_factor(flat)
+    if factor is not None and _has_small_multiples(flat * factor):
         return MeasuredQuantity("counts", "the values are multiples of one number, as counts are")
     if probe is None or probe.shape[-1] != values.shape[-1]:
         return MeasuredQuantity(
@@ -115,6 +123,13 @@ def decide_measurement(
             "autocorrelation), as squares of intensities are",
         )
     return MeasuredQuantity("amplitude", "the squares of the values are as wide as the far field of the probe permits")
+
+
+def _has_small_multiples(multiples: NDArray[np.float64]) -> bool:
+    """Return True if the smallest values above zero are small or adjacent multiples, as those of counts are."""
+    lowest = np.unique(np.rint(multiples[multiples > 0.5]))[:N_LOWEST_VALUES]
+    steps = np.diff(lowest)
+    return bool(lowest[0] <= MAX_LOWEST_COUNT or (steps.size > 0 and np.median(steps) <= MAX_LOWEST_STEP))
 
 
 def _compare_autocorrelations(mean_pattern: NDArray[np.float64], probe: NDArray[Any]) -> NDArray[np.float64]:

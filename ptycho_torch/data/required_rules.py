@@ -169,11 +169,12 @@ def _check_values(
         return
     is_amplitude = layout.measurement != "counts"
     largest = MAX_MODULUS if is_amplitude else MAX_COUNTS
-    low, high = array.min(), array.max()  # either is NaN where any value is: one pass instead of a mask
+    # Either is NaN where any value is: one pass instead of a mask. The limits overflow float16.
+    low, high = float(array.min()), float(array.max())
     if low >= 0 and 0 < high <= largest:
         return
     array = _set_uncounted_to_zero(array, layout, mask, gaps=not in_memory)
-    low, high = array.min(), array.max()
+    low, high = float(array.min()), float(array.max())
     if not np.isfinite(low) or not np.isfinite(high):
         places = _format_count_and_indices(~np.isfinite(array))
         yield "R9", f"{key} has {places} not finite; set such pixels to 0 and mask them"

@@ -22,7 +22,7 @@ from ptycho_torch.engines.runner import EngineRunner, History
 from ptycho_torch.engines.stage import Stage, StageInput, StageRunner
 from ptycho_torch.engines.state import ReconstructionState
 from ptycho_torch.evaluation.half_split import split_half_indices
-from ptycho_torch.evaluation.matching import INDICES_KEY, SOURCE_INDEX_KEY
+from ptycho_torch.evaluation.matching import EXCLUDED_KEY, INDICES_KEY, SOURCE_INDEX_KEY
 from ptycho_torch.models.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -251,7 +251,7 @@ class PipelineRun:
             indices[SOURCE_INDEX_KEY] = self.scan.source_index.tolist()
         excluded = self.state.excluded.nonzero()[:, 0].numpy()
         if len(excluded):
-            indices["excluded_patterns"] = (excluded if self.centers is None else self.centers[excluded]).tolist()
+            indices[EXCLUDED_KEY] = (excluded if self.centers is None else self.centers[excluded]).tolist()
         moved = bool((self.state.positions.numpy() != self.scan.positions).any())
         metadata: dict[str, Any] = {}
         for number, stage in enumerate(self._stages):

@@ -10,6 +10,9 @@ from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.io.foreign_result import STORED_POSITIONS
 
+EXCLUDED_KEY = "excluded_patterns"
+"""Entry of the metadata of a result: indices in the scan of the patterns that its engine left out."""
+
 INDICES_KEY, SOURCE_INDEX_KEY = "indices", "source_index"
 """Entries of the metadata of a result of a part of a scan: indices of its patterns in the scan, and in the file that
 the scan was cut from."""
@@ -57,11 +60,27 @@ def _select_common(reconstruction: Reconstruction, scan: Scan) -> tuple[Reconstr
 def select_patterns(reconstruction: Reconstruction, indices: Indices) -> Reconstruction:
     """Return the result with the positions and intensities of the patterns at ``indices``."""
     intensities = reconstruction.intensities
+    excluded = find_excluded(reconstruction)
+    metadata = reconstruction.metadata
+    if excluded.any():
+        metadata = {key: value for key, value in metadata.items() if key != INDICES_KEY}
+        metadata |= {EXCLUDED_KEY: np.flatnonzero(excluded[indices]).tolist()}
     return replace(
         reconstruction,
         positions=reconstruction.positions[indices],
         intensities=None if intensities is None else intensities[indices],
+        metadata=metadata,
     )
+
+
+def find_excluded(reconstruction: Reconstruction) -> NDArray[np.bool_]:
+    """Return True for the positions of the result whose patterns its engine left out, (n,)."""
+    excluded = reconstruction.metadata.get(EXCLUDED_KEY)
+    chosen = _read_indices(reconstruction, INDICES_KEY)
+    if chosen is None:
+        chosen = np.arange(len(reconstruction.positions))
+    known = [index for index in excluded if isinstance(index, int)] if isinstance(excluded, list) else []
+    return np.isin(chosen, known)
 
 
 def _read_indices(reconstruction: Reconstruction, key: str) -> NDArray[np.intp] | None:

@@ -80,6 +80,9 @@ METRICS: dict[str, MetricInfo] = {
     ),
     "patterns": MetricInfo("patterns", "", "number of evaluated patterns"),
     "patterns_skipped": MetricInfo("patterns skipped", "", "number of patterns that reach outside the canvas"),
+    "patterns_excluded": MetricInfo(
+        "patterns left out", "", "number of patterns that the engine left out because no object explains them"
+    ),
     "photons_per_pattern": MetricInfo("photons per pattern", "", "mean over the measured patterns, unmasked pixels"),
     "coverage_share": MetricInfo(
         "covered share", "", "share of the canvas with at least a tenth of the highest coverage"

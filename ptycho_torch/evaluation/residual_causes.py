@@ -43,8 +43,9 @@ MIN_DARK_PIXEL_PHOTONS = 1.0
 MIN_SURROUNDING_PHOTONS = 20.0
 """Mean photons, summed over the examined patterns, of the pixels around a pixel without photons that is dead."""
 
-ENCLOSED_SHARE = 0.95
-"""Rank of enclosed dark pixels: a fit follows the hole, so that the residual does not measure its effect."""
+ENCLOSED_SHARE, MIN_LOST_SHARE = 0.95, 1e-3
+"""Rank of enclosed dark pixels, and the share of the photons that is missing there: a fit follows the hole, so that the
+residual does not measure its effect."""
 
 MIN_CENTER_OFFSET_PX = 0.5
 """Smallest distance in pixels between the mean pattern and the far field of the probe that is reported."""
@@ -131,7 +132,7 @@ def find_causes(
         lambda: None if reconstruction.background is not None else _test_background(sample),
     ]
     if enclosed.any():  # the center of mass of a pattern with covered pixels is not that of its light
-        tests.append(lambda: _test_enclosed_dark_pixels(enclosed))
+        tests.append(lambda: _test_enclosed_dark_pixels(enclosed, sample))
     else:
         tests += [lambda: _test_dark_pixels(sample), lambda: _test_center(scan, sample)]
     causes = [cause for cause in (test() for test in tests) if cause is not None]
@@ -218,11 +219,17 @@ def find_enclosed_dark_pixels(sample: ResidualSample) -> NDArray[np.bool_]:
     return np.fft.ifftshift(found)
 
 
-def _test_enclosed_dark_pixels(enclosed: NDArray[np.bool_]) -> Cause | None:
+def _test_enclosed_dark_pixels(enclosed: NDArray[np.bool_], sample: ResidualSample) -> Cause | None:
+    """Test covered pixels by the photons that the pixels around them lead to expect there."""
+    from scipy import ndimage
+
     if not enclosed.any():
         return None
+    photons, holes = (np.fft.fftshift(image) for image in (sample.measured.sum(0), enclosed))
+    ring = ndimage.binary_dilation(holes) & ~holes
+    lost = float(photons[ring].mean() * holes.sum() / max(float(photons.sum()), 1e-300))
     return Cause(
-        ENCLOSED_SHARE,
+        ENCLOSED_SHARE if lost > MIN_LOST_SHARE else lost,
         f"{int(enclosed.sum())} detector pixels are zero in every pattern and bright pixels enclose them: a beam stop "
         "or dead pixels, to be masked by `mask`",
     )

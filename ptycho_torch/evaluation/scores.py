@@ -20,7 +20,7 @@ from ptycho_torch.evaluation.fourier_error import (
     predict_photons,
     select_intensities,
 )
-from ptycho_torch.evaluation.matching import match_patterns
+from ptycho_torch.evaluation.matching import find_excluded, match_patterns
 from ptycho_torch.evaluation.metric_table import METRICS, MetricInfo, format_value
 from ptycho_torch.evaluation.metrics import TruthComparison, compare_with_truth
 from ptycho_torch.evaluation.uncertainty_calibration import UncertaintyCalibration, compute_calibration
@@ -200,7 +200,13 @@ def evaluate_result(
     compute_covered_region(reconstruction)  # raises before anything is computed or written
     evaluation = EvaluationResult()
     if scan is not None:
-        measured = compute_fourier_error(reconstruction, scan, photons_per_unit=photons_per_unit, device=device)
+        measured = compute_fourier_error(
+            reconstruction,
+            scan,
+            photons_per_unit=photons_per_unit,
+            device=device,
+            indices=_find_included(reconstruction, scan),
+        )
         patterns = select_example_patterns(reconstruction, scan, measured, photons_per_unit)
         verdict = judge_result(reconstruction, scan, measured, photons_per_unit)
         evaluation = EvaluationResult(measured, None, patterns, verdict=verdict)
@@ -214,6 +220,14 @@ def evaluate_result(
         calibration = compute_calibration(reconstruction, comparison)
         evaluation = evaluation._replace(comparison=comparison, calibration=calibration)
     return evaluation
+
+
+def _find_included(reconstruction: Reconstruction, scan: Scan) -> NDArray[np.intp] | None:
+    """Return the indices of the patterns that the engine of the result did not leave out; None: all."""
+    excluded = find_excluded(reconstruction)
+    if not excluded.any() or excluded.all() or len(scan) != len(excluded):
+        return None
+    return np.flatnonzero(np.logical_not(excluded))
 
 
 def collect_metrics(reconstruction: Reconstruction, evaluation: EvaluationResult) -> dict[str, Any]:
@@ -231,6 +245,8 @@ def collect_metrics(reconstruction: Reconstruction, evaluation: EvaluationResult
             "patterns_skipped": error.skipped,
             "photons_per_pattern": error.photons_per_pattern,
         }
+        excluded = int(find_excluded(reconstruction).sum())
+        metrics |= {"patterns_excluded": excluded} if excluded else {}
     if evaluation.validation is not None:
         held_out = evaluation.validation
         metrics |= {

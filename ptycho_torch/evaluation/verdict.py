@@ -105,8 +105,8 @@ def _rank(causes: list[Cause], reconstruction: Reconstruction, scan: Scan) -> tu
 
 def _list_general_causes(reconstruction: Reconstruction, scan: Scan) -> list[Cause]:
     """Return causes without evidence of their own, as far as the result leaves them open; the most frequent first."""
-    axes = "the axes of the positions do not belong to those of the detector: check `swap_xy`, `flip_y`, `flip_x` and "
-    axes += "`transpose` by an orientation search"
+    axes = "the axes of the positions do not belong to those of the detector: check `swap_xy`, `flip_y`, `flip_x`, "
+    axes += "`transpose` and `position_scale` by an orientation search"
     if reconstruction.metadata.get("positions") == "refined":
         positions = Cause(0.025, f"{axes}, or raise `position_bound`")
     else:

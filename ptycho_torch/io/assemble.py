@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ptycho_torch.config.input import METERS_PER_UNIT, InputSettings
 from ptycho_torch.core.errors import ConfigError, ContractError, DataError
+from ptycho_torch.data.fixes import align_probe
 from ptycho_torch.data.geometry import Geometry, make_wavelength
 from ptycho_torch.data.near_field import estimate_shadow_motion
 from ptycho_torch.data.resample import bin_scan, resample_probe
@@ -77,6 +78,9 @@ def assemble_scan(parts: ScanParts, settings: InputSettings, path: Path) -> Scan
         source=path,
     )
     _refuse_shadow_images(scan, parts, settings, name)
+    if settings.center == "auto":
+        scan, aligned = align_probe(scan)
+        parts.report.assumptions.extend(aligned)
     _report_intensities(parts)
     scan = finish_scan(bin_scan(scan, settings.bin), settings, select_frames=False)
     _list_missing(parts, scan)

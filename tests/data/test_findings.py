@@ -114,6 +114,32 @@ def test_corrected_center_restores_every_unmasked_value(scan: Scan, shift: tuple
     assert fixed.mask.mean() > 0.7
 
 
+@pytest.mark.parametrize("setting", [{"fix": True}, {"center": "auto"}], ids=["fix", "center"])
+def test_the_probe_takes_the_fraction_of_a_pixel_that_a_window_leaves(
+    scan: Scan, tmp_path: Path, setting: dict[str, Any]
+) -> None:
+    """The ramp would otherwise be in the object."""
+    fraction = np.exp(2j * np.pi * 0.4 * (np.arange(64) - 32) / 64)
+    offset = replace(roll((3, -5))(scan), probe=(scan.require_probe() / fraction).astype(np.complex64))
+    save_scan(tmp_path / "scan.npz", offset)  # the center is at (3, -4.6) from that of the far field of the probe
+    restored = load_scan(tmp_path / "scan.npz", **setting).require_probe()
+    power = np.linalg.norm(restored) * np.linalg.norm(scan.require_probe())
+    assert np.vdot(restored, scan.require_probe()).real > 0.998 * power
+    assert np.vdot(offset.require_probe(), scan.require_probe()).real < 0.98 * power
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [lambda y, x: y < 28, lambda y, x: x > 30, lambda y, x: np.hypot(y - 36, x - 29) > 8],
+    ids=["upper half", "right half", "stop beside the center"],
+)
+@pytest.mark.parametrize("probe", ["structured", "fresnel", "gaussian"])
+def test_mask_on_one_side_does_not_move_the_center(probe: str, mask: Callable[[Any, Any], Any]) -> None:
+    intact = pt.simulate_scan("run1084", positions=100, probe=probe, seed=3)
+    masked = replace(intact, mask=mask(*np.mgrid[:64, :64]))
+    assert "center" not in {finding.name for finding in find_faults(masked)}
+
+
 @pytest.mark.parametrize("change", [fault[2] for fault in FAULTS[:4]], ids=[fault[0] for fault in FAULTS[:4]])
 def test_exactly_the_outlier_frames_are_left_out(scan: Scan, change: Change) -> None:
     fixed, _ = fix_scan(change(scan))
@@ -221,6 +247,16 @@ def test_undeclared_intensities_of_counts_are_read_as_counts(
     true = pt.simulate_scan("tiny", photons=photons, seed=1)
     scan = load_scan(write_npz(make_undeclared(true, np.square(true.amplitudes, dtype=np.float64).round() * scale)))
     np.testing.assert_allclose(scan.amplitudes, true.amplitudes * np.sqrt(scale), rtol=1e-5)
+
+
+@pytest.mark.parametrize("round_off", [np.float16, lambda values: values.round(3)], ids=["float16", "three decimals"])
+def test_undeclared_amplitudes_of_few_digits_are_no_counts(
+    write_npz: Callable[..., Path], round_off: Callable[[Any], Any]
+) -> None:
+    """They are multiples of their last digit."""
+    true = pt.simulate_scan("tiny", photons=1e6, seed=1)
+    scan = load_scan(write_npz(make_undeclared(true, round_off(true.amplitudes))))
+    np.testing.assert_allclose(scan.amplitudes, true.amplitudes, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("preset", ["tiny", "run1084"])
