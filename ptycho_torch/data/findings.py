@@ -114,6 +114,13 @@ def raise_for_faults(scan: Scan) -> None:
             )
 
 
+def find_position_and_probe_faults(scan: Scan) -> list[Finding]:
+    """Find the faults of positions and probe that need no pattern; it takes milliseconds."""
+    outliers = find_outlier_positions(scan.positions, scan.size)
+    corner_probe = scan.probe is not None and _has_corner_origin(scan.probe)
+    return [*_describe_outlier_positions(scan, outliers), *_describe_probe_origin(corner_probe)]
+
+
 def find_measurement_fault(scan: Scan) -> Finding | None:
     """Return the finding that the amplitudes are likely counts, because all are whole numbers; None if they are not."""
     amplitudes, mask = scan.amplitudes[:: max(1, len(scan) // 64)], scan.mask
@@ -243,14 +250,7 @@ def _compute_counting_photons(scan: Scan, mask: NDArray[np.bool_]) -> float:
 
 def _describe_faults(scan: Scan, faults: Faults) -> Iterator[Finding]:
     """Yield the findings of located faults."""
-    if len(faults.positions):
-        listed = ", ".join(f"{i} at ({y:.6g}, {x:.6g})" for i, (y, x) in _take_positions(scan, faults.positions))
-        yield Finding(
-            "outlier positions",
-            "warning",
-            f"{len(faults.positions)} positions are far from the scan: pattern {listed}",
-            f"{FIX} or `frames`",
-        )
+    yield from _describe_outlier_positions(scan, faults.positions)
     if len(faults.frames.indices):
         kinds = {kind: faults.frames.kinds.count(kind) for kind in sorted(set(faults.frames.kinds))}
         counts = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
@@ -277,6 +277,20 @@ def _describe_faults(scan: Scan, faults: Faults) -> Iterator[Finding]:
     yield from _describe_center(scan, faults)
 
 
+def _describe_outlier_positions(scan: Scan, outliers: NDArray[np.intp]) -> Iterator[Finding]:
+    if len(outliers):
+        listed = ", ".join(f"{i} at ({y:.6g}, {x:.6g})" for i, (y, x) in _take_positions(scan, outliers))
+        are = "1 position is" if len(outliers) == 1 else f"{len(outliers)} positions are"
+        yield Finding(
+            "outlier positions", "warning", f"{are} far from the scan: pattern {listed}", f"{FIX} or `frames`"
+        )
+
+
+def _describe_probe_origin(corner_probe: bool) -> Iterator[Finding]:
+    if corner_probe:
+        yield Finding("probe origin", "warning", "the power of the probe is around its corner pixel [0, 0]", FIX)
+
+
 def _take_positions(scan: Scan, indices: NDArray[np.intp]) -> list[tuple[int, list[float]]]:
     return [(index, scan.positions[index].tolist()) for index in indices[:MAX_LISTED].tolist()]
 
@@ -296,8 +310,7 @@ def _describe_center(scan: Scan, faults: Faults) -> Iterator[Finding]:
             f"({middle}, {middle})",
             f"{FIX} or `center`",
         )
-    if faults.corner_probe:
-        yield Finding("probe origin", "warning", "the power of the probe is around its corner pixel [0, 0]", FIX)
+    yield from _describe_probe_origin(faults.corner_probe)
     sample = scan.amplitudes[:: max(1, len(scan) // 32)]
     finite = np.where(
         np.isfinite(sample) & (True if scan.mask is None or scan.mask.ndim == 3 else scan.mask), sample, 0

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from ptycho_torch.config.input import InputSettings, make_input_settings
 from ptycho_torch.core.errors import ConfigError, DataError
-from ptycho_torch.data.findings import find_measurement_fault, raise_for_faults
+from ptycho_torch.data.findings import find_measurement_fault, find_position_and_probe_faults, raise_for_faults
 from ptycho_torch.data.fixes import fix_scan
 from ptycho_torch.data.scan import Scan, require_scan
 from ptycho_torch.io.assemble import assemble_scan, finish_scan, require_far_field
@@ -54,6 +54,8 @@ class InputScan(NamedTuple):
 def load_scan(path: str | Path, **settings: Any) -> Scan:
     """Read a scan file of any supported format; the content decides the format.
 
+    Positions far from the scan and a probe with a corner origin are logged as warnings.
+
     Args:
         path: scan file. Of a pair of files, either may be named.
         **settings: settings of :class:`~ptycho_torch.config.input.InputSettings`, such as ``measurement="counts"``,
@@ -66,6 +68,8 @@ def load_scan(path: str | Path, **settings: Any) -> Scan:
     """
     scan = read_input(path, **settings).scan
     raise_for_faults(scan)
+    for finding in find_position_and_probe_faults(scan):
+        logger.warning("%s: %s; set %s", path, finding.evidence, finding.setting)
     return scan
 
 

@@ -106,6 +106,26 @@ def test_fault_is_found_and_corrected(scan: Scan, name: str, change: Change) -> 
     assert find_faults(fixed) == []
 
 
+@pytest.mark.parametrize("fault", ["far from the scan: pattern 7 at", "probe is around its corner"])
+def test_reading_a_scan_warns_of_faults_that_need_no_pattern(
+    scan: Scan, fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = scan.select(np.arange(50))
+    positions = small.positions.copy()
+    positions[7] = (5e4, 60)
+    assert small.probe is not None
+    corner = np.fft.ifftshift(small.probe, axes=(-2, -1))
+    save_scan(
+        tmp_path / "scan.npz", replace(small, **({"positions": positions} if "far" in fault else {"probe": corner}))
+    )
+    load_scan(tmp_path / "scan.npz")
+    assert fault in caplog.text
+    assert "`fix`" in caplog.text
+    caplog.clear()
+    load_scan(tmp_path / "scan.npz", fix=True)
+    assert fault not in caplog.text
+
+
 @pytest.mark.parametrize("shift", [(1, 0), (2, -2), (10, -7)])
 def test_corrected_center_restores_every_unmasked_value(scan: Scan, shift: tuple[int, int]) -> None:
     fixed, _ = fix_scan(roll(shift)(scan))

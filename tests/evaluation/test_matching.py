@@ -8,7 +8,7 @@ import pytest
 
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
-from ptycho_torch.evaluation.matching import match_patterns
+from ptycho_torch.evaluation.matching import find_excluded, match_patterns
 from ptycho_torch.io.foreign_result import STORED_POSITIONS
 
 CHOSEN = np.array([3, 17, 18, 40, 88])
@@ -68,3 +68,13 @@ def test_result_of_another_program_is_scored_at_its_own_positions(simulated_case
     part = replace(part, metadata={"positions": STORED_POSITIONS, "source_index": CHOSEN.tolist()})
     expected = result.scores(simulated_case.scan.select(CHOSEN))["r"]
     assert part.scores(simulated_case.scan)["r"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("numbered", [False, True])
+def test_excluded_patterns_are_found_in_a_part_of_the_scan(simulated_case: Any, numbered: bool) -> None:
+    metadata = {"excluded_patterns": [17, 88]} | (
+        {"indices": list(range(len(simulated_case.scan)))} if numbered else {}
+    )
+    whole = replace(simulated_case.scan, source_index=np.arange(len(simulated_case.scan)))
+    result, _ = match_patterns(make_result(simulated_case, **metadata), whole.select(CHOSEN))
+    np.testing.assert_array_equal(np.flatnonzero(find_excluded(result)), [1, 4])
