@@ -9,6 +9,7 @@ from ptycho_torch.data.beam_center import estimate_center, move_far_field
 from ptycho_torch.data.detector import combine_masks, fit_window
 from ptycho_torch.data.findings import Faults, locate_faults
 from ptycho_torch.data.scan import Scan
+from ptycho_torch.data.scan_numbers import cut_scan
 
 MIN_REST_PX, MAX_REST_PX = 0.15, 3.0
 """Smallest and largest distance of the center of the patterns from that of the probe that the probe follows."""
@@ -101,7 +102,5 @@ def _drop_outliers(scan: Scan, faults: Faults) -> tuple[Scan, list[str]]:
         raise DataError(
             f"{scan.source or 'scan'}: every pattern is an outlier; expected a scan with some good patterns"
         )
-    if scan.source_index is None:
-        scan = replace(scan, source_index=np.arange(len(scan)))
     listed = ", ".join(map(str, outliers.tolist()))
-    return scan.select(kept), [f"left out {len(outliers)} outlier patterns: {listed}"]
+    return cut_scan(scan, kept), [f"left out {len(outliers)} outlier patterns: {listed}"]

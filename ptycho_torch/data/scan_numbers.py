@@ -1,9 +1,21 @@
-"""Files of several scans, which ``scan_index`` numbers."""
+"""Numbers of patterns and scans: ``source_index`` in the file, and ``scan_index`` in a file of several scans."""
+
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.data.scan import Scan
+
+
+def cut_scan(scan: Scan, indices: NDArray[np.intp]) -> Scan:
+    """Return the patterns at ``indices`` as :meth:`Scan.select`, with their numbers in the file as ``source_index``."""
+    if np.array_equal(indices, np.arange(len(scan))):
+        return scan
+    if scan.source_index is None:
+        scan = replace(scan, source_index=np.arange(len(scan)))
+    return scan.select(indices)
 
 
 def require_single_scan(scan: Scan) -> None:

@@ -14,6 +14,7 @@ from ptycho_torch.data.geometry import Geometry, make_wavelength
 from ptycho_torch.data.near_field import estimate_shadow_motion
 from ptycho_torch.data.resample import bin_scan, resample_probe
 from ptycho_torch.data.scan import Scan
+from ptycho_torch.data.scan_numbers import cut_scan
 from ptycho_torch.io.frames import correct_frames, cut_window, get_reference_size, orient_frames
 from ptycho_torch.io.parts import InputReport, ScanParts, merge_geometry
 from ptycho_torch.io.selection import read_frame_indices
@@ -99,7 +100,7 @@ def finish_scan(scan: Scan, settings: InputSettings, *, select_frames: bool = Tr
         ConfigError: ``frames`` or ``scan_index`` selects no pattern.
     """
     if select_frames and settings.frames is not None:
-        scan = scan.select(read_frame_indices(settings.frames, len(scan)))
+        scan = cut_scan(scan, read_frame_indices(settings.frames, len(scan)))
     if settings.scan_index is not None:
         scan = select_scan_index(scan, settings.scan_index)
     overridden = _override_geometry(scan.geometry or Geometry(), settings)
@@ -205,6 +206,7 @@ def _pair_patterns(parts: ScanParts, settings: InputSettings, name: str) -> Scan
             f"{name}: {len(parts.positions)} positions for {len(patterns)} patterns; expected one per pattern; change "
             "`positions_file`, or select patterns with `frames`",
         )
+    all_patterns = chosen = np.arange(len(of_patterns))
     if settings.frames is not None:
         chosen = read_frame_indices(settings.frames, len(of_patterns))
         of_patterns, of_positions = of_patterns[chosen], of_positions[chosen]
@@ -214,6 +216,8 @@ def _pair_patterns(parts: ScanParts, settings: InputSettings, name: str) -> Scan
         key: _take(getattr(parts, key), of_positions, len(parts.positions))
         for key in ("positions", "nominal_positions")
     }
+    if parts.source_index is None and not np.array_equal(chosen, all_patterns):
+        selected["source_index"] = chosen.astype(np.int64)
     mask = parts.mask
     if mask is not None and mask.ndim == 3:
         selected["mask"] = _take(mask, of_patterns, len(patterns))

@@ -1,6 +1,7 @@
 """A result of a part of a scan against the whole scan, and a result of the whole against a part."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.evaluation.matching import find_excluded, match_patterns
 from ptycho_torch.io.foreign_result import STORED_POSITIONS
+from ptycho_torch.io.scan import load_scan, save_scan
 
 CHOSEN = np.array([3, 17, 18, 40, 88])
 
@@ -78,3 +80,11 @@ def test_excluded_patterns_are_found_in_a_part_of_the_scan(simulated_case: Any, 
     whole = replace(simulated_case.scan, source_index=np.arange(len(simulated_case.scan)))
     result, _ = match_patterns(make_result(simulated_case, **metadata), whole.select(CHOSEN))
     np.testing.assert_array_equal(np.flatnonzero(find_excluded(result)), [1, 4])
+
+
+def test_frames_of_a_file_keep_their_numbers(simulated_case: Any, tmp_path: Path) -> None:
+    save_scan(tmp_path / "scan.npz", simulated_case.scan)
+    part = load_scan(tmp_path / "scan.npz", frames="3,17,18,40,88")
+    result, scan = match_patterns(make_result(simulated_case), part)
+    check(result, scan)
+    assert load_scan(tmp_path / "scan.npz", frames=f"0:{len(simulated_case.scan)}").source_index is None

@@ -199,6 +199,8 @@ def test_frames_select_patterns_with_their_positions(frames: str, expected: list
     whole, part = assemble(make_parts()), assemble(make_parts(), frames=frames)
     np.testing.assert_array_equal(part.amplitudes, whole.amplitudes[expected])
     np.testing.assert_allclose(np.diff(part.positions, axis=0), np.diff(whole.positions[expected], axis=0))
+    np.testing.assert_array_equal(part.source_index, expected)
+    assert assemble(make_parts(), frames="0:6").source_index is None
 
 
 @pytest.mark.parametrize("frames", ["9:12", "1,1", "a", "6", "1:2:3:4"])
