@@ -28,6 +28,9 @@ NEAR_FRACTION, NEAR_LEVELS = 0.005, 3
 """Extent of "slightly below" a largest value: a fraction of it, or a number of counts, whichever is larger. Where a
 distribution falls toward its maximum, three counts hold at least three times as many values as the maximum."""
 
+MAX_ROUNDING_SHARE = 1e-9
+"""Magnitude of a negative value, as a fraction of the largest value, that rounding leaves; it is no marker."""
+
 Frames = NDArray[Any]
 Mask = NDArray[np.bool_]
 
@@ -75,7 +78,8 @@ def find_marker_pixels(frames: Frames) -> Mask:
     Markers are values that are not finite; a negative value that a pixel has in every frame, and in whole-numbered
     frames -1, -2 or a single negative value without others (several come from the subtraction of a dark frame); the
     values which detectors store for gaps, the largest of a counter depth and the one below it, where they are the
-    largest; and a plateau of many equal largest values, as saturated counters give.
+    largest; and a plateau of many equal largest values, as saturated counters give. Negative values as small as
+    rounding errors are no markers.
     """
     values = frames.reshape(-1) if frames.flags.c_contiguous else np.ravel(frames)
     markers = np.zeros(values.shape, bool)
@@ -121,11 +125,22 @@ def _find_negative_markers(frames: Frames, whole: bool) -> Mask:
         negative = frames < 0
     if not negative.any():
         return negative
+    if frames.dtype.kind == "f":
+        negative &= frames < -(0.5 if whole else _compute_rounding(frames))
+        if not negative.any():
+            return negative
     distinct = np.unique(frames[negative])
     if whole and (len(distinct) == 1 or (distinct >= -2).all()):
         return negative
     constant = (frames == frames[0]).all(0) if len(frames) > 1 else np.zeros(frames.shape[1:], bool)
     return negative & constant
+
+
+def _compute_rounding(frames: Frames) -> float:
+    """Return the largest rounding error that a subtraction from ``frames`` leaves."""
+    if frames.dtype.kind != "f":
+        return 0.0
+    return MAX_ROUNDING_SHARE * float(np.max(frames, initial=0, where=np.isfinite(frames)))
 
 
 def _is_whole_numbered(values: NDArray[Any]) -> bool:
@@ -165,8 +180,8 @@ def compute_near_limit(level: Any, unit: float) -> Any:
 def find_gap_pixels(frames: Frames) -> Mask:
     """Return the pixels (rows, columns) that hold a marker of a gap in at least half of the frames.
 
-    A marker is a value that is not finite, or the only negative value of the pixel. In contrast to
-    :func:`find_marker_pixels`, single bad values are not reported.
+    A marker is a value that is not finite, or the only negative value of the pixel, unless it is as small as a rounding
+    error. In contrast to :func:`find_marker_pixels`, single bad values are not reported.
 
     Args:
         frames: (n, rows, columns) of any real dtype.
@@ -177,7 +192,7 @@ def find_gap_pixels(frames: Frames) -> Mask:
     if frames.dtype.kind != "u":
         with np.errstate(invalid="ignore"):
             lowest, highest = frames.min(0), frames.max(0)
-            bad += np.where((lowest < 0) & (lowest == highest), len(frames), 0)
+            bad += np.where((lowest < -_compute_rounding(frames)) & (lowest == highest), len(frames), 0)
     gap: Mask = 2 * bad >= max(len(frames), 1)
     return gap
 

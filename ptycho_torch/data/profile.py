@@ -168,7 +168,7 @@ def _summarize_array(array: NDArray[Any] | ArrayHeader) -> dict[str, Any]:
 
 
 def _describe_geometry(arrays: Mapping[str, NDArray[Any]], layout: DiffractionLayout) -> dict[str, Any]:
-    positions = np.stack([arrays["ycoords"], arrays["xcoords"]], axis=1).astype(np.float64)
+    positions = np.stack([np.ravel(arrays["ycoords"]), np.ravel(arrays["xcoords"])], axis=1).astype(np.float64)
     probe = arrays.get("probeGuess")
     probe = None if probe is None else probe.reshape(normalize_probe_shape(probe.shape))
     size, count = compute_stack_size(arrays[str(find_diffraction_key(arrays))], layout)
@@ -194,7 +194,7 @@ def _describe_object(arrays: Mapping[str, NDArray[Any]], layout: DiffractionLayo
     size, _ = compute_stack_size(arrays[str(find_diffraction_key(arrays))], layout)
     if obj is None or size is None:
         return None
-    positions = np.stack([arrays["ycoords"], arrays["xcoords"]], axis=1).astype(np.float64)
+    positions = np.stack([np.ravel(arrays["ycoords"]), np.ravel(arrays["xcoords"])], axis=1).astype(np.float64)
     illuminated_box = compute_illuminated_box(positions, size)
     structure = compute_structure_box(obj)
     scale = estimate_coordinate_scale(positions, size, obj)

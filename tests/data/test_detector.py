@@ -10,6 +10,7 @@ from ptycho_torch.data.detector import (
     apply_flat,
     bin_frames,
     clip_negative,
+    find_gap_pixels,
     find_marker_pixels,
     fit_window,
     subtract_dark,
@@ -150,3 +151,13 @@ def test_counts_without_markers_are_all_kept(mean: float, dtype: str) -> None:
 def test_small_negative_noise_is_no_marker() -> None:
     noise = np.random.default_rng(1).normal(0, 0.3, (20, 24, 20))
     assert not find_marker_pixels(make_counts() + noise).any()
+
+
+@pytest.mark.parametrize("value", [-1e-12, -1e-7])
+def test_rounding_error_of_a_subtraction_is_no_marker(value: float) -> None:
+    counts = np.random.default_rng(0).poisson(0.7, (40, 8, 8)) * 1000.0
+    counts[:, 0, 0] = 0
+    assert not find_marker_pixels(counts + value).any()
+    assert not find_gap_pixels(counts + value).any()
+    counts[:, 2] = -1
+    assert find_marker_pixels(counts).sum() == 40 * 8

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ptycho_torch.io.profile import profile_scan_file
+from ptycho_torch.simulation.scan import simulate_scan
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -77,3 +78,13 @@ def test_profile_without_statistics_uses_headers(
     assert profile.axis_order == {"order": "nhw", "reason": "from the metadata"}
     assert profile.arrays["diffraction"] == {"shape": [8, 8, 8], "dtype": "float32"}
     assert (profile.photons, profile.geometry, profile.object) == (None, None, None)
+
+
+def test_positions_of_one_pattern_may_be_single_numbers(tmp_path: Path) -> None:
+    scan = simulate_scan("tiny").select(np.arange(1))
+    row, column = scan.positions[0]
+    assert scan.probe is not None
+    np.savez(tmp_path / "one.npz", diffraction=scan.amplitudes, probeGuess=scan.probe, xcoords=column, ycoords=row)
+    profile = profile_scan_file(tmp_path / "one.npz")
+    assert profile.geometry is not None
+    assert profile.geometry["patterns"] == 1
