@@ -82,7 +82,12 @@ def test_text_is_escaped() -> None:
 def test_every_metric_is_defined(simulated_case: Any) -> None:
     uncertainty = np.full(simulated_case.reconstruction.object.shape, 0.1, np.float32)
     geometry = Geometry(object_pixel_m=(1e-8, 2e-8))
-    reconstruction = replace(simulated_case.reconstruction, uncertainty=uncertainty, geometry=geometry)
+    reconstruction = replace(
+        simulated_case.reconstruction,
+        uncertainty=uncertainty,
+        geometry=geometry,
+        metadata={"excluded_patterns": [3]},
+    )
     evaluation = evaluate_result(
         reconstruction,
         simulated_case.scan,
