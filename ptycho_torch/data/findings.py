@@ -138,12 +138,16 @@ def find_measurement_fault(scan: Scan) -> Finding | None:
     )
 
 
+def locate_outlier_frames(scan: Scan) -> OutlierFrames:
+    """Return the frames of a scan that deviate from those at the nearest positions."""
+    radius = SIMILAR_FRACTION_OF_PROBE * (_compute_diameter(scan) or 0.0)
+    return find_outlier_frames(scan.amplitudes, scan.positions, scan.mask, radius)
+
+
 def locate_faults(scan: Scan) -> Faults:
     """Return the places of the faults of a scan that can be corrected."""
-    diameter = _compute_diameter(scan)
-    radius = SIMILAR_FRACTION_OF_PROBE * (diameter or 0.0)
     positions = find_outlier_positions(scan.positions, scan.size)
-    frames = find_outlier_frames(scan.amplitudes, scan.positions, scan.mask, radius)
+    frames = locate_outlier_frames(scan)
     usable = np.setdiff1d(np.arange(len(scan)), frames.indices)
     sample = usable[:: max(1, len(usable) // MAX_SAMPLED_FRAMES)]
     counts = np.square(scan.amplitudes[sample])

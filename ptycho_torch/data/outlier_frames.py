@@ -40,6 +40,9 @@ BINNED_SIDE_PX = 32
 MAX_OUTLIER_FRACTION = 0.3
 """Largest fraction of outliers; if more frames deviate, none of them is an outlier."""
 
+LISTED_FRAMES = 12
+"""Number of frames that a message lists."""
+
 Kind = Literal["empty", "dark", "bright", "dissimilar"]
 
 
@@ -104,6 +107,13 @@ def find_outlier_frames(
         dark: Kind = "dark" if totals[index] > 1e-3 * typical else "empty"
         kinds.append(dark if low[index] else "bright" if high[index] else "dissimilar")
     return OutlierFrames(indices, kinds)
+
+
+def describe_excluded(excluded: NDArray[np.bool_]) -> str:
+    """Return a message that lists the frames that ``excluded`` (n,) leaves out."""
+    indices, number = np.flatnonzero(excluded), len(excluded)
+    listed = ", ".join(map(str, indices[:LISTED_FRAMES].tolist())) + (", …" if len(indices) > LISTED_FRAMES else "")
+    return f"{len(indices)} of {number} patterns do not fit to the others and are left out: {listed}"
 
 
 def _summarize_frames(

@@ -14,7 +14,9 @@ from torch import Tensor
 from ptycho_torch.config.engines import NetworkEngine
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.core.observer import Observer
+from ptycho_torch.data.findings import locate_outlier_frames
 from ptycho_torch.data.grouping import Indices, check_group_size
+from ptycho_torch.data.outlier_frames import describe_excluded
 from ptycho_torch.data.reconstruction import Reconstruction
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.distributed.devices import select_precision
@@ -197,6 +199,9 @@ class NetworkRunner:
         elif calibration.position_offsets is not None:
             log.info("positions: from the training of the model on this scan")
         scan = self._set_positions(calibration)
+        self._exclude_outliers(scan)
+        excluded = np.zeros(len(scan), np.bool_)
+        excluded[given.centers] = state.excluded.numpy()
         result = predict_scan(
             model.model,
             scan,
@@ -209,6 +214,7 @@ class NetworkRunner:
             probe=calibration.probe,
             position_bound=self.stage.position_bound,
             background=calibration.background,
+            excluded=excluded,
             process_group=given.process_group,
         )
         self._update_state(result, calibration)
@@ -218,6 +224,16 @@ class NetworkRunner:
             with_uncertainty = add_uncertainty(with_background, patterns, device=given.device, observer=observer)
             self.uncertainty = _paste_uncertainty(state, with_uncertainty)
         return True
+
+    def _exclude_outliers(self, scan: Scan) -> None:
+        """Leave out the patterns of ``scan`` that do not fit to the patterns at the nearest positions."""
+        outliers = torch.zeros(len(scan), dtype=torch.bool)
+        outliers[torch.from_numpy(locate_outlier_frames(scan).indices)] = True
+        state = self.given.state
+        excluded = state.excluded | outliers[torch.from_numpy(self.given.centers)]
+        if not bool(excluded.all()) and bool((excluded & torch.logical_not(state.excluded)).any()):
+            state.excluded = excluded
+            log.warning("%s", describe_excluded(excluded.numpy()))
 
     def _set_positions(self, calibration: ScanCalibration) -> Scan:
         """Return the full scan at the positions of the state if a stage moved them, otherwise of the model."""

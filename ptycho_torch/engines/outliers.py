@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,9 +23,6 @@ MAX_TOTAL_RATIO = 2.0
 
 MAX_EXCLUDED_FRACTION = 0.3
 """Fraction of the patterns above which the estimate is wrong rather than the patterns."""
-
-LISTED_PATTERNS = 12
-"""Number of patterns that a message lists."""
 
 
 class PatternErrors(NamedTuple):
@@ -70,10 +66,3 @@ def find_unexplained(errors: PatternErrors, positions_move: bool) -> Tensor | No
     if positions_move:
         outlier &= larger > MAX_TOTAL_RATIO * torch.minimum(errors.measured, errors.predicted)
     return outlier if float(outlier.double().mean()) <= MAX_EXCLUDED_FRACTION else None
-
-
-def describe_excluded(excluded: Tensor) -> str:
-    """Return a message that lists the patterns that ``excluded`` (n,) bool leaves out."""
-    indices = np.flatnonzero(excluded.numpy()).tolist()
-    listed = ", ".join(map(str, indices[:LISTED_PATTERNS])) + (", …" if len(indices) > LISTED_PATTERNS else "")
-    return f"{len(indices)} of {len(excluded)} patterns do not fit to the others and are left out: {listed}"

@@ -24,6 +24,7 @@ from ptycho_torch.config.engines import (
 from ptycho_torch.core.errors import ConfigError
 from ptycho_torch.data.grouping import Indices
 from ptycho_torch.data.holdout import mask_pixels
+from ptycho_torch.data.outlier_frames import describe_excluded
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.constraints import Constraint, read_support
 from ptycho_torch.engines.cross_validation import HoldoutPixels
@@ -33,7 +34,6 @@ from ptycho_torch.engines.gradient import GradientEngine
 from ptycho_torch.engines.initialization import fit_object_scale, set_num_modes
 from ptycho_torch.engines.lsqml import LsqmlEngine
 from ptycho_torch.engines.network import NetworkStage
-from ptycho_torch.engines.outliers import describe_excluded
 from ptycho_torch.engines.pattern_start import (
     compute_totals,
     estimate_background,
@@ -147,7 +147,7 @@ def estimate_start_from_patterns(
         excluded = excluded | torch.logical_not(measurement.mask.any(-1).any(-1)).cpu()
     if not bool(excluded.all()) and bool((excluded & torch.logical_not(state.excluded)).any()):
         state.excluded = state.excluded | excluded
-        log.warning("%s", describe_excluded(state.excluded))
+        log.warning("%s", describe_excluded(state.excluded.numpy()))
 
 
 STAGE_CLASSES: dict[type[EngineOptions], Any] = {NetworkEngine: NetworkStage} | dict.fromkeys(

@@ -16,9 +16,10 @@ from torch import Tensor
 from ptycho_torch.config.engines import IterativeOptions
 from ptycho_torch.core.observer import Observer
 from ptycho_torch.data.grouping import Indices, make_compact_batches
+from ptycho_torch.data.outlier_frames import describe_excluded
 from ptycho_torch.engines.constraints import Constraint
 from ptycho_torch.engines.cross_validation import HoldoutPixels, estimate_noise_floor
-from ptycho_torch.engines.outliers import compute_pattern_errors, describe_excluded, find_unexplained
+from ptycho_torch.engines.outliers import compute_pattern_errors, find_unexplained
 from ptycho_torch.engines.position_search import search_positions
 from ptycho_torch.engines.state import Measurement, ReconstructionState
 
@@ -284,7 +285,7 @@ class EngineRunner:
             state.excluded = excluded
             engine.handle_exclusion()
             self._exclusion_changed = True
-            log.warning("epoch %d: %s", len(self.history.r), describe_excluded(excluded))
+            log.warning("epoch %d: %s", len(self.history.r), describe_excluded(excluded.numpy()))
 
     def noise_floor(self) -> float:
         """Estimate the R that counting noise alone would cause at the rates of the estimate."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ptycho_torch.core.observer import Observer, SilentObserver
@@ -59,6 +60,7 @@ def predict_scan(
     probe: Tensor | None = None,
     position_bound: float | None = None,
     background: Tensor | None = None,
+    excluded: NDArray[np.bool_] | None = None,
     process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> Reconstruction:
     """Predict the patch of the center of each group and stitch the patches.
@@ -83,6 +85,7 @@ def predict_scan(
             object; None: positions are fixed. With object stages the positions move between the stages, otherwise
             before a second pass of the network.
         background: (N, N) photons in every pattern, zero frequency at [0, 0], for the refinement of positions.
+        excluded: (n,) True for patterns that do not contribute to the object; None: all patterns contribute.
         process_group: processes that call this function with the same arguments, share the patterns, and return the
             same reconstruction.
 
@@ -99,6 +102,7 @@ def predict_scan(
         model.probe if probe is None else probe,
         position_bound,
         background,
+        np.zeros(len(scan), np.bool_) if excluded is None else excluded,
         observer or SilentObserver(),
         process_group,
     )
@@ -170,16 +174,31 @@ class _ScanPredictor:
     probe: Tensor
     bound: float | None
     background: Tensor | None
+    excluded: NDArray[np.bool_]
     observer: Observer
     process_group: ProcessGroup
 
+    @property
+    def contributing(self) -> Tensor:
+        """Indices (k,) of the centers whose patterns contribute to the object."""
+        return torch.from_numpy(np.flatnonzero(~self.excluded[self.centers]))
+
     def collect_patterns(self, scan: Scan) -> _GroupedPatterns:
         """Return the groups of the centers and their patterns."""
-        groups = torch.from_numpy(
-            np.ascontiguousarray(find_nearest_groups(scan.positions, self.gridsize, self.centers))
-        )
+        groups = torch.from_numpy(np.ascontiguousarray(self.find_groups(scan)))
         pattern_indices, group_indices = groups.unique(return_inverse=True)
         return _GroupedPatterns(make_batch(scan, self.photons_per_unit).take(pattern_indices), group_indices)
+
+    def find_groups(self, scan: Scan) -> Indices:
+        """Return the groups of the centers, (m, g²); an excluded pattern is in no group but its own."""
+        contributing = np.flatnonzero(~self.excluded)
+        if self.gridsize == 1 or len(contributing) in (0, len(scan)):
+            return find_nearest_groups(scan.positions, self.gridsize, self.centers)
+        groups = np.repeat(self.centers[:, None], self.gridsize**2, axis=1)
+        rows = ~self.excluded[self.centers]
+        centers = np.searchsorted(contributing, self.centers[rows])
+        groups[rows] = contributing[find_nearest_groups(scan.positions[contributing], self.gridsize, centers)]
+        return groups
 
     def predict_object(self, scan: Scan) -> _StitchedObject:
         """Predict the patches of all patterns and stitch them."""
@@ -204,12 +223,12 @@ class _ScanPredictor:
             blank, none = torch.ones(canvas.shape, dtype=torch.complex64), torch.arange(0)
             positions = torch.from_numpy(scan.positions[self.centers])
             return _StitchedObject(blank, torch.zeros(canvas.shape), canvas, batch, positions, none)
-        stitched = stitch(patches, weights[own], batch.corners, canvas)
+        rows = self.contributing
+        stitched = stitch(patches[rows], weights[own[rows]], batch.corners[rows], canvas)
         positions = torch.from_numpy(scan.positions[self.centers])
-        photons = batch.counts.sum((1, 2))
-        reliable = torch.nonzero(
-            (stitched.patch_weights > MIN_PATTERN_WEIGHT) & (photons > MIN_PHOTON_FRACTION * photons.median())
-        )[:, 0]
+        photons = batch.counts.sum((1, 2))[rows]
+        is_reliable = (stitched.patch_weights > MIN_PATTERN_WEIGHT) & (photons > MIN_PHOTON_FRACTION * photons.median())
+        reliable = rows[is_reliable]
         return _StitchedObject(stitched.object, stitched.coverage, canvas, batch, positions, reliable)
 
     @torch.no_grad()
@@ -294,7 +313,8 @@ class _ScanPredictor:
         coverage, positions = stitched.coverage, stitched.positions.clone()
         if refiner is not None:
             positions[stitched.reliable] = refiner.positions
-            all_patterns = self._make_patterns(stitched.batch.replace_positions(positions), stitched.canvas, shape)
+            moved = stitched.batch.replace_positions(positions).take(self.contributing)
+            all_patterns = self._make_patterns(moved, stitched.canvas, shape)
             coverage = all_patterns.illumination[:rows, :columns].cpu()
         obj = torch.where(coverage > 0, canvas[:rows, :columns].cpu(), 1)
         return stitched._replace(object=obj, coverage=coverage, positions=positions)

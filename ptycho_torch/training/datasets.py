@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ptycho_torch.core.errors import ConfigError, DataError
 from ptycho_torch.data.canvas_size import check_canvas_size
+from ptycho_torch.data.findings import locate_outlier_frames
 from ptycho_torch.data.grouping import HoldoutSplit, Indices, draw_groups, hold_out_region
+from ptycho_torch.data.outlier_frames import describe_excluded
 from ptycho_torch.data.photons import PhotonScale, photon_scale
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.models.probe_estimation import make_gaussian_probe
@@ -46,6 +48,9 @@ class TrainingScan(NamedTuple):
 
     holdout_description: str
     """Region of the held-out patterns."""
+
+    excluded: Indices
+    """Indices of the patterns that do not fit to the others; they are in neither of the two sets."""
 
     has_given_probe: bool = False
     """Whether the probe was given, and is not that of the scan."""
@@ -94,19 +99,31 @@ def make_training_scan(
         DataError: ``supervised``, and the scan has no valid labels; or its object does not fit into the memory.
     """
     check_canvas_size(scan.positions, scan.size)
+    excluded = find_excluded_patterns(scan)
+    kept = np.setdiff1d(np.arange(len(scan)), excluded)
     has_given_probe = probe is not None
-    if probe is None and scan.probe is None:
-        probe = estimate_training_probe(scan, scale.photons_per_unit)
-    elif probe is None:
-        probe = scale_probe_to_photons(scan, scale.photons_per_unit)
+    if probe is None:
+        typical = scan.select(kept) if len(excluded) else scan
+        is_known = scan.probe is not None
+        probe = (scale_probe_to_photons if is_known else estimate_training_probe)(typical, scale.photons_per_unit)
     data = make_batch(scan, scale.photons_per_unit, index)
     if supervised:
         data = data._replace(labels=prepare_labels(scan, data, probe))
     if min_held_out:
-        split = hold_out_region(scan.positions, at_least=min_held_out)
+        split = hold_out_region(scan.positions[kept], at_least=min_held_out)
     else:
-        split = HoldoutSplit(np.arange(len(scan)), np.arange(0), "")
-    return TrainingScan(scan, scale, probe, data.to(torch.device(device)), *split, has_given_probe)
+        split = HoldoutSplit(np.arange(len(kept)), np.arange(0), "")
+    training, held_out, on_device = kept[split.training], kept[split.validation], data.to(torch.device(device))
+    return TrainingScan(scan, scale, probe, on_device, training, held_out, split.region, excluded, has_given_probe)
+
+
+def find_excluded_patterns(scan: Scan) -> Indices:
+    """Return the indices of patterns that do not fit to those at the nearest positions, and log a list of them."""
+    indices = locate_outlier_frames(scan).indices
+    if len(indices):
+        excluded = np.isin(np.arange(len(scan)), indices)
+        log.warning("%s: %s", scan.source or "the scan", describe_excluded(excluded))
+    return indices
 
 
 def estimate_training_probe(scan: Scan, photons_per_unit: float) -> Tensor:

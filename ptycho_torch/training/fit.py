@@ -334,6 +334,7 @@ def make_training_record(
     """Return the settings and the results of a training for the provenance of its model; JSON."""
     return {
         "settings": asdict(trainer.settings),
+        "excluded_patterns": [source.excluded.tolist() for source in scans],
         "photon_scale": [source.scale._asdict() for source in scans],
         "epochs": len(trainer.history),
         "history": make_history_columns(trainer.history),
