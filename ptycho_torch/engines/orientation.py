@@ -43,6 +43,7 @@ from ptycho_torch.engines.orientation_simplest import (
     compute_required_gain,
     invert,
     is_unusual,
+    measure_largest_overlap,
     measure_overlap,
 )
 from ptycho_torch.engines.orientation_trial import OrientationTrials
@@ -136,7 +137,7 @@ class Comparison:
         simplest = compare_simplest(self.searcher)
         first, *rest = simplest
         probe = self._compare_probes(first.placement)
-        overlap = measure_overlap(self.searcher.trials, first.placement)
+        overlap = measure_largest_overlap(self.searcher.trials)
         if overlap < MIN_OVERLAP:
             return self._conclude_sparse(simplest, probe, overlap)
         margin = compute_margin(first.trial.score, rest[0].trial.score)

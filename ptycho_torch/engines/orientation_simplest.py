@@ -2,9 +2,17 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
 from ptycho_torch.data.extent import compute_median_step, compute_probe_diameter
 from ptycho_torch.data.orientation import Orientation
-from ptycho_torch.engines.orientation_placement import LONG_EPOCHS, OrientationSearcher, Placement, ProbeSource
+from ptycho_torch.engines.orientation_placement import (
+    COARSE_STEP_DEG,
+    LONG_EPOCHS,
+    OrientationSearcher,
+    Placement,
+    ProbeSource,
+)
 from ptycho_torch.engines.orientation_trial import OrientationTrials, Trial
 
 SIMPLEST = tuple(Placement(mirrored, angle, 1.0) for mirrored in (False, True) for angle in (0.0, 90.0))
@@ -60,6 +68,20 @@ def measure_overlap(trials: OrientationTrials, placement: Placement) -> float:
     window = trials.window
     probe = trials.make_probe(placement.matrix) if window.probe is None else window.probe
     return 1 - placement.scale * (compute_median_step(window.positions) or 0.0) / compute_probe_diameter(probe)
+
+
+def measure_largest_overlap(trials: OrientationTrials) -> float:
+    """Return the largest overlap over the orientations and coarse rotations, with positions at their scale.
+
+    Shadows that move the wrong way suggest no curvature, and therefore a probe that is too small: only the right
+    placement suggests the right probe.
+    """
+    if trials.window.probe is not None:
+        return measure_overlap(trials, Placement(False, 0.0, 1.0))
+    angles = np.arange(0, 180, COARSE_STEP_DEG).tolist()
+    return max(
+        measure_overlap(trials, Placement(mirrored, angle, 1.0)) for mirrored in (False, True) for angle in angles
+    )
 
 
 def is_unusual(scale: float) -> bool:

@@ -15,6 +15,7 @@ from ptycho_torch.data.orientation_search import OrientationSearch, apply_orient
 from ptycho_torch.data.scan import Scan
 from ptycho_torch.engines.orientation import find_orientation, invert
 from ptycho_torch.engines.orientation_placement import OrientationSearcher, Placement
+from ptycho_torch.engines.orientation_simplest import MIN_OVERLAP, measure_largest_overlap
 from ptycho_torch.engines.orientation_trial import OrientationTrials
 from ptycho_torch.engines.orientation_window import resample_detector, select_window
 from ptycho_torch.io.scan import load_scan
@@ -98,6 +99,16 @@ def test_without_a_probe_the_inversion_stays_open_and_halved_positions_are_found
     assert result.orientation in (right, invert(right))
     assert result.scores[0].score == result.scores[1].score
     assert "the scan has no probe" in result.verdict
+
+
+def test_overlap_without_a_probe_does_not_depend_on_a_rotation_of_the_positions() -> None:
+    scan = replace(simulate_asymmetric(40, photons=1e6), probe=None)
+    overlaps = [
+        measure_largest_overlap(OrientationTrials(misplace(scan, Orientation(True, False, True), rotation_deg), 0))
+        for rotation_deg in (0.0, 22.5, -30.0)
+    ]
+    assert min(overlaps) > MIN_OVERLAP
+    assert overlaps == pytest.approx([overlaps[0]] * 3, abs=0.1)
 
 
 @pytest.mark.slow
