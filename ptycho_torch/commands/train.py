@@ -36,12 +36,11 @@ from ptycho_torch.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from ptycho_torch.engines.initialization import set_num_modes
 from ptycho_torch.engines.pipeline import Pipeline
 from ptycho_torch.io.scan import load_scan
-from ptycho_torch.models.calibration import read_scaled_probe, select_calibration
+from ptycho_torch.models.calibration import read_scaled_probe
 from ptycho_torch.models.checkpoint import CHECKPOINT, require_checkpoint
 from ptycho_torch.models.registry import NetworkConfig
 from ptycho_torch.models.saved_model import Model, load_model, save_model
 from ptycho_torch.plotting.result_folder import write_images
-from ptycho_torch.prediction.predict import predict_scan
 from ptycho_torch.training.batches import PatternGroups
 from ptycho_torch.training.collapse_check import CollapseReport
 from ptycho_torch.training.datasets import (
@@ -148,7 +147,7 @@ def train(
         write_history(output_dir / "history.csv", trainer.history)
         clock.record("save")
         if config.logger in ("mlflow", "tensorboard") and completed:
-            for path in _write_images(saved, sources[0].scan, output_dir):
+            for path in write_images(output_dir, saved.predict(sources[0].scan)):
                 tracker.log_artifact(path)
             clock.record("pictures")
     tracker.finish(completed)
@@ -312,19 +311,6 @@ def _make_saved_model(
         **make_training_record(trainer, sources, validation, reports),
     )
     return Model(trainer.model, tuple(source.scan_record for source in sources), config.gridsize, provenance)
-
-
-def _write_images(saved: Model, scan: Scan, folder: Path) -> list[Path]:
-    """Reconstruct the first training scan, and write its images for the tracker."""
-    calibration = select_calibration(saved, scan)
-    result = predict_scan(
-        saved.model,
-        calibration.apply_positions(scan),
-        calibration.photons_per_unit,
-        gridsize=saved.gridsize,
-        probe=calibration.probe,
-    )
-    return write_images(folder, calibration.attach_background(result))
 
 
 def run(config: TrainConfig, invocation: Invocation) -> int:

@@ -226,10 +226,10 @@ class GradientEngine(Engine):
         canvas = self.state.canvas
         options = self.options
         displacements = positions - self._initial_positions
-        if options.update_probe or options.position_model == "affine":  # see PositionRefiner
-            is_affine = options.position_model == "affine"
+        is_affine = options.position_model == "affine"
+        if options.update_probe or is_affine:  # see PositionRefiner
             rest = remove_affine_part(displacements, self._initial_positions if is_affine else positions)
-            displacements = displacements - rest if options.position_model == "affine" else rest
+            displacements = displacements - rest if is_affine else rest
         displacements = limit_displacements(displacements, options.position_bound, options.position_model)
         low = positions.new_tensor(canvas.origin) + self.state.size // 2
         high = low + positions.new_tensor(canvas.shape) - self.state.size

@@ -84,9 +84,8 @@ def regularize_background(background: Tensor, measurement: Measurement) -> Tenso
     which an object that has not converged exchanges for background. Of a deviation d from the smooth part a pixel
     keeps ``d (1 − z²σ² / d²)``, so that hot pixels, edges and rings remain.
     """
-    n = len(measurement)
-    counted = torch.full_like(background, n) if measurement.mask is None else measurement.mask.sum(0).to(background)
-    counted = counted * (n / len(measurement.mask)) if measurement.mask is not None else counted
+    n, mask = len(measurement), measurement.mask
+    counted = torch.full_like(background, n) if mask is None else mask.sum(0).to(background) * (n / len(mask))
     sums = torch.stack([measurement.counts.sum(0), counted, background]).cpu().double().numpy()
     total, number, values = np.fft.fftshift(sums, (-2, -1))
     mean = total / np.maximum(number, 1)

@@ -92,7 +92,7 @@ class Engine(ABC):
         del epoch, progress
 
     def handle_positions(self) -> None:
-        """Adapt tensors of the engine after all positions of the state changed before the first epoch."""
+        """Adapt tensors of the engine after the search for positions changed all of them; no effect by default."""
         return
 
     def handle_exclusion(self) -> None:
