@@ -315,10 +315,9 @@ def _describe_center(scan: Scan, faults: Faults) -> Iterator[Finding]:
             f"{FIX} or `center`",
         )
     yield from _describe_probe_origin(faults.corner_probe)
-    sample = scan.amplitudes[:: max(1, len(scan) // 32)]
-    finite = np.where(
-        np.isfinite(sample) & (True if scan.mask is None or scan.mask.ndim == 3 else scan.mask), sample, 0
-    )
+    sample = scan.select(np.arange(0, len(scan), max(1, len(scan) // 32)))
+    counting = np.isfinite(sample.amplitudes) & (True if sample.mask is None else sample.mask)
+    finite = np.where(counting, sample.amplitudes, 0)
     if _is_brighter_in_corners(np.square(finite).mean(0, dtype=np.float64)):
         yield Finding("origin", "warning", "the patterns are brighter in their corners than in the middle", "`origin`")
 

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_torch.data.extent import compute_probe_diameter
+
 MAX_PAIRS = 60
 """Largest number of compared pairs of patterns."""
 
@@ -91,6 +93,8 @@ def estimate_shadow_motion(
     if mask is not None:
         selected = np.where(mask[members] if mask.ndim == 3 else mask, selected, 0)
     mean = selected.mean(0)
+    if not mean.any():
+        return None
     bright = mean > DARK_FRACTION * np.sort(mean, axis=None)[-size // 2 :].mean()
     shadows = _compute_shadows(selected, mean, bright)
     padded = fft.next_fast_len(2 * size, real=True)
@@ -102,9 +106,10 @@ def estimate_shadow_motion(
     scale = np.maximum(power[left] * power[right], np.finfo(np.float32).tiny)
     candidates = np.linspace(-MAX_MAGNIFICATION, MAX_MAGNIFICATION, NUM_CANDIDATES)
     moves = positions[second] - positions[first]
-    scores = np.array([_score(correlations / scale[:, None, None], support, -b * moves) for b in candidates])
+    correlations /= scale[:, None, None]
+    scores = np.array([_score(correlations, support, -b * moves) for b in candidates])
     best = int(scores.argmax())
-    width = _compute_width(mean)
+    width = compute_probe_diameter(np.sqrt(mean))
     magnification = float(candidates[best])
     return ShadowMotion(magnification, float(scores[best]), width / max(abs(magnification), 1e-9) / size)
 
@@ -139,13 +144,3 @@ def _score(correlations: NDArray[Any], support: NDArray[Any], shifts: NDArray[np
     values = map_coordinates(correlations, places, order=1, mode="grid-wrap")
     shared = map_coordinates(support, shifts.T, order=1, mode="grid-wrap")
     return float(values.sum() / shared.sum()) if shared.mean() > MIN_OVERLAP_PX else 0.0
-
-
-def _compute_width(pattern: NDArray[np.float64]) -> float:
-    """Return the diameter in pixels of the uniform disk with the second moment of ``pattern``."""
-    weights = pattern / max(float(pattern.sum()), np.finfo(np.float64).tiny)
-    moment = 0.0
-    for axis in (0, 1):
-        profile, pixels = weights.sum(1 - axis), np.arange(pattern.shape[axis])
-        moment += float((profile * (pixels - (profile * pixels).sum()) ** 2).sum())
-    return float(2 * np.sqrt(2 * moment))

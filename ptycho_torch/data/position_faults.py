@@ -1,9 +1,9 @@
 """Scan positions that cannot be right: outliers, and units other than object pixels."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
+
+from ptycho_torch.data.extent import compute_median_step
 
 MIN_POSITIONS = 10
 """Smallest number of positions that must cover more than one probe."""
@@ -79,7 +79,7 @@ def find_unit_fault(positions: NDArray[np.float64], size: int, probe_diameter: f
     distinct = np.unique(kept, axis=0)
     if len(distinct) < MIN_POSITIONS:
         return None
-    step = compute_median_distance(distinct)
+    step = compute_median_step(distinct) or 0.0
     if probe_diameter is not None and probe_diameter >= MIN_PROBE_DIAMETER_PX and extent < probe_diameter and step < 1:
         return (
             f"the positions cover {extent:.3g} pixels, less than the probe of {probe_diameter:.3g} pixels in diameter, "
@@ -100,11 +100,3 @@ def find_unit_fault(positions: NDArray[np.float64], size: int, probe_diameter: f
 def guess_unit(extent: float) -> str:
     """Return the likely unit of positions of an extent that is too small for pixels."""
     return next((unit for limit, unit in UNIT_LIMITS if extent < limit), "micrometers, or pixels of another grid")
-
-
-def compute_median_distance(positions: NDArray[Any]) -> float:
-    """Return the median distance from a position to its nearest neighbor; positions are distinct, at least two."""
-    from scipy.spatial import cKDTree
-
-    distances, _ = cKDTree(positions).query(positions, k=2)
-    return float(np.median(distances[:, 1]))

@@ -103,7 +103,7 @@ def _check_gaps(key: str, arrays: Arrays, layout: DiffractionLayout) -> Broken:
 
 
 def _check_undeclared_counts(key: str, array: NDArray[Any] | ArrayHeader, layout: DiffractionLayout) -> Broken:
-    undeclared = layout.measurement_reason.startswith((REASON_FLOATING_POINT, REASON_DECIDED))
+    undeclared = layout.measurement is not None and layout.measurement_reason.startswith(REASON_FLOATING_POINT)
     if not undeclared or not isinstance(array, np.ndarray) or array.size == 0:
         return
     sample = array.reshape(-1)[:1000]  # decides nearly every file without a pass over the whole array

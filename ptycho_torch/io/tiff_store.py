@@ -51,8 +51,11 @@ class TiffStore(ArrayStore):
         images = np.empty(header.shape, header.dtype)
         for index, path in enumerate(self.files):
             image = _read_images(path)
-            if image.shape != self.shape:
-                raise DataError(f"{path}: the image has shape {image.shape}; expected {self.shape}, as in the first")
+            if (image.shape, image.dtype) != (self.shape, self.dtype):
+                raise DataError(
+                    f"{path}: the image has shape {image.shape} and type {image.dtype}; expected {self.shape} and "
+                    f"{self.dtype}, as in the first"
+                )
             images[index] = image
         return images
 
@@ -77,8 +80,8 @@ def _read_images(path: Path) -> NDArray[Any]:
             pages = [np.asarray(page.asarray()) for page in file.pages]
         except (*READ_ERRORS, struct.error, zlib.error) as error:
             raise DataError(f"{path}: the images cannot be read ({error}); copy the file again") from error
-    if any(page.shape != pages[0].shape for page in pages):
-        raise DataError(f"{path}: the pages differ in shape; expected images of one detector")
+    if any((page.shape, page.dtype) != (pages[0].shape, pages[0].dtype) for page in pages):
+        raise DataError(f"{path}: the pages differ in shape or type; expected images of one detector")
     return pages[0] if len(pages) == 1 else np.stack(pages)
 
 

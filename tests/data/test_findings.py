@@ -315,3 +315,13 @@ def test_counts_declared_amplitudes_are_found(
     read = load_scan(tmp_path / "own.npz", diffraction_key="frames", measurement="amplitude")
     assert ("likely counts" in caplog.text) == counts
     assert ("measurement" in [finding.name for finding in find_faults(read)]) == counts
+
+
+@pytest.mark.parametrize("per_pattern", [False, True])
+def test_a_bright_masked_corner_is_no_corner_origin(scan: Scan, per_pattern: bool) -> None:
+    amplitudes, mask = scan.amplitudes.copy(), np.ones(scan.amplitudes.shape[1:], bool)
+    amplitudes[:, :4, :4], mask[:4, :4] = 2000, False
+    masked = replace(scan, amplitudes=amplitudes, mask=np.repeat(mask[None], len(scan), 0) if per_pattern else mask)
+    assert "origin" not in [finding.name for finding in find_faults(masked)]
+    everywhere = replace(masked, mask=None)
+    assert "origin" in [finding.name for finding in find_faults(everywhere)]

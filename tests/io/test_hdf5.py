@@ -87,7 +87,7 @@ def test_a_group_that_contains_itself_is_walked_once(file: Any) -> None:
     path = Path(file.filename)
     file.close()
     with open_hdf5(path) as tree:
-        assert len(list(tree.walk_datasets())) <= 4
+        assert list(tree.walk_datasets()) == ["/values", "/group/data", "/group/root/values"]
 
 
 @pytest.mark.parametrize(("name", "reads"), [("sibling.h5", True), ("../sibling.h5", False), ("/tmp/x.h5", False)])

@@ -12,7 +12,7 @@ from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.io.container import InputFile
 from ptycho_torch.io.formats.base import Format
-from ptycho_torch.io.formats.cxi_layout import read_length, read_patterns, read_wavelength
+from ptycho_torch.io.formats.cxi_layout import read_center, read_length, read_patterns, read_wavelength
 from ptycho_torch.io.hdf5 import Hdf5File
 from ptycho_torch.io.parts import InputReport, ScanParts
 
@@ -35,7 +35,7 @@ class Beamline:
     pixel: tuple[str, str, str] = ("", "", "m")
     """Paths of the row and column sides, and their unit."""
 
-    center: tuple[str, str] = ("", "")
+    center: tuple[str, ...] = ()
     numbers: str = ""
     pair: str = ""
     """Path of positions (x, y), (2, n) or (n, 2)."""
@@ -157,9 +157,9 @@ def _read_beamline(tree: Hdf5File, beamline: Beamline, settings: InputSettings) 
     if beamline.numbers and tree.has(beamline.numbers):
         numbers = tree.read(beamline.numbers, kinds="biuf", ndim=1).astype(np.int64)
         parts["pattern_numbers"] = numbers - numbers.min() if len(numbers) else numbers
-    if all(beamline.center) and all(map(tree.has, beamline.center)):
-        parts["center"] = (tree.read_mean(beamline.center[0]), tree.read_mean(beamline.center[1]))
-        report.add("center", ", ".join(beamline.center), "pixel")
+    center = read_center(tree, beamline.center, report)
+    if center is not None:
+        parts["center"] = center
     if beamline.intensities and tree.has(beamline.intensities):
         parts["intensities"] = tree.read(beamline.intensities, kinds="iuf", ndim=1).astype(np.float64)
         report.add("intensities", beamline.intensities)

@@ -1,6 +1,7 @@
 """Read the paths of CXI files, which NXcxi_ptycho shares."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,20 @@ def read_patterns(tree: Hdf5File, paths: tuple[str, ...], report: InputReport) -
         )
     report.add("patterns", path, "counts", conversion)
     return {"patterns": patterns}
+
+
+def read_center(tree: Hdf5File, paths: Sequence[str], report: InputReport) -> tuple[float, float] | None:
+    """Return the beam center (y, x) in pixels at two ``paths``; None: a path is missing, or both values are 0.
+
+    Detectors whose control system has no beam center write zeros.
+    """
+    if not paths or not all(map(tree.has, paths)):
+        return None
+    y, x = map(tree.read_mean, paths)
+    if not y and not x:
+        return None
+    report.add("center", ", ".join(paths), "pixel")
+    return y, x
 
 
 def read_length(
@@ -214,12 +229,9 @@ def _read_detector(tree: Hdf5File, wavelength: float | None, report: InputReport
     elif efficiency is not None:
         found["flat"] = efficiency
         report.add("flat", f"{DETECTOR}/qe_mask")
-    center = [f"{DETECTOR}/beam_center_{axis}" for axis in "yx"]
-    if all(map(tree.has, center)):
-        values = tree.read_mean(center[0]), tree.read_mean(center[1])
-        if any(values):
-            found["center"] = values
-            report.add("center", ", ".join(center), "pixel")
+    center = read_center(tree, [f"{DETECTOR}/beam_center_{axis}" for axis in "yx"], report)
+    if center is not None:
+        found["center"] = center
     path = f"{DETECTOR}/counts_per_joule"
     if wavelength is not None and tree.has(path) and tree.read_mean(path) > 0:
         found["photons_per_unit"] = wavelength / (PLANCK_TIMES_LIGHT_SPEED_J_M * tree.read_mean(path))

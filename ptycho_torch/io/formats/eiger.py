@@ -9,7 +9,7 @@ from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.io.container import InputFile
 from ptycho_torch.io.formats.base import Format
-from ptycho_torch.io.formats.cxi_layout import read_length, read_wavelength
+from ptycho_torch.io.formats.cxi_layout import read_center, read_length, read_wavelength
 from ptycho_torch.io.hdf5 import Hdf5File
 from ptycho_torch.io.parts import InputReport, ScanParts
 from ptycho_torch.io.size_limits import check_array_size
@@ -36,12 +36,9 @@ class EigerFormat(Format):
         if path is not None:
             parts["mask"] = tree.read(path, kinds="biu", ndim=2) == 0
             report.add("mask", path, "bits", "0 counts")
-        center = [f"{DETECTOR}/beam_center_{axis}" for axis in "yx"]
-        if all(map(tree.has, center)):
-            values = (tree.read_mean(center[0]), tree.read_mean(center[1]))
-            if any(values):
-                parts["center"] = values
-                report.add("center", ", ".join(center), "pixel")
+        center = read_center(tree, [f"{DETECTOR}/beam_center_{axis}" for axis in "yx"], report)
+        if center is not None:
+            parts["center"] = center
         sides = [
             read_length(tree, (f"{DETECTOR}/{axis}_pixel_size",), f"detector pixel {axis}", report) for axis in "yx"
         ]

@@ -10,7 +10,7 @@ from ptycho_torch.core.errors import DataError
 from ptycho_torch.data.geometry import Geometry
 from ptycho_torch.io.container import InputFile
 from ptycho_torch.io.formats.cxi import CxiWriter
-from ptycho_torch.io.formats.cxi_layout import read_cxi, read_length, read_patterns, read_wavelength
+from ptycho_torch.io.formats.cxi_layout import read_center, read_cxi, read_length, read_patterns, read_wavelength
 from ptycho_torch.io.hdf5 import Hdf5File
 from ptycho_torch.io.parts import InputReport, ScanParts
 from ptycho_torch.io.units import UNIT_FACTORS
@@ -65,10 +65,9 @@ def _read_entry(tree: Hdf5File, entry: str, settings: InputSettings) -> ScanPart
     energies = (f"{beam}/incident_beam_energy", f"{beam}/energy", f"{entry}/instrument/source/energy")
     sides = [read_length(tree, (f"{detector}/{axis}_pixel_size",), f"detector pixel {axis}", report) for axis in "yx"]
     y, x = sides[0] or sides[1], sides[1] or sides[0]
-    center = [f"{detector}/beam_center_{axis}" for axis in "yx"]
-    if all(map(tree.has, center)):
-        parts["center"] = (tree.read_mean(center[0]), tree.read_mean(center[1]))
-        report.add("center", ", ".join(center), "pixel")
+    center = read_center(tree, [f"{detector}/beam_center_{axis}" for axis in "yx"], report)
+    if center is not None:
+        parts["center"] = center
     for path in (f"{detector}/pixel_mask", f"{detector}/mask"):
         if "mask" not in parts and tree.has(path):
             parts["mask"] = tree.read(path, kinds="biu", ndim=(2, 3)) == 0

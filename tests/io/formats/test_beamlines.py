@@ -10,8 +10,10 @@ import pytest
 from ptycho_torch.config.input import InputSettings
 from ptycho_torch.core.errors import DataError
 from ptycho_torch.io.container import open_input
+from ptycho_torch.io.formats.cxi_layout import read_center
 from ptycho_torch.io.formats.registry import recognize_format
-from ptycho_torch.io.parts import ScanParts
+from ptycho_torch.io.hdf5 import open_hdf5
+from ptycho_torch.io.parts import InputReport, ScanParts
 from ptycho_torch.io.scan import load_scan
 
 COUNTS = np.arange(3 * 8 * 8, dtype=np.uint16).reshape(3, 8, 8)
@@ -122,5 +124,24 @@ def test_images_of_a_series_that_differ_in_shape_are_refused(tmp_path: Path) -> 
     tifffile = pytest.importorskip("tifffile")
     for index, side in enumerate((16, 16, 12)):
         tifffile.imwrite(tmp_path / f"frame_{index}.tif", np.zeros((side, 16), np.uint16))
-    with pytest.raises(DataError, match=r"frame_2\.tif: the image has shape \(12, 16\); expected \(16, 16\)"):
+    with pytest.raises(DataError, match=r"frame_2\.tif: the image has shape \(12, 16\) .*; expected \(16, 16\)"):
         load_scan(tmp_path, measurement="counts")
+
+
+def test_images_of_a_series_that_differ_in_type_are_refused(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    for index, kind in enumerate((np.uint8, np.uint8, np.uint16)):
+        tifffile.imwrite(tmp_path / f"frame_{index}.tif", np.full((16, 16), 200 if kind == np.uint8 else 300, kind))
+    with pytest.raises(DataError, match=r"frame_2\.tif: .* type uint16; expected \(16, 16\) and uint8"):
+        load_scan(tmp_path, measurement="counts")
+
+
+@pytest.mark.parametrize(("values", "expected"), [((0, 0), None), ((3, 0), (3.0, 0.0)), ((5.5, 4), (5.5, 4.0))])
+def test_a_beam_center_of_two_zeros_is_unknown(
+    tmp_path: Path, values: tuple[float, float], expected: tuple[float, float] | None
+) -> None:
+    with h5py.File(tmp_path / "center.h5", "w") as file:
+        file["y"], file["x"] = values
+    with open_hdf5(tmp_path / "center.h5") as tree:
+        assert read_center(tree, ("/y", "/x"), InputReport("test")) == expected
+        assert read_center(tree, ("/y", "/absent"), InputReport("test")) is None
